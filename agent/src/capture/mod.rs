@@ -1,0 +1,1 @@
+//! The same packets from libpcap: a live interface or a file.

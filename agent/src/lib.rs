@@ -1,0 +1,9 @@
+//! The agent: everything that happens on a gateway outside the kernel.
+
+pub mod capture;
+pub mod classify;
+pub mod dataplane;
+pub mod probe;
+pub mod sessions;
+pub mod uplink;
+pub mod usage;

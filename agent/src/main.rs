@@ -1,0 +1,3 @@
+//! The agent daemon.
+
+fn main() {}

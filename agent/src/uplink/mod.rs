@@ -1,0 +1,1 @@
+//! To the orchestrator: spool, acknowledge, receive settings.

@@ -1,0 +1,1 @@
+//! Sans-I/O: drained counters in, usage batches out.

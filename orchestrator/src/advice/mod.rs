@@ -1,0 +1,1 @@
+//! Messages, channels, the tap page.

@@ -1,0 +1,1 @@
+//! Northbound HTTP for the operator and the CLI, metrics.

@@ -1,0 +1,1 @@
+//! Anything that accepts settings, and the transaction over several of them.

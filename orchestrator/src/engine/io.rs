@@ -1,0 +1,246 @@
+//! What goes into the engine and what comes out. Every input is serialisable, so that a day can be kept and replayed.
+
+use std::collections::BTreeMap;
+
+use usher_models::setting::Settings;
+use usher_models::units::{Bytes, Micros, SubscriberId};
+use usher_models::{Class, Direction};
+
+use crate::identity::Profile;
+
+/// One thing that happened. The time it happened at is passed beside it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// A profile that is new or has changed.
+    Profile(Profile),
+    /// A profile that is gone.
+    ProfileGone(SubscriberId),
+    /// A batch of an agent, deduplicated, its sessions resolved to subscribers.
+    Observed(Observed),
+    /// The person tapped the link of a message.
+    Tapped(DecisionId),
+    /// The kill switch: true stops every decision; what was set still ends in time.
+    Stop(bool),
+    /// Time passes.
+    Tick,
+}
+
+/// What one agent saw in `[start, end)`, event time.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Observed {
+    /// The agent's name.
+    pub agent: String,
+    /// Start of the interval.
+    pub start: Micros,
+    /// End of the interval.
+    pub end: Micros,
+    /// Sessions of known subscribers that opened, changed or closed.
+    pub sessions: Vec<SessionSeen>,
+    /// Usage of known subscribers.
+    pub usage: Vec<UsageSeen>,
+}
+
+/// A session of a known subscriber.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SessionSeen {
+    /// Whose it is.
+    pub subscriber: SubscriberId,
+    /// Its id on the agent.
+    pub session: String,
+    /// False: it closed.
+    pub open: bool,
+    /// MCC and MNC; empty where unknown.
+    pub serving_plmn: String,
+    /// Served by a foreign network.
+    pub roaming: bool,
+    /// IANA name; empty where unknown.
+    pub time_zone: String,
+}
+
+/// Usage of one subscriber in one class and direction.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct UsageSeen {
+    /// Whose it is.
+    pub subscriber: SubscriberId,
+    /// Kind of use.
+    pub class: Class,
+    /// Which way.
+    pub direction: DirectionName,
+    /// Let through.
+    pub bytes: Bytes,
+    /// Let through.
+    pub packets: u64,
+    /// Held back by enforcement.
+    pub dropped_packets: u64,
+    /// Share of the interval at the enforced rate, 0 to 1; `None` where no rate is enforced.
+    pub at_cap: Option<f64>,
+}
+
+/// A direction as it stands in records of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DirectionName {
+    /// From the subscriber.
+    Up,
+    /// To the subscriber.
+    Down,
+}
+
+impl From<Direction> for DirectionName {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Up => Self::Up,
+            Direction::Down => Self::Down,
+        }
+    }
+}
+
+/// What the shell is to carry out, in order. All effects of one input are made durable together, then carried out.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// A moment fired and a decision, perhaps to do nothing, was made.
+    Decided(Decision),
+    /// The settings a subscriber is to have have changed: bring the elements there.
+    Desire(Desire),
+    /// Send a message. Its contact is already counted against the budget.
+    Say(Say),
+}
+
+/// New desired settings of a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Desire {
+    /// Whose.
+    pub subscriber: SubscriberId,
+    /// All of them, not a change.
+    pub settings: Settings,
+    /// Why they changed.
+    pub cause: Cause,
+}
+
+/// Why settings changed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The plan's own, at the start of a session or after a profile change.
+    Plan,
+    /// A decision set them.
+    Decision(DecisionId),
+    /// The person tapped the message of this decision.
+    Tap(DecisionId),
+    /// The time of a setting was up.
+    Expiry,
+}
+
+/// A message to a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Say {
+    /// The decision it comes from; also what a tap names.
+    pub decision: DecisionId,
+    /// To whom.
+    pub subscriber: SubscriberId,
+    /// The action's name.
+    pub action: String,
+    /// The text, placeholders filled in.
+    pub text: String,
+    /// What a tap sets: name -> value, and until when after the tap. For the page.
+    pub tap: BTreeMap<String, String>,
+    /// When the link ends.
+    pub expires: Micros,
+}
+
+/// `hash(subscriber, moment, episode, policy revision)` in hex: the same decision made twice has the same id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct DecisionId(pub String);
+
+impl std::fmt::Display for DecisionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What was chosen for one moment of one subscriber, and why.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Decision {
+    /// Its id.
+    pub id: DecisionId,
+    /// About whom.
+    pub subscriber: SubscriberId,
+    /// The moment that fired.
+    pub moment: String,
+    /// How often it has fired for this subscriber, from 1.
+    pub episode: u64,
+    /// When.
+    pub at: Micros,
+    /// Revision of the policy that decided.
+    pub policy: String,
+    /// The facts and profile fields its condition read; `None`: unknown.
+    pub facts: BTreeMap<String, Option<f64>>,
+    /// Every action at this moment, with the first gate that stopped it.
+    pub candidates: Vec<Candidate>,
+    /// The action taken; `None`: nothing was worth doing.
+    pub chosen: Option<String>,
+}
+
+/// One action weighed.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Candidate {
+    /// Its name.
+    pub action: String,
+    /// The first gate that stopped it; `None`: it passed them all.
+    pub stopped_by: Option<Stopped>,
+    /// Score terms, where it got that far.
+    pub score: Option<Score>,
+}
+
+/// A gate and what it said.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Stopped {
+    /// Which.
+    pub gate: Gate,
+    /// Why, in words for an operator.
+    pub why: String,
+}
+
+/// What an action must pass, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// `guard.mode`, or the kill switch.
+    Guard,
+    /// `policy.eligible` and the action's `if`.
+    Eligible,
+    /// `policy.suitable`.
+    Suitable,
+    /// `policy.consent`.
+    Consent,
+    /// `policy.contact.budget`.
+    Budget,
+    /// `policy.contact.same_action`.
+    SameAction,
+    /// `policy.contact.quiet`.
+    Quiet,
+    /// `policy.backoff`.
+    Backoff,
+    /// `choose.floor`.
+    Floor,
+    /// Another action scored higher.
+    Outscored,
+}
+
+/// score = propensity * relevance * (value - cost)
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Score {
+    /// Chance that it helps (`set`) or is taken up (`say`), 0 to 1.
+    pub propensity: f64,
+    /// The moment's weight.
+    pub relevance: f64,
+    /// Worth to the customer.
+    pub value: f64,
+    /// Added to the bill.
+    pub cost: f64,
+    /// The product.
+    pub total: f64,
+}

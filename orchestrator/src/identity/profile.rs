@@ -1,0 +1,75 @@
+//! What is known of a subscriber before any packet is seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use usher_models::units::SubscriberId;
+
+/// One customer line.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Stable name of the line; a pseudonym, for it is shown to operators.
+    pub id: SubscriberId,
+    /// Linked keys as `kind:value` (`imsi:001010000000001`). Each belongs to one subscriber only.
+    pub keys: BTreeSet<String>,
+    /// Name of a plan.
+    pub plan: String,
+    /// Add-ons held.
+    #[serde(default)]
+    pub addons: BTreeSet<String>,
+    /// What the person agreed to, by purpose. Absent is no.
+    #[serde(default)]
+    pub consent: Consent,
+    /// The line is in service.
+    #[serde(default = "yes")]
+    pub active: bool,
+    /// A complaint is being handled: a reason to keep quiet.
+    #[serde(default)]
+    pub complaint_open: bool,
+    /// Employer or household the line belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organisation: Option<String>,
+    /// IANA time zone where the person lives; the session's own goes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
+}
+
+/// Consent by purpose: `service` for silent reconfiguration, `advice` for messages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Consent {
+    /// The network may be reconfigured for the person unasked.
+    #[serde(default)]
+    pub service: bool,
+    /// The person may be written to.
+    #[serde(default)]
+    pub advice: bool,
+}
+
+/// A tariff: the settings it gives, and numbers and words that conditions read as `plan.NAME`.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Settings in force where nothing else was decided, as `video: sd`. Read by conditions as `plan.video`.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// Further numbers for conditions, as `quota: 1.0e10` (bytes).
+    #[serde(default)]
+    pub numbers: BTreeMap<String, f64>,
+}
+
+/// What being served in a country means to a subscriber. Found by the serving network's mobile country code.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Country {
+    /// The country's name, for messages.
+    pub name: String,
+    /// Price of a day pass.
+    pub pass_price: f64,
+    /// What a day without one costs a typical traveller.
+    pub expected_per_day: f64,
+}
+
+const fn yes() -> bool {
+    true
+}

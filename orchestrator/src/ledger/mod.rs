@@ -1,0 +1,1 @@
+//! What must survive: profiles, consents, contacts, settings, pushes, decisions.

@@ -1,0 +1,10 @@
+//! The orchestrator: facts from batches, moments from facts, decisions from moments; then it pushes, advises or says nothing.
+
+pub mod advice;
+pub mod agents;
+pub mod api;
+pub mod elements;
+pub mod engine;
+pub mod identity;
+pub mod ledger;
+pub mod policy;

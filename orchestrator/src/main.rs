@@ -1,0 +1,3 @@
+//! The orchestrator daemon.
+
+fn main() {}

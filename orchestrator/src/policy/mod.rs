@@ -1,0 +1,1 @@
+//! The operator's YAML: types, validation with line and column, CEL expressions.
