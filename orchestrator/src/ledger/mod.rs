@@ -1,1 +1,139 @@
-//! What must survive: profiles, consents, contacts, settings, pushes, decisions.
+//! What must survive: batch marks, usage totals, sessions, engine state, decisions, pushes, messages, taps.
+//!
+//! Owns one SQLite file (WAL, `synchronous=FULL`: a transaction that returned is on the disk). Every input of the
+//! engine is one transaction, [`Ledger::apply`]: the batch's mark, what it added and every effect it led to become
+//! durable together or not at all. Refuses to decide anything, and refuses a file of a newer layout.
+//!
+//! Its methods block; async callers go through [`Ledger::with`]. Writers take one connection, readers another, so
+//! that a long listing never holds up a batch.
+
+mod open;
+pub mod pushes;
+mod read;
+mod record;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+
+pub use read::{AgentSeen, AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
+pub use record::{AppRecord, Applied, BatchMark, BatchRecord, InputRecord, SessionRecord, UsageRecord};
+
+/// Layout this build writes, kept in the file's `user_version`.
+pub const LAYOUT: i64 = 1;
+
+/// Why the ledger could not do what was asked. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Another layout than this build knows.
+    #[error(
+        "ledger {path} has layout {found}, this build knows up to {LAYOUT}: run the newer usher-orchestrator that wrote it, \
+         or give this one another state_dir"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: i64,
+    },
+    /// A file that is a database of something else.
+    #[error("{path} is a database, but no ledger of usher's: give another state_dir")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be opened or made.
+    #[error("ledger {path} cannot be opened: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// A batch that is not the next one of its boot.
+    #[error("batch {sequence} of agent {agent} is not the next one: expected {expected}")]
+    OutOfOrder {
+        /// Whose.
+        agent: String,
+        /// What came.
+        sequence: u64,
+        /// What was due.
+        expected: u64,
+    },
+    /// A count that would pass what the ledger can hold (2^63).
+    #[error("{what} is beyond what the ledger can hold")]
+    TooLarge {
+        /// Which number.
+        what: &'static str,
+    },
+    /// A row that cannot be read back.
+    #[error("ledger row of {what} cannot be read: {why}")]
+    Corrupt {
+        /// Which.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// The database refused.
+    #[error("ledger: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A record that cannot be written as JSON.
+    #[error("ledger: record cannot be written: {0}")]
+    Encode(#[from] serde_json::Error),
+    /// The blocking task was cancelled, which only happens while the process stops.
+    #[error("ledger: stopped while at work")]
+    Stopped,
+}
+
+/// A handle on the ledger; clones share it.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    writer: Mutex<Connection>,
+    reader: Mutex<Connection>,
+}
+
+impl Ledger {
+    /// Opens the file, makes it where there is none, brings an older layout to this build's.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let (writer, reader) = open::open(path)?;
+        let shared = Shared { path: path.to_owned(), writer: Mutex::new(writer), reader: Mutex::new(reader) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Runs `work` where blocking is allowed.
+    pub async fn with<T, F>(&self, work: F) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Self) -> Result<T, LedgerError> + Send + 'static,
+    {
+        let ledger = self.clone();
+        tokio::task::spawn_blocking(move || work(&ledger)).await.map_err(|_| LedgerError::Stopped)?
+    }
+
+    /// The connection writes go through. A panic while it was held rolled its transaction back, so it stays usable.
+    fn writer(&self) -> MutexGuard<'_, Connection> {
+        self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection reads go through.
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.shared.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// SQLite holds signed integers; a count beyond them is refused, never wrapped.
+fn stored(count: u64, what: &'static str) -> Result<i64, LedgerError> {
+    i64::try_from(count).map_err(|_| LedgerError::TooLarge { what })
+}

@@ -1,0 +1,355 @@
+//! The one write: everything an input changed, in one transaction.
+
+use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
+use usher_models::units::{Micros, SubscriberId};
+use usher_models::{Class, Direction};
+
+use super::{Ledger, LedgerError, pushes, stored};
+use crate::engine::io::{Decision, DecisionId, Effect, Say};
+
+/// Boots remembered of one agent. A boot beyond them is one whose gateway restarted that many times since.
+const BOOTS_KEPT: i64 = 16;
+
+/// How long a closed session is remembered, so that what is said about it late still finds its subscriber.
+const CLOSED_KEPT: std::time::Duration = std::time::Duration::from_hours(24);
+
+/// Everything one input changed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InputRecord {
+    /// When it was applied.
+    pub at: Micros,
+    /// The batch it was, if it was one.
+    pub batch: Option<BatchRecord>,
+    /// The link that was accepted.
+    pub tap: Option<DecisionId>,
+    /// The kill switch's new position.
+    pub stop: Option<bool>,
+    /// Engine rows that changed: the subscriber and its state as JSON.
+    pub engine: Vec<(SubscriberId, String)>,
+    /// Engine rows that are gone.
+    pub engine_gone: Vec<SubscriberId>,
+    /// What the engine wants done.
+    pub effects: Vec<Effect>,
+}
+
+/// Which batch of an agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BatchMark {
+    /// One life of the gateway's counters.
+    pub boot: Vec<u8>,
+    /// From 1, without a gap, within the boot.
+    pub sequence: u64,
+}
+
+/// A batch as the ledger keeps it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BatchRecord {
+    /// Name of the agent.
+    pub agent: String,
+    /// Which one.
+    pub mark: BatchMark,
+    /// Start of its interval, event time.
+    pub start: Micros,
+    /// End of its interval, event time.
+    pub end: Micros,
+    /// Sessions that opened, changed or closed.
+    pub sessions: Vec<SessionRecord>,
+    /// What it adds to the totals.
+    pub usage: Vec<UsageRecord>,
+    /// Flows that got their verdict.
+    pub apps: Vec<AppRecord>,
+}
+
+/// A session, its subscriber resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Its id on the agent.
+    pub session: String,
+    /// Whose; `None`: none of its keys is known.
+    pub subscriber: Option<SubscriberId>,
+    /// False: it closed.
+    pub open: bool,
+    /// Addresses and prefixes in CIDR notation.
+    pub prefixes: Vec<String>,
+    /// `kind:value`.
+    pub keys: Vec<String>,
+    /// MCC and MNC; empty where unknown.
+    pub serving_plmn: String,
+    /// Served by a foreign network.
+    pub roaming: bool,
+    /// Radio technology; empty where unknown.
+    pub rat: String,
+    /// IANA name; empty where unknown.
+    pub time_zone: String,
+    /// When it opened.
+    pub since: Micros,
+}
+
+/// What is added to the totals of one subscriber, class and direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageRecord {
+    /// Whose; `None`: anonymous.
+    pub subscriber: Option<SubscriberId>,
+    /// Kind of use.
+    pub class: Class,
+    /// Which way.
+    pub direction: Direction,
+    /// Let through, innermost IP bytes.
+    pub bytes: u64,
+    /// Let through.
+    pub packets: u64,
+    /// Held back, innermost IP bytes.
+    pub dropped_bytes: u64,
+    /// Held back.
+    pub dropped_packets: u64,
+}
+
+/// A flow that was recognised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppRecord {
+    /// Whose; `None`: anonymous.
+    pub subscriber: Option<SubscriberId>,
+    /// Which app.
+    pub app: String,
+    /// Its class.
+    pub class: Class,
+    /// What the verdict rests on.
+    pub via: String,
+    /// When the verdict came.
+    pub at: Micros,
+    /// Microseconds from the flow's first packet to the verdict.
+    pub verdict_us: u64,
+}
+
+/// What became work for the shells by [`Ledger::apply`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Pushes now pending, by id.
+    pub pushes: Vec<String>,
+    /// Messages now pending.
+    pub messages: Vec<DecisionId>,
+}
+
+impl Ledger {
+    /// Makes everything an input changed durable, or nothing of it.
+    ///
+    /// A batch must be the next of its boot ([`LedgerError::OutOfOrder`] otherwise); a decision or message that is
+    /// there already stays as it is, for the same decision made twice has the same id.
+    pub fn apply(&self, record: &InputRecord) -> Result<Applied, LedgerError> {
+        let mut writer = self.writer();
+        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let applied = write(&transaction, record)?;
+        transaction.commit()?;
+        Ok(applied)
+    }
+
+    /// Notes that the channel has taken the message.
+    pub fn message_sent(&self, decision: &DecisionId, at: Micros) -> Result<(), LedgerError> {
+        self.writer().execute(
+            "UPDATE messages SET sent_us = ?2 WHERE decision = ?1 AND sent_us IS NULL",
+            params![decision.0, at.get()],
+        )?;
+        Ok(())
+    }
+
+    /// Notes that the message will not be sent, and why.
+    pub fn message_failed(&self, decision: &DecisionId, error: &str) -> Result<(), LedgerError> {
+        self.writer().execute(
+            "UPDATE messages SET error = ?2 WHERE decision = ?1 AND sent_us IS NULL",
+            params![decision.0, error],
+        )?;
+        Ok(())
+    }
+}
+
+fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Result<Applied, LedgerError> {
+    if let Some(batch) = &record.batch {
+        write_batch(transaction, record.at, batch)?;
+    }
+    if let Some(decision) = &record.tap {
+        transaction
+            .prepare_cached("INSERT OR IGNORE INTO taps (decision, at_us) VALUES (?1, ?2)")?
+            .execute(params![decision.0, record.at.get()])?;
+    }
+    if let Some(stop) = record.stop {
+        transaction
+            .prepare_cached("INSERT OR REPLACE INTO facts (name, value) VALUES ('stop', ?1)")?
+            .execute([if stop { "true" } else { "false" }])?;
+    }
+    for (subscriber, state) in &record.engine {
+        transaction
+            .prepare_cached("INSERT OR REPLACE INTO engine (subscriber, state) VALUES (?1, ?2)")?
+            .execute(params![subscriber.0, state])?;
+    }
+    for subscriber in &record.engine_gone {
+        transaction.prepare_cached("DELETE FROM engine WHERE subscriber = ?1")?.execute([&subscriber.0])?;
+    }
+    let mut applied = Applied::default();
+    for effect in &record.effects {
+        match effect {
+            Effect::Decided(decision) => write_decision(transaction, decision)?,
+            Effect::Desire(desire) => {
+                applied.pushes.push(pushes::insert_pending(transaction, record.at, desire)?);
+            }
+            Effect::Say(say) => {
+                write_message(transaction, record.at, say)?;
+                applied.messages.push(say.decision.clone());
+            }
+        }
+    }
+    Ok(applied)
+}
+
+fn write_batch(transaction: &Transaction<'_>, at: Micros, batch: &BatchRecord) -> Result<(), LedgerError> {
+    mark_batch(transaction, at, batch)?;
+    for session in &batch.sessions {
+        write_session(transaction, &batch.agent, batch.end, session)?;
+    }
+    transaction
+        .prepare_cached("DELETE FROM sessions WHERE open = 0 AND changed_us < ?1")?
+        .execute([batch.end.before(CLOSED_KEPT).get()])?;
+    for usage in &batch.usage {
+        add_usage(transaction, usage)?;
+    }
+    for app in &batch.apps {
+        transaction
+            .prepare_cached(
+                "INSERT INTO apps (subscriber, app, class, via, flows, last_us, verdict_us)
+                 VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6)
+                 ON CONFLICT (subscriber, app) DO UPDATE SET class = excluded.class, via = excluded.via,
+                 flows = flows + 1, last_us = excluded.last_us, verdict_us = excluded.verdict_us",
+            )?
+            .execute(params![
+                name_or_anonymous(app.subscriber.as_ref()),
+                app.app,
+                app.class.name(),
+                app.via,
+                app.at.get(),
+                stored(app.verdict_us, "time to a verdict")?,
+            ])?;
+    }
+    Ok(())
+}
+
+fn mark_batch(transaction: &Transaction<'_>, at: Micros, batch: &BatchRecord) -> Result<(), LedgerError> {
+    let last: Option<i64> = transaction
+        .prepare_cached("SELECT sequence FROM batches WHERE agent = ?1 AND boot = ?2")?
+        .query_row(params![batch.agent, batch.mark.boot], |row| row.get(0))
+        .optional()?;
+    let expected = u64::try_from(last.unwrap_or(0)).unwrap_or(0) + 1;
+    if batch.mark.sequence != expected {
+        return Err(LedgerError::OutOfOrder {
+            agent: batch.agent.clone(),
+            sequence: batch.mark.sequence,
+            expected,
+        });
+    }
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO batches (agent, boot, sequence, start_us, end_us, applied_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![
+            batch.agent,
+            batch.mark.boot,
+            stored(batch.mark.sequence, "batch sequence")?,
+            batch.start.get(),
+            batch.end.get(),
+            at.get(),
+        ])?;
+    if last.is_none() {
+        transaction
+            .prepare_cached(
+                "DELETE FROM batches WHERE agent = ?1 AND boot NOT IN
+                 (SELECT boot FROM batches WHERE agent = ?1 ORDER BY applied_us DESC LIMIT ?2)",
+            )?
+            .execute(params![batch.agent, BOOTS_KEPT])?;
+    }
+    Ok(())
+}
+
+fn write_session(
+    transaction: &Transaction<'_>,
+    agent: &str,
+    changed: Micros,
+    session: &SessionRecord,
+) -> Result<(), LedgerError> {
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO sessions (agent, session, subscriber, open, prefixes, keys, serving_plmn, roaming,
+             rat, time_zone, since_us, changed_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        )?
+        .execute(params![
+            agent,
+            session.session,
+            name_or_anonymous(session.subscriber.as_ref()),
+            session.open,
+            serde_json::to_string(&session.prefixes)?,
+            serde_json::to_string(&session.keys)?,
+            session.serving_plmn,
+            session.roaming,
+            session.rat,
+            session.time_zone,
+            session.since.get(),
+            changed.get(),
+        ])?;
+    Ok(())
+}
+
+fn add_usage(transaction: &Transaction<'_>, usage: &UsageRecord) -> Result<(), LedgerError> {
+    // A sum beyond 2^63 becomes a REAL in SQLite, which a STRICT table refuses: the batch fails, the total stays exact.
+    transaction
+        .prepare_cached(
+            "INSERT INTO usage (subscriber, class, direction, bytes, packets, dropped_bytes, dropped_packets)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (subscriber, class, direction) DO UPDATE SET bytes = bytes + excluded.bytes,
+             packets = packets + excluded.packets, dropped_bytes = dropped_bytes + excluded.dropped_bytes,
+             dropped_packets = dropped_packets + excluded.dropped_packets",
+        )?
+        .execute(params![
+            name_or_anonymous(usage.subscriber.as_ref()),
+            usage.class.name(),
+            usage.direction.name(),
+            stored(usage.bytes, "bytes")?,
+            stored(usage.packets, "packets")?,
+            stored(usage.dropped_bytes, "dropped bytes")?,
+            stored(usage.dropped_packets, "dropped packets")?,
+        ])?;
+    Ok(())
+}
+
+fn write_decision(transaction: &Transaction<'_>, decision: &Decision) -> Result<(), LedgerError> {
+    transaction
+        .prepare_cached(
+            "INSERT OR IGNORE INTO decisions (id, subscriber, at_us, moment, chosen, trace)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![
+            decision.id.0,
+            decision.subscriber.0,
+            decision.at.get(),
+            decision.moment,
+            decision.chosen,
+            serde_json::to_string(decision)?,
+        ])?;
+    Ok(())
+}
+
+fn write_message(transaction: &Transaction<'_>, at: Micros, say: &Say) -> Result<(), LedgerError> {
+    transaction
+        .prepare_cached(
+            "INSERT OR IGNORE INTO messages (decision, subscriber, action, at_us, say) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            say.decision.0,
+            say.subscriber.0,
+            say.action,
+            at.get(),
+            serde_json::to_string(say)?,
+        ])?;
+    Ok(())
+}
+
+fn name_or_anonymous(subscriber: Option<&SubscriberId>) -> &str {
+    subscriber.map_or("", |subscriber| &subscriber.0)
+}
