@@ -1,1 +1,71 @@
-//! Messages, channels, the tap page.
+//! Advice: what is said to a person, by which channel, and the one tap that answers it.
+//!
+//! Owns messages, the channels that carry them, the signed links in them and the page a link opens. Refuses to decide:
+//! whether and what to say is the engine's, and consent and budget are settled before a message gets here.
+//!
+//! ```text
+//! engine -- Say --> Message::of(say, links) --> Outbox::deliver          (idempotent by decision id)
+//! person -- GET /t/TOKEN  --> Links::open --> Ask::Look --> engine task  (changes nothing)
+//! person -- POST /t/TOKEN --> Links::open --> Ask::Tap  --> engine task --> answered after the commit
+//! ```
+
+mod link;
+mod metrics;
+mod outbox;
+pub mod page;
+
+pub use link::{KeyError, LinkError, Links};
+pub use metrics::{LinkLabels, LinkResult, Metrics};
+pub use outbox::{Delivered, Message, Outbox, OutboxError};
+
+use tokio::sync::oneshot;
+use usher_models::units::Micros;
+
+use crate::engine::io::DecisionId;
+
+/// What the page asks of the engine task. Only authentic links get this far.
+#[derive(Debug)]
+pub enum Ask {
+    /// What does this decision offer? Changes nothing.
+    Look {
+        /// The decision the link names.
+        decision: DecisionId,
+        /// `None`: no message was ever sent for it.
+        answer: oneshot::Sender<Option<Offer>>,
+    },
+    /// The person accepts. Answered after the acceptance is durable; the same tap twice is one tap.
+    Tap {
+        /// The decision the link names.
+        decision: DecisionId,
+        /// When the tap arrived; the link was still open then.
+        at: Micros,
+        /// What came of it.
+        answer: oneshot::Sender<Tapped>,
+    },
+}
+
+/// What a message offered, as the page shows it. Says nothing about who it was sent to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The text of the message.
+    pub text: String,
+    /// When the offer ends.
+    pub expires: Micros,
+    /// When it was accepted; `None`: not yet.
+    pub tapped: Option<Micros>,
+}
+
+/// What came of a tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tapped {
+    /// Accepted now; it is durable.
+    Accepted,
+    /// Accepted before; nothing was changed.
+    Already,
+    /// The offer had ended; nothing was changed.
+    Expired,
+    /// No message was ever sent for this decision; nothing was changed.
+    Unknown,
+    /// Not now: the operator has stopped Usher. Nothing was changed, the link stays good until it expires.
+    Stopped,
+}
