@@ -2,8 +2,11 @@
 
 pub mod capture;
 pub mod classify;
+pub mod config;
 pub mod dataplane;
+pub mod error;
 pub mod probe;
+pub mod service;
 pub mod sessions;
 pub mod uplink;
 pub mod usage;

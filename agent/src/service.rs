@@ -1,0 +1,371 @@
+//! What settings mean to the data plane: setting values in, [`Enforcement`] out. Sans-I/O.
+//!
+//! The operator's `service:` section says, for each setting and value, which rate it puts on which class, or which gate
+//! it puts before a roaming subscriber. Refuses what it does not know: a push with an unknown setting changes nothing.
+//!
+//! Rules, where several settings meet:
+//! - the lowest rate on a class and direction holds;
+//! - an effect with a gate is about roaming: it holds only while the session roams, and it replaces the agent's own
+//!   `roaming` gate; of several the strictest holds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use usher_models::setting::Settings;
+use usher_models::units::{BitsPerSecond, Micros};
+use usher_models::wire::{Enforcement, Gate, LANES, LINE, Rate};
+use usher_models::{Class, Direction};
+
+/// A gate as it stands in config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateName {
+    /// Traffic passes.
+    Pass,
+    /// The whole line is held to the rates beside it.
+    Limit,
+    /// Nothing passes.
+    Block,
+}
+
+impl From<GateName> for Gate {
+    fn from(gate: GateName) -> Self {
+        match gate {
+            GateName::Pass => Self::Pass,
+            GateName::Limit => Self::Limit,
+            GateName::Block => Self::Block,
+        }
+    }
+}
+
+/// What one value of one setting does to packets: a rate on a class or on the whole line, or a gate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Effect {
+    /// The class the rates are for; absent: the whole line.
+    pub class: Option<Class>,
+    /// Holds only while the session roams, and then instead of the agent's `roaming` gate.
+    pub gate: Option<GateName>,
+    /// From the subscriber; absent: no limit.
+    pub up: Option<BitsPerSecond>,
+    /// To the subscriber; absent: no limit.
+    pub down: Option<BitsPerSecond>,
+}
+
+impl Effect {
+    /// Lowest rate the probe's buckets hold to 2 %.
+    pub const LOWEST: BitsPerSecond = BitsPerSecond(64_000);
+    /// Highest rate the probe's buckets hold to 2 %.
+    pub const HIGHEST: BitsPerSecond = BitsPerSecond(100_000_000_000);
+
+    /// A roaming gate that lets everything through: what a config without a `roaming:` section means.
+    pub const PASS: Self = Self { class: None, gate: Some(GateName::Pass), up: None, down: None };
+
+    /// Whether the parts go together; says what was expected where they do not.
+    pub fn check(&self) -> Result<(), String> {
+        for rate in [self.up, self.down].into_iter().flatten() {
+            if rate < Self::LOWEST || rate > Self::HIGHEST {
+                return Err(format!(
+                    "rate {rate} is out of range: expected {} to {}",
+                    Self::LOWEST,
+                    Self::HIGHEST
+                ));
+            }
+        }
+        let rates = self.up.is_some() || self.down.is_some();
+        match self.gate {
+            Some(_) if self.class.is_some() => {
+                Err("`gate` is for the whole line: expected no `class` beside it".to_owned())
+            }
+            Some(GateName::Limit) if !rates => {
+                Err("`gate: limit` without a rate: expected `up` or `down` beside it".to_owned())
+            }
+            Some(GateName::Pass | GateName::Block) if rates => {
+                Err("a rate beside `gate: pass` or `gate: block` means nothing: expected `gate: limit`"
+                    .to_owned())
+            }
+            None if self.class.is_some() && !rates => {
+                Err("a class without a rate: expected `up` or `down` beside it, or `{}` for no effect"
+                    .to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rate(&self, direction: Direction) -> Option<BitsPerSecond> {
+        match direction {
+            Direction::Up => self.up,
+            Direction::Down => self.down,
+        }
+    }
+}
+
+/// The operator's `service:` and `roaming:` sections, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    settings: BTreeMap<String, BTreeMap<String, Effect>>,
+    roaming: Effect,
+}
+
+/// Settings this gateway cannot put in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceError {
+    /// No such setting.
+    #[error("unknown setting `{name}`: this gateway knows {}", List(.known))]
+    Setting {
+        /// As asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No such value.
+    #[error("unknown value `{value}` of setting `{name}`: this gateway knows {}", List(.known))]
+    Value {
+        /// The setting.
+        name: String,
+        /// As asked for.
+        value: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+}
+
+struct List<'a>(&'a [String]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("none") } else { f.write_str(&self.0.join(", ")) }
+    }
+}
+
+impl Service {
+    /// From parts that passed [`Effect::check`].
+    pub fn new(settings: BTreeMap<String, BTreeMap<String, Effect>>, roaming: Effect) -> Self {
+        Self { settings, roaming }
+    }
+
+    /// How many settings and values it knows.
+    pub fn len(&self) -> (usize, usize) {
+        (self.settings.len(), self.settings.values().map(BTreeMap::len).sum())
+    }
+
+    /// Whether every name and value, also those that come after an expiry, is known.
+    pub fn check(&self, settings: &Settings) -> Result<(), ServiceError> {
+        for (name, setting) in &settings.values {
+            self.effect(name, &setting.value)?;
+            self.effect(name, &setting.otherwise)?;
+        }
+        Ok(())
+    }
+
+    /// What the probe is to do at `now` with a session of these settings.
+    pub fn enforcement(
+        &self,
+        settings: &Settings,
+        roaming: bool,
+        now: Micros,
+    ) -> Result<Enforcement, ServiceError> {
+        let mut lanes: [[Option<BitsPerSecond>; 2]; LANES] = [[None; 2]; LANES];
+        let mut gate: Option<Effect> = None;
+        for (name, setting) in &settings.values {
+            let effect = self.effect(name, setting.at(now))?;
+            if effect.gate.is_some() {
+                gate = Some(gate.map_or(*effect, |other| stricter(other, *effect)));
+            } else {
+                narrow(&mut lanes, effect);
+            }
+        }
+        let mut in_force = Gate::Pass;
+        if roaming {
+            let effect = gate.unwrap_or(self.roaming);
+            in_force = effect.gate.map_or(Gate::Pass, Gate::from);
+            narrow(&mut lanes, &effect);
+        }
+        let mut enforcement = Enforcement { gate: in_force as u32, ..Enforcement::default() };
+        for (rates, limits) in enforcement.rates.iter_mut().zip(lanes) {
+            for (rate, limit) in rates.iter_mut().zip(limits) {
+                *rate = limit.map_or(Rate::UNLIMITED, |limit| rate_of(limit));
+            }
+        }
+        Ok(enforcement)
+    }
+
+    /// When the next of these settings ends by itself, after `now`.
+    pub fn next_expiry(settings: &Settings, now: Micros) -> Option<Micros> {
+        settings.values.values().filter_map(|setting| setting.until).filter(|until| *until > now).min()
+    }
+
+    fn effect(&self, name: &str, value: &str) -> Result<&Effect, ServiceError> {
+        let values = self.settings.get(name).ok_or_else(|| ServiceError::Setting {
+            name: name.to_owned(),
+            known: self.settings.keys().cloned().collect(),
+        })?;
+        values.get(value).ok_or_else(|| ServiceError::Value {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            known: values.keys().cloned().collect(),
+        })
+    }
+}
+
+/// Of two gates the one that lets less through; of two limits the lower rates.
+fn stricter(one: Effect, other: Effect) -> Effect {
+    match one.gate.cmp(&other.gate) {
+        std::cmp::Ordering::Greater => one,
+        std::cmp::Ordering::Less => other,
+        std::cmp::Ordering::Equal => {
+            Effect { up: lower(one.up, other.up), down: lower(one.down, other.down), ..one }
+        }
+    }
+}
+
+fn narrow(lanes: &mut [[Option<BitsPerSecond>; 2]; LANES], effect: &Effect) {
+    let lane = &mut lanes[effect.class.map_or(LINE, Class::index)];
+    for direction in Direction::BOTH {
+        let limit = &mut lane[direction.index()];
+        *limit = lower(*limit, effect.rate(direction));
+    }
+}
+
+fn lower(one: Option<BitsPerSecond>, other: Option<BitsPerSecond>) -> Option<BitsPerSecond> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// The bucket of a rate: as much burst as TCP needs to fill a policed link, and never less than a few full packets.
+fn rate_of(limit: BitsPerSecond) -> Rate {
+    const BURST_NS: u64 = 200_000_000;
+    const BURST_BYTES: u64 = 16 * 1_514;
+    let ticks_a_second = 1_000_000_000_u128 << Rate::TICK_SHIFT;
+    let cost = ((ticks_a_second * 8) << Rate::COST_SHIFT) / u128::from(limit.0.max(1));
+    let cost = u64::try_from(cost).unwrap_or(u64::MAX);
+    let bytes = u128::from(BURST_BYTES) * u128::from(cost) >> Rate::COST_SHIFT;
+    let burst = u64::try_from(bytes).unwrap_or(u64::MAX).max(BURST_NS << Rate::TICK_SHIFT);
+    Rate { bits_per_second: limit.0, cost, burst }
+}
+
+#[cfg(test)]
+mod tests {
+    use usher_models::setting::Setting;
+
+    use super::*;
+
+    const SD: BitsPerSecond = BitsPerSecond(1_500_000);
+    const HD: BitsPerSecond = BitsPerSecond(8_000_000);
+    const SLOW: BitsPerSecond = BitsPerSecond(256_000);
+
+    fn class(class: Class, down: BitsPerSecond) -> Effect {
+        Effect { class: Some(class), down: Some(down), ..Effect::default() }
+    }
+
+    fn service() -> Service {
+        let limit = Effect { gate: Some(GateName::Limit), up: Some(SLOW), down: Some(SLOW), class: None };
+        Service::new(
+            BTreeMap::from([
+                (
+                    "video".to_owned(),
+                    BTreeMap::from([
+                        ("sd".to_owned(), class(Class::Video, SD)),
+                        ("hd".to_owned(), class(Class::Video, HD)),
+                    ]),
+                ),
+                ("saver".to_owned(), BTreeMap::from([("on".to_owned(), class(Class::Video, SLOW))])),
+                (
+                    "roam_pass".to_owned(),
+                    BTreeMap::from([("none".to_owned(), limit), ("day".to_owned(), Effect::PASS)]),
+                ),
+            ]),
+            limit,
+        )
+    }
+
+    fn settings(values: &[(&str, Setting)]) -> Settings {
+        let values = values.iter().map(|(name, setting)| ((*name).to_owned(), setting.clone())).collect();
+        Settings { revision: 1, values }
+    }
+
+    fn down(enforcement: &Enforcement, lane: usize) -> u64 {
+        enforcement.rates[lane][Direction::Down.index()].bits_per_second
+    }
+
+    const NOW: Micros = Micros::new(1_000);
+
+    #[test]
+    fn a_setting_puts_its_rate_on_its_class_until_it_ends() {
+        let hd = Setting { value: "hd".into(), until: Some(Micros::new(5_000)), otherwise: "sd".into() };
+        let settings = settings(&[("video", hd)]);
+        let service = service();
+        let before = service.enforcement(&settings, false, NOW).unwrap();
+        assert_eq!(down(&before, Class::Video.index()), HD.0);
+        assert_eq!(down(&before, Class::Web.index()), 0);
+        assert_eq!(Service::next_expiry(&settings, NOW), Some(Micros::new(5_000)));
+        let after = service.enforcement(&settings, false, Micros::new(5_000)).unwrap();
+        assert_eq!(down(&after, Class::Video.index()), SD.0);
+        assert_eq!(Service::next_expiry(&settings, Micros::new(5_000)), None);
+    }
+
+    #[test]
+    fn a_roamer_without_word_from_the_orchestrator_is_held_to_the_roaming_gate() {
+        let service = service();
+        let roaming = service.enforcement(&Settings::default(), true, NOW).unwrap();
+        assert_eq!((roaming.gate, down(&roaming, LINE)), (Gate::Limit as u32, SLOW.0));
+        let home = service.enforcement(&Settings::default(), false, NOW).unwrap();
+        assert_eq!(home, Enforcement::default());
+    }
+
+    #[test]
+    fn a_pass_opens_the_gate_while_roaming_and_does_nothing_at_home() {
+        let service = service();
+        let day = settings(&[("roam_pass", Setting::of_plan("day"))]);
+        assert_eq!(service.enforcement(&day, true, NOW).unwrap(), Enforcement::default());
+        let none = settings(&[("roam_pass", Setting::of_plan("none"))]);
+        assert_eq!(service.enforcement(&none, true, NOW).unwrap().gate, Gate::Limit as u32);
+        assert_eq!(service.enforcement(&none, false, NOW).unwrap(), Enforcement::default());
+    }
+
+    #[test]
+    fn the_lowest_of_several_rates_holds() {
+        let both = settings(&[("video", Setting::of_plan("hd")), ("saver", Setting::of_plan("on"))]);
+        let enforcement = service().enforcement(&both, false, NOW).unwrap();
+        assert_eq!(down(&enforcement, Class::Video.index()), SLOW.0);
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_by_name_with_what_is_known() {
+        let service = service();
+        let error = service.check(&settings(&[("vidoe", Setting::of_plan("hd"))])).unwrap_err();
+        assert_eq!(error.to_string(), "unknown setting `vidoe`: this gateway knows roam_pass, saver, video");
+        let until = Some(Micros::new(9));
+        let later = Setting { value: "hd".into(), until, otherwise: "uhd".into() };
+        let error = service.check(&settings(&[("video", later)])).unwrap_err();
+        assert_eq!(error.to_string(), "unknown value `uhd` of setting `video`: this gateway knows hd, sd");
+    }
+
+    #[test]
+    fn a_bucket_costs_what_its_rate_says() {
+        for rate in [Effect::LOWEST, SD, Effect::HIGHEST] {
+            let bucket = rate_of(rate);
+            // A second's worth of bytes costs a second of ticks, within a thousandth.
+            let ticks = (u128::from(rate.0 / 8) * u128::from(bucket.cost)) >> Rate::COST_SHIFT;
+            let second = 1_000_000_000_u128 << Rate::TICK_SHIFT;
+            assert!(ticks.abs_diff(second) < second / 1_000, "{rate}: {ticks} of {second}");
+        }
+    }
+
+    #[test]
+    fn parts_that_do_not_go_together_are_refused() {
+        let fast = Some(BitsPerSecond(1_000_000));
+        for wrong in [
+            Effect { gate: Some(GateName::Limit), ..Effect::default() },
+            Effect { gate: Some(GateName::Pass), up: fast, ..Effect::default() },
+            Effect { gate: Some(GateName::Block), class: Some(Class::Web), ..Effect::default() },
+            Effect { class: Some(Class::Web), ..Effect::default() },
+            Effect { up: Some(BitsPerSecond(1)), ..Effect::default() },
+        ] {
+            assert!(wrong.check().is_err(), "{wrong:?}");
+        }
+        assert!(Effect::default().check().is_ok());
+    }
+}
