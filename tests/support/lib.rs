@@ -1,1 +1,11 @@
-//! What the end-to-end tests and the demo share.
+//! What the end-to-end tests and the demo share: namespaces, real servers and clients, the daemons, and the demo's story.
+//!
+//! Nothing here stands in for a part of Usher. It starts what an operator would start, looks where an operator would
+//! look, and removes what it made.
+
+pub mod netns;
+pub mod nginx;
+pub mod player;
+pub mod process;
+pub mod skip;
+pub mod wait;
