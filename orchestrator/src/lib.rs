@@ -3,8 +3,10 @@
 pub mod advice;
 pub mod agents;
 pub mod api;
+pub mod config;
 pub mod elements;
 pub mod engine;
+pub mod error;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
