@@ -25,7 +25,7 @@ struct Excerpt {
 impl FileError {
     /// About the whole file.
     pub fn whole(path: &Path, message: impl Into<String>) -> Self {
-        Self { path: path.to_owned(), line: 0, column: 0, message: message.into(), excerpt: None, span: None }
+        Self { path: path.to_owned(), line: 0, column: 0, message: message.into(), excerpt: None }
     }
 
     /// About one place in it: line and column from 1, `text` the whole file.
