@@ -101,7 +101,7 @@ impl Default for PushesConfig {
             at_once: 8,
             attempts: 10,
             first_retry: Duration::from_secs(1),
-            longest_retry: Duration::from_secs(60),
+            longest_retry: Duration::from_mins(1),
         }
     }
 }
