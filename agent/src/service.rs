@@ -184,7 +184,7 @@ impl Service {
         let mut enforcement = Enforcement { gate: in_force as u32, ..Enforcement::default() };
         for (rates, limits) in enforcement.rates.iter_mut().zip(lanes) {
             for (rate, limit) in rates.iter_mut().zip(limits) {
-                *rate = limit.map_or(Rate::UNLIMITED, |limit| rate_of(limit));
+                *rate = limit.map_or(Rate::UNLIMITED, rate_of);
             }
         }
         Ok(enforcement)
@@ -241,7 +241,7 @@ fn rate_of(limit: BitsPerSecond) -> Rate {
     let ticks_a_second = 1_000_000_000_u128 << Rate::TICK_SHIFT;
     let cost = ((ticks_a_second * 8) << Rate::COST_SHIFT) / u128::from(limit.0.max(1));
     let cost = u64::try_from(cost).unwrap_or(u64::MAX);
-    let bytes = u128::from(BURST_BYTES) * u128::from(cost) >> Rate::COST_SHIFT;
+    let bytes = (u128::from(BURST_BYTES) * u128::from(cost)) >> Rate::COST_SHIFT;
     let burst = u64::try_from(bytes).unwrap_or(u64::MAX).max(BURST_NS << Rate::TICK_SHIFT);
     Rate { bits_per_second: limit.0, cost, burst }
 }

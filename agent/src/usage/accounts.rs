@@ -1,0 +1,536 @@
+//! Who holds which slot, what was told of each slot's counters, and what is to be told next.
+//!
+//! ```text
+//!            opens                 gone from the sessions           a drain, LINGER later
+//!  (no slot) ------> Open (slot) ------------------------> Closing ----------------------> (slot free)
+//!                     ^  | changes: announced again           |
+//!                     |  v                                    | comes back: same slot
+//!                     +---------------------------------------+
+//! ```
+//!
+//! A closing session keeps its slot until a drain well after its addresses were taken from it, so that packets that were
+//! on their way are still told as its own; then its close is told, after its last usage.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use prost::Message as _;
+use usher_models::telemetry;
+use usher_models::units::Micros;
+use usher_models::wire::{ANONYMOUS, Cell, Class, Direction, Enforcement, SlotUsage};
+
+use super::{at_cap, difference};
+use crate::dataplane::Boot;
+
+/// How long a closed session keeps its slot.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The encoded size from which a drain goes on in another batch; gRPC's usual bound on a message is 4 MiB.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// What the operator's session source says of one session.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SessionFacts {
+    /// Unique on the agent.
+    pub id: String,
+    /// Keys of the subscriber, as `kind:value`.
+    pub keys: Vec<String>,
+    /// Where its packets come from and go to.
+    pub prefixes: Vec<IpNet>,
+    /// Serving network; empty where unknown.
+    pub plmn: String,
+    /// Whether that is a foreign one.
+    pub roaming: bool,
+    /// Radio access; empty where unknown.
+    pub rat: String,
+    /// IANA name; empty where unknown.
+    pub time_zone: String,
+}
+
+/// A session and its slot. Kept in the store.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Account {
+    /// Where its packets are counted.
+    pub slot: u32,
+    /// Who it is.
+    pub facts: SessionFacts,
+    /// When it opened.
+    pub since: Micros,
+    /// When it closed, if it has.
+    pub closing: Option<Micros>,
+}
+
+/// What the store gives back at the start.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// The life of the counters that all of this is about.
+    pub boot: Boot,
+    /// The last batch's number; 0: none yet.
+    pub sequence: u64,
+    /// The end of the last batch's interval.
+    pub drained: Micros,
+    /// By slot, what was told.
+    pub baseline: HashMap<u32, SlotUsage>,
+    /// All sessions that hold a slot.
+    pub accounts: Vec<Account>,
+}
+
+/// What must happen so that the sessions are the new ones. In this order: unbind, store, (enforce,) bind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Prefixes that nobody holds any more.
+    pub unbind: Vec<IpNet>,
+    /// Accounts that are new or changed.
+    pub changed: Vec<Account>,
+    /// Prefixes and who holds them now.
+    pub bind: Vec<(IpNet, u32)>,
+    /// Sessions for which no slot is left; their traffic counts as anonymous.
+    pub without_slot: Vec<String>,
+    /// Somebody else's keys stand behind a session that goes on: what was counted so far must be told first.
+    pub rekeyed: bool,
+}
+
+/// One drain: what is told, and the books after it. To be stored in one transaction.
+#[derive(Debug, Clone)]
+pub struct Drained {
+    /// In the order of their sequence.
+    pub batches: Vec<telemetry::Batch>,
+    /// The new baseline of every slot that moved.
+    pub baseline: Vec<(u32, SlotUsage)>,
+    /// Sessions that are gone and whose slots are free.
+    pub released: Vec<String>,
+    /// The end of the interval.
+    pub until: Micros,
+    /// Counters found below their baseline.
+    pub backwards: u64,
+}
+
+/// The books of one boot.
+#[derive(Debug)]
+pub struct Accounts {
+    boot: Boot,
+    sequence: u64,
+    drained: Micros,
+    baseline: HashMap<u32, SlotUsage>,
+    accounts: BTreeMap<String, Account>,
+    announce: BTreeSet<String>,
+    free: BTreeSet<u32>,
+}
+
+impl Accounts {
+    /// Takes up the books where they were left. `max_subscribers`: slots go from 1 up to and including it.
+    pub fn new(restored: Restored, max_subscribers: u32) -> Self {
+        let mut free: BTreeSet<u32> = (1..=max_subscribers).collect();
+        for account in &restored.accounts {
+            free.remove(&account.slot);
+        }
+        let accounts: BTreeMap<_, _> =
+            restored.accounts.into_iter().map(|account| (account.facts.id.clone(), account)).collect();
+        Self {
+            boot: restored.boot,
+            sequence: restored.sequence,
+            drained: restored.drained,
+            baseline: restored.baseline,
+            announce: accounts.keys().cloned().collect(),
+            accounts,
+            free,
+        }
+    }
+
+    /// The open session of this id.
+    pub fn open(&self, session: &str) -> Option<&Account> {
+        self.accounts.get(session).filter(|account| account.closing.is_none())
+    }
+
+    /// All open sessions.
+    pub fn all_open(&self) -> impl Iterator<Item = &Account> {
+        self.accounts.values().filter(|account| account.closing.is_none())
+    }
+
+    /// The slots to read for a drain.
+    pub fn slots(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(ANONYMOUS).chain(self.accounts.values().map(|account| account.slot))
+    }
+
+    /// What it takes to go from the sessions as they are to `sessions`. With `everything`, what is bound already is
+    /// bound again: at the start, when it is not known how far the agent before this one came.
+    pub fn plan(&self, sessions: Vec<SessionFacts>, now: Micros, everything: bool) -> Plan {
+        let mut plan = Plan::default();
+        let mut free = self.free.iter().copied();
+        let held: HashMap<IpNet, u32> = self
+            .all_open()
+            .flat_map(|account| account.facts.prefixes.iter().map(|prefix| (*prefix, account.slot)))
+            .collect();
+        let mut wanted: HashMap<IpNet, u32> = HashMap::new();
+        let mut seen = BTreeSet::new();
+        for facts in sessions {
+            seen.insert(facts.id.clone());
+            let known = self.accounts.get(&facts.id);
+            let Some(slot) = known.map(|account| account.slot).or_else(|| free.next()) else {
+                plan.without_slot.push(facts.id);
+                continue;
+            };
+            wanted.extend(facts.prefixes.iter().map(|prefix| (*prefix, slot)));
+            let unchanged = known.is_some_and(|account| account.closing.is_none() && account.facts == facts);
+            plan.rekeyed |= known.is_some_and(|account| account.facts.keys != facts.keys);
+            if !unchanged {
+                let since =
+                    known.filter(|account| account.closing.is_none()).map_or(now, |account| account.since);
+                plan.changed.push(Account { slot, facts, since, closing: None });
+            }
+        }
+        for account in self.all_open().filter(|account| !seen.contains(&account.facts.id)) {
+            plan.changed.push(Account { closing: Some(now), ..account.clone() });
+        }
+        plan.unbind = held.keys().filter(|prefix| !wanted.contains_key(prefix)).copied().collect();
+        plan.bind = wanted
+            .into_iter()
+            .filter(|(prefix, slot)| everything || held.get(prefix) != Some(slot))
+            .collect();
+        plan.unbind.sort_unstable();
+        plan.bind.sort_unstable();
+        plan
+    }
+
+    /// The plan's changes are stored: they hold now.
+    pub fn apply(&mut self, changed: Vec<Account>) {
+        for account in changed {
+            self.free.remove(&account.slot);
+            if account.closing.is_none() {
+                self.announce.insert(account.facts.id.clone());
+            }
+            self.accounts.insert(account.facts.id.clone(), account);
+        }
+    }
+
+    /// What there is to tell of `[last drain, now)`. `enforcement` is what holds for a slot.
+    pub fn drain(
+        &self,
+        now: Micros,
+        readings: &[(u32, SlotUsage)],
+        flows: &[telemetry::FlowNamed],
+        enforcement: impl Fn(u32) -> Enforcement,
+    ) -> Drained {
+        // A clock set back makes no interval that ends before it begins.
+        let until = now.max(Micros::new(self.drained.get() + 1));
+        let interval = until.since(self.drained);
+        let mut batches = Batches::new(self, until);
+        for id in &self.announce {
+            if let Some(account) = self.open(id) {
+                batches.session(session(account, telemetry::SessionState::Open));
+            }
+        }
+        let names: HashMap<u32, &str> =
+            self.accounts.iter().map(|(id, account)| (account.slot, id.as_str())).collect();
+        let mut baseline = Vec::new();
+        let mut backwards = 0;
+        for (slot, reading) in readings {
+            let before = self.baseline.get(slot).copied().unwrap_or_default();
+            if *reading == before {
+                continue;
+            }
+            baseline.push((*slot, *reading));
+            let (used, below) = difference(reading, &before);
+            backwards += below;
+            let rates = enforcement(*slot);
+            let name = names.get(slot).copied().unwrap_or_default();
+            for class in Class::ALL {
+                for direction in Direction::BOTH {
+                    let cell = used.cells[class.index()][direction.index()];
+                    if cell != Cell::default() {
+                        let cap = at_cap(&used, &rates, class, direction, interval);
+                        batches.usage(usage(name, class, direction, cell, cap));
+                    }
+                }
+            }
+        }
+        for flow in flows {
+            batches.flow(flow.clone());
+        }
+        let over: Vec<&Account> = self
+            .accounts
+            .values()
+            .filter(|account| account.closing.is_some_and(|closed| until.since(closed) >= LINGER))
+            .collect();
+        if !over.is_empty() {
+            batches.cut();
+        }
+        let mut released = Vec::new();
+        for account in over {
+            batches.session(session(account, telemetry::SessionState::Closed));
+            released.push(account.facts.id.clone());
+        }
+        Drained { batches: batches.done(), baseline, released, until, backwards }
+    }
+
+    /// The drain is stored: its books hold now.
+    pub fn committed(&mut self, drained: &Drained) {
+        self.sequence = drained.batches.last().map_or(self.sequence, |batch| batch.sequence);
+        self.drained = drained.until;
+        self.baseline.extend(drained.baseline.iter().copied());
+        self.announce.clear();
+        for id in &drained.released {
+            if let Some(account) = self.accounts.remove(id) {
+                self.free.insert(account.slot);
+            }
+        }
+    }
+}
+
+/// Cuts what is told into batches of bounded size, numbered one after the other; never less than one.
+struct Batches {
+    boot: Boot,
+    start: Micros,
+    end: Micros,
+    sequence: u64,
+    current: telemetry::Batch,
+    bytes: usize,
+    done: Vec<telemetry::Batch>,
+}
+
+impl Batches {
+    fn new(accounts: &Accounts, end: Micros) -> Self {
+        let mut batches = Self {
+            boot: accounts.boot,
+            start: accounts.drained,
+            end,
+            sequence: accounts.sequence,
+            current: telemetry::Batch::default(),
+            bytes: 0,
+            done: Vec::new(),
+        };
+        batches.current = batches.next();
+        batches
+    }
+
+    fn next(&mut self) -> telemetry::Batch {
+        self.sequence += 1;
+        telemetry::Batch {
+            boot: self.boot.0.to_vec(),
+            sequence: self.sequence,
+            start_us: self.start.get(),
+            end_us: self.end.get(),
+            ..telemetry::Batch::default()
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.bytes > 0 {
+            let next = self.next();
+            self.done.push(std::mem::replace(&mut self.current, next));
+            self.bytes = 0;
+        }
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        if self.bytes + bytes > BATCH_BYTES {
+            self.cut();
+        }
+        self.bytes += bytes;
+    }
+
+    fn session(&mut self, session: telemetry::Session) {
+        self.grow(session.encoded_len());
+        self.current.sessions.push(session);
+    }
+
+    fn usage(&mut self, usage: telemetry::Usage) {
+        self.grow(usage.encoded_len());
+        self.current.usage.push(usage);
+    }
+
+    fn flow(&mut self, flow: telemetry::FlowNamed) {
+        self.grow(flow.encoded_len());
+        self.current.flows.push(flow);
+    }
+
+    fn done(mut self) -> Vec<telemetry::Batch> {
+        self.done.push(self.current);
+        self.done
+    }
+}
+
+fn session(account: &Account, state: telemetry::SessionState) -> telemetry::Session {
+    let facts = &account.facts;
+    telemetry::Session {
+        id: facts.id.clone(),
+        keys: facts.keys.clone(),
+        prefixes: facts.prefixes.iter().map(ToString::to_string).collect(),
+        serving_plmn: facts.plmn.clone(),
+        roaming: facts.roaming,
+        rat: facts.rat.clone(),
+        time_zone: facts.time_zone.clone(),
+        state: state.into(),
+        since_us: account.since.get(),
+    }
+}
+
+fn usage(
+    session: &str,
+    class: Class,
+    direction: Direction,
+    cell: Cell,
+    cap: Option<(usher_models::units::BitsPerSecond, f64)>,
+) -> telemetry::Usage {
+    telemetry::Usage {
+        session: session.to_owned(),
+        class: telemetry::Class::from(class).into(),
+        direction: telemetry::Direction::from(direction).into(),
+        bytes: cell.bytes,
+        packets: cell.packets,
+        dropped_bytes: cell.dropped_bytes,
+        dropped_packets: cell.dropped_packets,
+        rate_bits_per_second: cap.map_or(0, |(rate, _)| rate.0),
+        at_cap: cap.map(|(_, share)| share),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accounts() -> Accounts {
+        let restored = Restored {
+            boot: Boot([7; 16]),
+            sequence: 0,
+            drained: Micros::new(0),
+            baseline: HashMap::new(),
+            accounts: Vec::new(),
+        };
+        Accounts::new(restored, 3)
+    }
+
+    fn facts(id: &str, prefix: &str) -> SessionFacts {
+        let keys = vec![format!("imsi:{id}")];
+        SessionFacts {
+            id: id.into(),
+            keys,
+            prefixes: vec![prefix.parse().unwrap()],
+            ..SessionFacts::default()
+        }
+    }
+
+    fn counted(bytes: u64) -> SlotUsage {
+        let mut usage = SlotUsage::default();
+        usage.cells[0][0] = Cell { bytes, packets: 1, ..Cell::default() };
+        usage
+    }
+
+    fn at(seconds: i64) -> Micros {
+        Micros::new(seconds * 1_000_000)
+    }
+
+    fn become_(accounts: &mut Accounts, sessions: &[SessionFacts], now: Micros) -> Plan {
+        let plan = accounts.plan(sessions.to_vec(), now, false);
+        accounts.apply(plan.changed.clone());
+        plan
+    }
+
+    fn tell(accounts: &mut Accounts, now: Micros, readings: &[(u32, SlotUsage)]) -> Vec<telemetry::Batch> {
+        let drained = accounts.drain(now, readings, &[], |_| Enforcement::default());
+        accounts.committed(&drained);
+        drained.batches
+    }
+
+    #[test]
+    fn an_address_that_moves_takes_none_of_the_old_ones_usage_along() {
+        let mut accounts = accounts();
+        let old = become_(&mut accounts, &[facts("a", "10.0.0.2/32")], at(0));
+        assert_eq!(old.bind, [("10.0.0.2/32".parse().unwrap(), 1)]);
+        tell(&mut accounts, at(1), &[(1, counted(100))]);
+
+        let moved = become_(&mut accounts, &[facts("b", "10.0.0.2/32")], at(2));
+        assert_eq!(moved.unbind, []);
+        assert_eq!(moved.bind, [("10.0.0.2/32".parse().unwrap(), 2)]);
+        let batches = tell(&mut accounts, at(3), &[(1, counted(150)), (2, counted(7))]);
+        let told: Vec<_> =
+            batches[0].usage.iter().map(|usage| (usage.session.as_str(), usage.bytes)).collect();
+        assert_eq!(told, [("a", 50), ("b", 7)]);
+    }
+
+    #[test]
+    fn a_close_is_told_after_the_last_usage_and_frees_the_slot() {
+        let mut accounts = accounts();
+        become_(&mut accounts, &[facts("a", "10.0.0.2/32")], at(0));
+        tell(&mut accounts, at(1), &[]);
+        let plan = become_(&mut accounts, &[], at(2));
+        assert_eq!(plan.unbind, ["10.0.0.2/32".parse().unwrap()]);
+        assert!(accounts.open("a").is_none());
+        assert_eq!(tell(&mut accounts, at(3), &[(1, counted(10))]).len(), 1);
+        let batches = tell(&mut accounts, at(4), &[(1, counted(30))]);
+        assert_eq!(batches.iter().map(|batch| batch.sequence).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(batches[0].usage[0].bytes, 20);
+        assert_eq!(batches[1].sessions[0].state(), telemetry::SessionState::Closed);
+        assert_eq!(accounts.slots().collect::<Vec<_>>(), [ANONYMOUS]);
+
+        // The next holder of the slot starts where the counters stand.
+        become_(&mut accounts, &[facts("b", "10.0.0.3/32")], at(5));
+        let batches = tell(&mut accounts, at(6), &[(1, counted(31))]);
+        assert_eq!((batches[0].usage[0].session.as_str(), batches[0].usage[0].bytes), ("b", 1));
+    }
+
+    #[test]
+    fn a_session_that_comes_back_keeps_its_slot() {
+        let mut accounts = accounts();
+        become_(&mut accounts, &[facts("a", "10.0.0.2/32")], at(0));
+        become_(&mut accounts, &[], at(1));
+        let plan = become_(&mut accounts, &[facts("a", "10.0.0.2/32")], at(2));
+        assert_eq!(plan.bind, [("10.0.0.2/32".parse().unwrap(), 1)]);
+        assert_eq!(accounts.open("a").unwrap().slot, 1);
+    }
+
+    #[test]
+    fn sessions_beyond_the_last_slot_are_named_and_left_anonymous() {
+        let accounts = accounts();
+        let many: Vec<_> = (0..5).map(|n| facts(&format!("s{n}"), &format!("10.0.0.{n}/32"))).collect();
+        let plan = accounts.plan(many, at(0), false);
+        assert_eq!(plan.without_slot, ["s3", "s4"]);
+        assert_eq!(plan.bind.len(), 3);
+    }
+
+    #[test]
+    fn every_open_session_is_announced_in_the_first_batch_and_again_when_it_changes() {
+        let mut accounts = accounts();
+        become_(&mut accounts, &[facts("a", "10.0.0.2/32"), facts("b", "10.0.0.3/32")], at(0));
+        assert_eq!(tell(&mut accounts, at(1), &[])[0].sessions.len(), 2);
+        assert_eq!(tell(&mut accounts, at(2), &[])[0].sessions.len(), 0);
+        let roaming = SessionFacts { roaming: true, ..facts("a", "10.0.0.2/32") };
+        become_(&mut accounts, &[roaming, facts("b", "10.0.0.3/32")], at(3));
+        let sessions = &tell(&mut accounts, at(4), &[])[0].sessions;
+        assert_eq!(sessions.iter().map(|session| session.id.as_str()).collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn a_drain_of_many_sessions_is_cut_into_batches_of_bounded_size() {
+        let restored = Restored { boot: Boot([7; 16]), sequence: 4, ..accounts_restored() };
+        let mut accounts = Accounts::new(restored, 30_000);
+        let many: Vec<_> = (0..30_000_u32)
+            .map(|n| facts(&format!("s{n}"), &format!("10.{}.{}.1/32", n >> 8, n & 255)))
+            .collect();
+        become_(&mut accounts, &many, at(0));
+        let batches = tell(&mut accounts, at(1), &[]);
+        assert!(batches.len() > 1);
+        assert!(batches.iter().all(|batch| batch.encoded_len() < 2 * BATCH_BYTES));
+        assert!(batches.windows(2).all(|pair| pair[1].sequence == pair[0].sequence + 1));
+        assert_eq!(batches.iter().map(|batch| batch.sessions.len()).sum::<usize>(), 30_000);
+    }
+
+    fn accounts_restored() -> Restored {
+        Restored {
+            boot: Boot([0; 16]),
+            sequence: 0,
+            drained: at(0),
+            baseline: HashMap::new(),
+            accounts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_clock_set_back_makes_no_interval_that_ends_before_it_begins() {
+        let mut accounts = accounts();
+        tell(&mut accounts, at(10), &[]);
+        let batch = &tell(&mut accounts, at(5), &[])[0];
+        assert!(batch.end_us > batch.start_us);
+    }
+}
