@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_saphyr::Spanned;
 
+use crate::elements::ElementsConfig;
 use crate::error::FileError;
 
 /// Longest name of an agent.
@@ -25,6 +26,9 @@ pub struct Config {
     pub profiles: PathBuf,
     /// The uplinks of agents.
     pub agents: AgentsConfig,
+    /// What accepts settings.
+    #[serde(default)]
+    pub elements: ElementsConfig,
     /// Messages and their links; needed as soon as the policy has an action that says something.
     #[serde(default)]
     pub advice: Option<AdviceConfig>,
@@ -213,6 +217,12 @@ impl Config {
         resolve(&mut self.agents.tls.certificate);
         resolve(&mut self.agents.tls.key);
         resolve(&mut self.agents.tls.ca);
+        for device in &mut self.elements.netconf {
+            resolve(&mut device.known_hosts);
+            resolve(&mut device.template);
+            device.key.iter_mut().for_each(resolve);
+            device.password.iter_mut().for_each(resolve);
+        }
         if let Some(advice) = &mut self.advice {
             resolve(&mut advice.outbox);
         }

@@ -9,4 +9,6 @@ pub mod engine;
 pub mod error;
 pub mod identity;
 pub mod ledger;
+pub mod metrics;
+pub mod pki;
 pub mod policy;
