@@ -7,5 +7,7 @@ pub mod netns;
 pub mod nginx;
 pub mod player;
 pub mod process;
+pub mod report;
+pub mod site;
 pub mod skip;
 pub mod wait;
