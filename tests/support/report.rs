@@ -155,7 +155,7 @@ impl Report {
         let time =
             |milliseconds: Option<u64>| milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         table.set_header(["", "before", "after"]);
         table.add_row(["subscriber A's video", &rate(self.video_bps.before), &rate(self.video_bps.after)]);
         table.add_row([
@@ -164,7 +164,7 @@ impl Report {
             &rate(self.roaming_bps.with_pass),
         ]);
         let mut times = comfy_table::Table::new();
-        times.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        times.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         times.set_header(["", "measured"]);
         times.add_row(["first packet to verdict", &format!("{:.1} ms", self.verdict_ms)]);
         times.add_row(["moment to enforced, gateway", &time(self.enforced_ms.gateway)]);
