@@ -1,1 +1,286 @@
-//! The only place that knows aya: loads the probe, reads and writes its maps.
+//! The probe in the kernel, as the rest of the agent sees it. The only place that knows aya.
+//!
+//! Owns loading, pinning and adopting the programs and maps, and the conversion of the kernel's records and times. Refuses
+//! maps of another layout or size, and knows neither sessions nor settings: it is told prefixes, slots and enforcement.
+//!
+//! ```text
+//! pins      config  sessions  flows  usage  enforcement  buckets  tallies  samples  link_up  link_down
+//! agent      rw      rw        rw     r      rw           -        r        r
+//! programs   r       r         rw     w      r            rw       w        w
+//! ```
+//!
+//! Everything is pinned: dropping a [`Probe`] leaves counting and enforcement running, and the next [`Probe::load`] on the
+//! same directory takes over without losing or doubling a packet. [`Probe::detach`] ends it.
+
+mod attach;
+mod clock;
+mod environment;
+mod error;
+mod maps;
+mod samples;
+mod trial;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aya::Ebpf;
+use ipnet::IpNet;
+use usher_models::units::Micros;
+use usher_models::wire::{
+    ANONYMOUS, Class, Config, Direction, Enforcement, FlowKey, LAYOUT, MAX_FIRST_BYTES, Reason, SlotUsage, Tally,
+};
+
+pub use attach::Attach;
+pub use error::ProbeError;
+pub use trial::{Trial, TrialOutcome, Verdict};
+
+use crate::dataplane::{Boot, Sample};
+use maps::Maps;
+use samples::Samples;
+
+/// What a probe is attached to and how large its maps are. Sizes are fixed for the life of the pinned maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeConfig {
+    /// The subscriber-facing interface: its ingress is up, its egress down.
+    pub interface: String,
+    /// The directory, on a bpffs, of the pinned maps and links. One per probe.
+    pub pin_dir: PathBuf,
+    /// Flows known at once. What does not fit is counted without a label.
+    pub max_flows: u32,
+    /// Subscriber slots, slot 0 (anonymous) included.
+    pub max_subscribers: u32,
+    /// Session prefixes.
+    pub max_prefixes: u32,
+    /// Bytes of the ring of first bytes; rounded up to a power of two of pages.
+    pub ring_bytes: u32,
+    /// Packets of a new flow handed to the classifier. Flows to port 53 are not held to it.
+    pub sample_packets: u32,
+    /// Bytes of each of them, at the most [`MAX_FIRST_BYTES`].
+    pub sample_bytes: u32,
+    /// A flow without a packet for this long is forgotten by [`Probe::sweep`].
+    pub flow_idle: Duration,
+    /// Which hook of the kernel to use.
+    pub attach: Attach,
+}
+
+impl ProbeConfig {
+    /// Sizes for a gateway of some thousand subscribers, on `interface`, pinned in /sys/fs/bpf/usher.
+    pub fn new(interface: impl Into<String>) -> Self {
+        Self {
+            interface: interface.into(),
+            pin_dir: PathBuf::from("/sys/fs/bpf/usher"),
+            max_flows: 262_144,
+            max_subscribers: 16_384,
+            max_prefixes: 65_536,
+            ring_bytes: 4 << 20,
+            sample_packets: 24,
+            sample_bytes: 2_048,
+            flow_idle: Duration::from_mins(5),
+            attach: Attach::Auto,
+        }
+    }
+}
+
+/// How often a sweep's generation is remembered: older flows are idle for as long as the oldest one remembered.
+const GENERATIONS: usize = 4_096;
+
+/// The probe, loaded and attached.
+pub struct Probe {
+    ebpf: Ebpf,
+    maps: Maps,
+    samples: Samples,
+    config: Config,
+    settings: ProbeConfig,
+    /// When each of the latest generations began, oldest first; the last is the one now.
+    generations: VecDeque<(u32, Micros)>,
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe").field("settings", &self.settings).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Probe {
+    /// Loads the programs, adopts what is pinned in the directory or makes it, and attaches.
+    ///
+    /// What a running probe counts and enforces is untouched when this fails.
+    pub fn load(settings: ProbeConfig) -> Result<Self, ProbeError> {
+        let interface = environment::interface(&settings.interface)?;
+        environment::pin_directory(&settings.pin_dir)?;
+        maps::check_pins(&settings)?;
+        let mut ebpf = maps::load(&settings)?;
+        for program in attach::PROGRAMS {
+            attach::load(&mut ebpf, program)?;
+        }
+        let mut maps = Maps::take(&mut ebpf)?;
+        let samples = Samples::take(&mut ebpf)?;
+        let mut config = maps.config()?;
+        let attached_to = config.interface;
+        let made = config.layout == 0;
+        if made {
+            config = Config { layout: LAYOUT, boot: *uuid::Uuid::new_v4().as_bytes(), ..Config::default() };
+        }
+        config.sample_packets = settings.sample_packets;
+        config.sample_bytes = settings.sample_bytes.min(u32::try_from(MAX_FIRST_BYTES).unwrap_or(u32::MAX));
+        config.interface = interface;
+        config.generation = config.generation.wrapping_add(1).max(1);
+        maps.set_config(config)?;
+        if let Err(error) = attach::attach(&mut ebpf, &settings, attached_to == interface) {
+            if made {
+                // Nothing was counted yet. What fails here too is told by the next start.
+                let _ = attach::detach(&settings).and_then(|()| maps::remove_pins(&settings.pin_dir));
+            }
+            return Err(error);
+        }
+        let generations = VecDeque::from([(config.generation, Micros::now())]);
+        Ok(Self { ebpf, maps, samples, config, settings, generations })
+    }
+
+    /// The life of the counters: survives agents, ends with the pins.
+    pub fn boot(&self) -> Boot {
+        Boot(self.config.boot)
+    }
+
+    /// Whether enforcement touches no packet. Never, here.
+    #[expect(clippy::unused_self, reason = "the same question is put to a capture")]
+    pub fn dry_run(&self) -> bool {
+        false
+    }
+
+    /// Subscriber slots there are, slot 0 included.
+    pub fn slots(&self) -> u32 {
+        self.settings.max_subscribers
+    }
+
+    /// The next packet the classifier should see. Loses nothing when cancelled. Needs a tokio runtime.
+    ///
+    /// `None` never comes from a probe: packets do not end.
+    pub async fn next_sample(&mut self) -> Option<Sample> {
+        self.samples.next().await
+    }
+
+    /// The same without waiting: `None` where there is none now.
+    pub fn try_next_sample(&mut self) -> Option<Sample> {
+        self.samples.try_next()
+    }
+
+    /// The counters of a subscriber slot, cumulative, summed over the CPUs.
+    pub fn usage(&self, slot: u32) -> Result<SlotUsage, ProbeError> {
+        self.maps.usage(slot)
+    }
+
+    /// Makes the addresses in `prefix` those of `slot`, from the next packet on, running flows included.
+    ///
+    /// The longest prefix decides. A prefix that belonged to another slot moves.
+    pub fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), ProbeError> {
+        if slot == ANONYMOUS || slot >= self.settings.max_subscribers {
+            return Err(ProbeError::NoSuchSlot { slot, slots: self.settings.max_subscribers });
+        }
+        self.maps.bind(prefix, slot, self.settings.max_prefixes)?;
+        self.next_epoch()
+    }
+
+    /// Makes the addresses in `prefix` nobody's, or those of a wider prefix. One that is not bound is no error.
+    pub fn unbind(&mut self, prefix: IpNet) -> Result<(), ProbeError> {
+        self.maps.unbind(prefix)?;
+        self.next_epoch()
+    }
+
+    /// The prefixes bound now, in no order: after an adoption, those the former agent bound.
+    pub fn bindings(&self) -> Result<Vec<(IpNet, u32)>, ProbeError> {
+        self.maps.bindings()
+    }
+
+    /// Gives a flow its class, and says whether the classifier wants more of its packets.
+    ///
+    /// False where the flow is not known any more; then nothing is changed.
+    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> Result<bool, ProbeError> {
+        self.maps.name_flow(flow, class, sampling)
+    }
+
+    /// Puts enforcement of a slot in force with the next packet.
+    pub fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
+        self.maps.enforce(slot, enforcement)
+    }
+
+    /// The enforcement in force for a slot, read back from the kernel.
+    pub fn enforcement(&self, slot: u32) -> Result<Enforcement, ProbeError> {
+        self.maps.enforcement(slot)
+    }
+
+    /// Turns all enforcement off, or on again. Counting goes on.
+    pub fn set_bypass(&mut self, bypass: bool) -> Result<(), ProbeError> {
+        self.change(|config| config.bypass = u32::from(bypass))
+    }
+
+    /// Whether all enforcement is off.
+    pub fn bypass(&self) -> bool {
+        self.config.bypass != 0
+    }
+
+    /// What the probe did less with, and why; cumulative. Every reason and direction, in the order of their numbers.
+    pub fn counters(&self) -> Result<Vec<(Reason, Direction, Tally)>, ProbeError> {
+        self.maps.tallies()
+    }
+
+    /// Forgets flows without a packet for [`ProbeConfig::flow_idle`]; says how many are left and how many went.
+    ///
+    /// Costs a flow's label at the worst, if a packet of it comes just then: usage is kept elsewhere. Idle time is known to
+    /// the interval between two calls.
+    pub fn sweep(&mut self, now: Micros) -> Result<Swept, ProbeError> {
+        // A flow last seen in generation g was idle since the beginning of g + 1 at the latest.
+        let oldest_alive = self
+            .generations
+            .iter()
+            .zip(self.generations.iter().skip(1))
+            .filter(|(_, (_, next_began))| now.since(*next_began) >= self.settings.flow_idle)
+            .map(|((generation, _), _)| generation.wrapping_add(1))
+            .next_back();
+        let swept = match oldest_alive {
+            Some(oldest) => self.maps.sweep(oldest)?,
+            None => Swept { kept: self.maps.flows()?, forgotten: 0 },
+        };
+        while self.generations.len() >= GENERATIONS
+            || self.generations.get(1).is_some_and(|(next, _)| oldest_alive.is_some_and(|oldest| *next <= oldest))
+        {
+            self.generations.pop_front();
+        }
+        self.change(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
+        self.generations.push_back((self.config.generation, now));
+        Ok(swept)
+    }
+
+    /// Ends counting and enforcement: detaches the programs and removes the pins.
+    pub fn detach(self) -> Result<(), ProbeError> {
+        attach::detach(&self.settings)?;
+        maps::remove_pins(&self.settings.pin_dir)
+    }
+
+    /// Runs one of the programs on a frame, off the wire (BPF_PROG_TEST_RUN). Counts and charges as on the wire.
+    pub fn trial(&self, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeError> {
+        trial::run(&self.ebpf, trial)
+    }
+
+    fn next_epoch(&mut self) -> Result<(), ProbeError> {
+        self.change(|config| config.epoch = config.epoch.wrapping_add(1))
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), ProbeError> {
+        let mut config = self.config;
+        change(&mut config);
+        self.maps.set_config(config)?;
+        self.config = config;
+        Ok(())
+    }
+}
+
+/// What a sweep found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Flows still known.
+    pub kept: usize,
+    /// Flows forgotten.
+    pub forgotten: usize,
+}

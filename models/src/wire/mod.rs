@@ -5,6 +5,16 @@
 //!
 //! A change of layout changes [`LAYOUT`]: an agent never reads maps of another layout.
 
+mod flow;
+mod rate;
+mod reason;
+
+pub use flow::{
+    Binding, Config, FirstBytes, Flow, GENERATION_NONE, MAX_FIRST_BYTES, PREFIX_BITS, UNLIMITED_SAMPLES,
+};
+pub use rate::Rate;
+pub use reason::{Reason, Tally};
+
 /// Version of every record below; kept in the pinned maps and compared before any of them is read.
 pub const LAYOUT: u32 = 1;
 
@@ -131,10 +141,31 @@ const _: () = {
 pub struct Enforcement {
     /// A [`Gate`]'s number: what happens to the whole line before any class is looked at.
     pub gate: u32,
-    /// Zero.
-    pub zero: u32,
+    /// Not zero where any rate is set: the probe reads no rate and no clock for a slot without. See [`Enforcement::new`].
+    pub limited: u32,
     /// `[lane][direction]`: the classes in their order, then the whole line.
     pub rates: [[Rate; 2]; LANES],
+}
+
+impl Enforcement {
+    /// The record of a gate and rates.
+    pub fn new(gate: Gate, rates: [[Rate; 2]; LANES]) -> Self {
+        let limited = rates.iter().flatten().any(Rate::limits);
+        Self { gate: gate as u32, limited: u32::from(limited), rates }
+    }
+
+    /// The same with `rate` in one lane and direction.
+    #[must_use]
+    pub fn with_rate(mut self, lane: usize, direction: Direction, rate: Rate) -> Self {
+        self.rates[lane][direction.index()] = rate;
+        Self::new(Gate::from_u32(self.gate), self.rates)
+    }
+
+    /// The same with another gate.
+    #[must_use]
+    pub fn with_gate(self, gate: Gate) -> Self {
+        Self::new(gate, self.rates)
+    }
 }
 
 /// The roaming gate of a subscriber slot.
@@ -144,7 +175,7 @@ pub enum Gate {
     /// Traffic passes; the rates apply.
     #[default]
     Pass = 0,
-    /// Traffic is held to the rate of the lane [`LINE`]; classes' rates apply too.
+    /// As [`Gate::Pass`]: what limits is the rate of the lane [`LINE`], the number tells people why it is there.
     Limit = 1,
     /// Nothing passes.
     Block = 2,
@@ -161,32 +192,15 @@ impl Gate {
     }
 }
 
-/// A token bucket's shape, as the kernel computes with it. All zero: no limit.
-///
-/// The bucket is a generic cell rate algorithm (ITU-T I.371, Annex A) on one 64-bit time: a packet of `n` bytes moves the
-/// bucket's time on by `n * cost >> COST_SHIFT` ticks and passes if that time is not more than `burst` ticks ahead of now.
+/// The times of a subscriber slot's token buckets, `[lane][direction]`, in the ticks of [`Rate`]. Written by the probe alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Rate {
-    /// The rate as configured, for people and read-back; bits per second.
-    pub bits_per_second: u64,
-    /// Ticks a byte costs, shifted left by [`Rate::COST_SHIFT`].
-    pub cost: u64,
-    /// Ticks the bucket may run ahead.
-    pub burst: u64,
-}
-
-impl Rate {
-    /// Ticks per nanosecond as a shift: 1/64 ns, so that a byte at 100 Gbit/s still costs 5.12 ticks and u64 lasts 9 years.
-    pub const TICK_SHIFT: u32 = 6;
-    /// Fraction bits of [`Rate::cost`].
-    pub const COST_SHIFT: u32 = 18;
-
-    /// No limit.
-    pub const UNLIMITED: Self = Self { bits_per_second: 0, cost: 0, burst: 0 };
+pub struct Buckets {
+    /// When each bucket is empty again.
+    pub empty_at: [[u64; 2]; LANES],
 }
 
 const _: () = {
-    assert!(size_of::<Rate>() == 24);
     assert!(size_of::<Enforcement>() == 8 + LANES * 2 * 24);
+    assert!(size_of::<Buckets>() == LANES * 2 * 8);
 };

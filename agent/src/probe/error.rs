@@ -1,0 +1,156 @@
+//! What keeps a probe from running, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+/// Why the probe could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The interface is not there.
+    #[error("find interface `{name}`: this machine has {}", list(.present))]
+    NoInterface {
+        /// The interface asked for.
+        name: String,
+        /// Those there are.
+        present: Vec<String>,
+    },
+    /// The interface does not carry Ethernet frames.
+    #[error("attach to `{name}`: it carries no Ethernet frames (link type {link_type}), and the probe reads no others")]
+    NotEthernet {
+        /// The interface asked for.
+        name: String,
+        /// Its ARPHRD number.
+        link_type: u16,
+    },
+    /// The kernel refused.
+    #[error("{doing}: not permitted; run the agent as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    NotPermitted {
+        /// What was refused.
+        doing: &'static str,
+    },
+    /// The directory of the pins is on no bpffs.
+    #[error("pin maps in {}: it is on no BPF file system; run `mount -t bpf bpf {}` or choose a directory on one", .directory.display(), .mount_point.display())]
+    NoBpffs {
+        /// The directory asked for.
+        directory: PathBuf,
+        /// Where to mount one.
+        mount_point: PathBuf,
+    },
+    /// The pinned maps were made for another version of the records.
+    #[error("adopt the maps pinned in {}: their layout is {pinned}, this agent's is {ours}; stop the agent that made them with `detach`, or remove the directory, which ends their counters", .directory.display())]
+    OtherLayout {
+        /// Where the pins are.
+        directory: PathBuf,
+        /// The pinned maps' layout.
+        pinned: u32,
+        /// This agent's layout.
+        ours: u32,
+    },
+    /// A pinned map has another size.
+    #[error("adopt the map {}: it has {what} {pinned}, this agent wants {ours}; configure what it has, or remove the directory, which ends its counters", .pin.display())]
+    OtherSize {
+        /// The map.
+        pin: PathBuf,
+        /// Which of its sizes.
+        what: &'static str,
+        /// The pinned map's.
+        pinned: u32,
+        /// This agent's.
+        ours: u32,
+    },
+    /// Programs are attached, but the map that says what they write is gone.
+    #[error("adopt the maps pinned in {}: programs are attached but `config` is missing, so the counters cannot be told; remove the directory to begin anew", .directory.display())]
+    Incomplete {
+        /// Where the pins are.
+        directory: PathBuf,
+    },
+    /// A slot outside the maps.
+    #[error("use subscriber slot {slot}: slots go from 1 to {}; raise `max_subscribers`", .slots.saturating_sub(1))]
+    NoSuchSlot {
+        /// The slot asked for.
+        slot: u32,
+        /// Slots there are.
+        slots: u32,
+    },
+    /// The session table is full.
+    #[error("bind {prefix}: the session table holds {limit} prefixes; raise `max_prefixes`")]
+    SessionsFull {
+        /// The prefix that did not fit.
+        prefix: IpNet,
+        /// Prefixes there is room for.
+        limit: u32,
+    },
+    /// An IPv6 prefix that would take all of IPv4 with it.
+    #[error("bind {prefix}: it is so wide that it would take every IPv4 address with it; bind 2000::/3 or longer")]
+    PrefixTooWide {
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// A record that is not what the agent writes.
+    #[error("write enforcement of slot {slot}: `limited` is {limited}, but the rates say otherwise")]
+    BadEnforcement {
+        /// The slot.
+        slot: u32,
+        /// What the record says.
+        limited: u32,
+    },
+    /// The object has no map or program of a name.
+    #[error("use the probe's object: it has no `{name}`; it was not built from this source")]
+    NotInObject {
+        /// The name.
+        name: &'static str,
+    },
+    /// A file or directory.
+    #[error("{doing} {}: {source}", .path.display())]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What came of it.
+        source: io::Error,
+    },
+    /// A call to the kernel.
+    #[error("{doing}: {source}")]
+    Kernel {
+        /// What was tried.
+        doing: &'static str,
+        /// What came of it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ProbeError {
+    /// A failed call to the kernel; a refusal for lack of rights becomes [`ProbeError::NotPermitted`].
+    pub(super) fn kernel(
+        doing: &'static str,
+    ) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
+        move |source| {
+            let refused = matches!(errno(source.as_ref()), Some(libc::EPERM | libc::EACCES));
+            // The verifier says EACCES too, with a log: then the rights were there.
+            if refused && !source.to_string().contains("processed ") {
+                Self::NotPermitted { doing }
+            } else {
+                Self::Kernel { doing, source }
+            }
+        }
+    }
+}
+
+/// The operating system's error at the bottom of a chain.
+pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(number);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}

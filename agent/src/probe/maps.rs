@@ -1,0 +1,450 @@
+//! The probe's maps: their names and sizes, whether pinned ones may be adopted, and typed access.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::{Ebpf, EbpfLoader, Pod};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use usher_models::wire::{
+    Buckets, Class, Config, Direction, Enforcement, Flow, FlowKey, LAYOUT, PREFIX_BITS, Rate, Reason, SlotUsage,
+    Tally,
+};
+
+use super::attach::LINKS;
+use super::error::errno;
+use super::{ProbeConfig, ProbeError, Swept};
+
+const CONFIG: &str = "usher_config";
+const SESSIONS: &str = "usher_sessions";
+const FLOWS: &str = "usher_flows";
+const USAGE: &str = "usher_usage";
+const ENFORCEMENT: &str = "usher_enforce";
+const BUCKETS: &str = "usher_buckets";
+const TALLIES: &str = "usher_tallies";
+pub(super) const SAMPLES: &str = "usher_samples";
+
+/// BPF_EXIST (linux/bpf.h): replace, never add.
+const EXIST: u64 = 2;
+
+/// The compiled programs, as `scripts/probe.sh` left them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/usher-probe.o");
+
+/// A record both sides know, as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Record<T>(T);
+
+macro_rules! record {
+    ($($record:ty),+) => {$(
+        // SAFETY: `#[repr(transparent)]` over a `#[repr(C)]` record of `models::wire`: without padding, valid for any bit
+        // pattern, 'static, and asserted in size there.
+        #[expect(unsafe_code, reason = "aya reads and writes records as bytes")]
+        unsafe impl Pod for Record<$record> {}
+    )+};
+}
+
+record!(Config, FlowKey, Flow, SlotUsage, Enforcement, Buckets, Tally);
+
+/// A pinned map: its name in the object, its pin, and its sizes.
+struct Shape {
+    name: &'static str,
+    pin: &'static str,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+/// All pinned maps; `config` first, for the others mean nothing without it.
+fn shapes(settings: &ProbeConfig) -> [Shape; 8] {
+    let shape = |name, pin, key, value, entries| Shape { name, pin, key, value, entries };
+    let reasons = u32::try_from(Reason::COUNT * Direction::BOTH.len()).unwrap_or(u32::MAX);
+    let slots = settings.max_subscribers.max(1);
+    [
+        shape(CONFIG, "config", 4, size_of::<Config>(), 1),
+        shape(SESSIONS, "sessions", size_of::<Key<[u8; 16]>>(), 4, settings.max_prefixes),
+        shape(FLOWS, "flows", size_of::<FlowKey>(), size_of::<Flow>(), settings.max_flows),
+        shape(USAGE, "usage", 4, size_of::<SlotUsage>(), slots),
+        shape(ENFORCEMENT, "enforcement", 4, size_of::<Enforcement>(), slots),
+        shape(BUCKETS, "buckets", 4, size_of::<Buckets>(), slots),
+        shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons),
+        shape(SAMPLES, "samples", 0, 0, ring_bytes(settings.ring_bytes)),
+    ]
+}
+
+/// The nearest size the kernel takes for a ring: a power of two of pages.
+fn ring_bytes(wanted: u32) -> u32 {
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4_096);
+    wanted.clamp(page, 1 << 30).next_power_of_two()
+}
+
+/// Refuses pins that this agent would misread; clears what a start that never finished left behind.
+pub(super) fn check_pins(settings: &ProbeConfig) -> Result<(), ProbeError> {
+    let directory = &settings.pin_dir;
+    let shapes = shapes(settings);
+    let layout = pinned_layout(&directory.join(shapes[0].pin))?;
+    if let Some(pinned) = layout.filter(|layout| *layout != 0 && *layout != LAYOUT) {
+        return Err(ProbeError::OtherLayout { directory: directory.clone(), pinned, ours: LAYOUT });
+    }
+    if layout.is_none_or(|layout| layout == 0) {
+        // Config is written before anything is attached: without it nothing was ever counted, unless somebody removed it.
+        if LINKS.iter().any(|link| directory.join(link).exists()) {
+            return Err(ProbeError::Incomplete { directory: directory.clone() });
+        }
+        return remove_pins(directory);
+    }
+    for shape in &shapes {
+        let pin = directory.join(shape.pin);
+        if !pin.exists() {
+            return Err(ProbeError::Incomplete { directory: directory.clone() });
+        }
+        let info = MapInfo::from_pin(&pin).map_err(kernel("look at a pinned map"))?;
+        let sizes = [
+            ("keys of", info.key_size(), shape.key),
+            ("values of", info.value_size(), shape.value),
+            ("entries:", info.max_entries(), usize::try_from(shape.entries).unwrap_or(usize::MAX)),
+        ];
+        for (what, pinned, ours) in sizes {
+            let ours = u32::try_from(ours).unwrap_or(u32::MAX);
+            if pinned != ours {
+                return Err(ProbeError::OtherSize { pin, what, pinned, ours });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The layout a pinned config says, which is its first four bytes whatever its size; `None` where there is no pin.
+fn pinned_layout(pin: &Path) -> Result<Option<u32>, ProbeError> {
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let size = MapInfo::from_pin(pin).map_err(kernel("look at a pinned map"))?.value_size();
+    let doing = "read the pinned config";
+    if usize::try_from(size) != Ok(size_of::<Config>()) {
+        // Another layout for certain, and one whose number cannot be read with this one's record: its size tells it.
+        let directory = pin.parent().unwrap_or(pin).to_owned();
+        tracing::warn!(?directory, size, ours = size_of::<Config>(), "the pinned config has another size");
+        return Err(ProbeError::OtherSize {
+            pin: pin.to_owned(),
+            what: "values of",
+            pinned: size,
+            ours: u32::try_from(size_of::<Config>()).unwrap_or(u32::MAX),
+        });
+    }
+    let map = Map::Array(MapData::from_pin(pin).map_err(kernel(doing))?);
+    let config = Array::<_, Record<Config>>::try_from(&map).map_err(kernel(doing))?;
+    let Record(config) = config.get(&0, 0).map_err(kernel(doing))?;
+    Ok(Some(config.layout))
+}
+
+/// Removes the pins of the maps, and the directory if nothing else is in it.
+pub(super) fn remove_pins(directory: &Path) -> Result<(), ProbeError> {
+    for shape in shapes(&ProbeConfig::new("")) {
+        remove(&directory.join(shape.pin))?;
+    }
+    // Somebody else's pins may be in there: then it stays.
+    let _ = fs::remove_dir(directory);
+    Ok(())
+}
+
+/// Removes a pin; one that is not there is no error.
+pub(super) fn remove(pin: &Path) -> Result<(), ProbeError> {
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ProbeError::File { doing: "remove", path: pin.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Opens the object with its maps: pinned ones adopted, missing ones made and pinned.
+pub(super) fn load(settings: &ProbeConfig) -> Result<Ebpf, ProbeError> {
+    fs::create_dir_all(&settings.pin_dir).map_err(|source| ProbeError::File {
+        doing: "make",
+        path: settings.pin_dir.clone(),
+        source,
+    })?;
+    let shapes = shapes(settings);
+    let pins: Vec<PathBuf> = shapes.iter().map(|shape| settings.pin_dir.join(shape.pin)).collect();
+    let mut loader = EbpfLoader::new();
+    for (shape, pin) in shapes.iter().zip(&pins) {
+        loader.map_max_entries(shape.name, shape.entries).map_pin_path(shape.name, pin.as_path());
+    }
+    loader.load(OBJECT).map_err(kernel("load the probe's maps"))
+}
+
+/// Wraps an error of aya's.
+pub(super) fn kernel<E: std::error::Error + Send + Sync + 'static>(
+    doing: &'static str,
+) -> impl FnOnce(E) -> ProbeError {
+    move |error| ProbeError::kernel(doing)(Box::new(error))
+}
+
+/// The maps the agent reads and writes.
+pub(super) struct Maps {
+    config: Array<MapData, Record<Config>>,
+    sessions: LpmTrie<MapData, [u8; 16], u32>,
+    flows: HashMap<MapData, Record<FlowKey>, Record<Flow>>,
+    usage: PerCpuArray<MapData, Record<SlotUsage>>,
+    enforcement: Array<MapData, Record<Enforcement>>,
+    buckets: Array<MapData, Record<Buckets>>,
+    tallies: PerCpuArray<MapData, Record<Tally>>,
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ProbeError> {
+        let mut take = |name| ebpf.take_map(name).ok_or(ProbeError::NotInObject { name });
+        let doing = "open the probe's maps";
+        Ok(Self {
+            config: take(CONFIG)?.try_into().map_err(kernel(doing))?,
+            sessions: take(SESSIONS)?.try_into().map_err(kernel(doing))?,
+            flows: take(FLOWS)?.try_into().map_err(kernel(doing))?,
+            usage: take(USAGE)?.try_into().map_err(kernel(doing))?,
+            enforcement: take(ENFORCEMENT)?.try_into().map_err(kernel(doing))?,
+            buckets: take(BUCKETS)?.try_into().map_err(kernel(doing))?,
+            tallies: take(TALLIES)?.try_into().map_err(kernel(doing))?,
+        })
+    }
+
+    pub(super) fn config(&self) -> Result<Config, ProbeError> {
+        self.config.get(&0, 0).map(|Record(config)| config).map_err(kernel("read the probe's config"))
+    }
+
+    pub(super) fn set_config(&mut self, config: Config) -> Result<(), ProbeError> {
+        self.config.set(0, Record(config), 0).map_err(kernel("write the probe's config"))
+    }
+
+    pub(super) fn usage(&self, slot: u32) -> Result<SlotUsage, ProbeError> {
+        let per_cpu = self.usage.get(&slot, 0).map_err(|error| self.slot_error(slot, error))?;
+        let mut sum = SlotUsage::default();
+        for Record(part) in per_cpu.iter() {
+            for (cells, more) in sum.cells.iter_mut().flatten().zip(part.cells.iter().flatten()) {
+                cells.bytes += more.bytes;
+                cells.packets += more.packets;
+                cells.dropped_bytes += more.dropped_bytes;
+                cells.dropped_packets += more.dropped_packets;
+            }
+        }
+        Ok(sum)
+    }
+
+    pub(super) fn bind(&mut self, prefix: IpNet, slot: u32, limit: u32) -> Result<(), ProbeError> {
+        let key = session_key(prefix)?;
+        self.sessions.insert(&key, slot, 0).map_err(|error| match errno(&error) {
+            Some(libc::ENOSPC | libc::E2BIG) => ProbeError::SessionsFull { prefix, limit },
+            _ => kernel("bind a prefix")(error),
+        })
+    }
+
+    pub(super) fn unbind(&mut self, prefix: IpNet) -> Result<(), ProbeError> {
+        match self.sessions.remove(&session_key(prefix)?) {
+            Err(error) if !absent(&error) => Err(kernel("unbind a prefix")(error)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn bindings(&self) -> Result<Vec<(IpNet, u32)>, ProbeError> {
+        let mut bindings = Vec::new();
+        for entry in self.sessions.iter() {
+            let (key, slot) = entry.map_err(kernel("list the bound prefixes"))?;
+            bindings.extend(session_prefix(&key).map(|prefix| (prefix, slot)));
+        }
+        Ok(bindings)
+    }
+
+    pub(super) fn name_flow(
+        &mut self,
+        key: &FlowKey,
+        class: Class,
+        sampling: bool,
+    ) -> Result<bool, ProbeError> {
+        let Record(flow) = match self.flows.get(&Record(*key), 0) {
+            Ok(flow) => flow,
+            Err(error) if absent(&error) => return Ok(false),
+            Err(error) => return Err(kernel("read a flow")(error)),
+        };
+        // What the probe writes meanwhile is lost, and none of it matters: an old binding is looked up again for its epoch,
+        // an old generation is set by the next packet, and a few samples more or less are as good.
+        let named = Flow { class: class as u8, sampling: u8::from(sampling), ..flow };
+        match self.flows.insert(Record(*key), Record(named), EXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if absent(&error) => Ok(false),
+            Err(error) => Err(kernel("name a flow")(error)),
+        }
+    }
+
+    pub(super) fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
+        let limits = enforcement.rates.iter().flatten().any(Rate::limits);
+        if limits != (enforcement.limited != 0) {
+            return Err(ProbeError::BadEnforcement { slot, limited: enforcement.limited });
+        }
+        let before = self.enforcement(slot)?;
+        self.enforcement
+            .set(slot, Record(*enforcement), 0)
+            .map_err(kernel("write enforcement of a subscriber slot"))?;
+        self.empty_changed_buckets(slot, &before, enforcement)
+    }
+
+    /// A bucket of another rate begins empty: what was owed at the old rate would hold the new one back.
+    ///
+    /// What the probe charges to the slot's other buckets in these microseconds is forgotten.
+    fn empty_changed_buckets(
+        &mut self,
+        slot: u32,
+        before: &Enforcement,
+        after: &Enforcement,
+    ) -> Result<(), ProbeError> {
+        let doing = "empty the buckets of a changed rate";
+        if before.rates == after.rates {
+            return Ok(());
+        }
+        let Record(mut buckets) = self.buckets.get(&slot, 0).map_err(kernel(doing))?;
+        let rates = before.rates.iter().flatten().zip(after.rates.iter().flatten());
+        for (empty_at, (before, after)) in buckets.empty_at.iter_mut().flatten().zip(rates) {
+            if before != after {
+                *empty_at = 0;
+            }
+        }
+        self.buckets.set(slot, Record(buckets), 0).map_err(kernel(doing))
+    }
+
+    pub(super) fn enforcement(&self, slot: u32) -> Result<Enforcement, ProbeError> {
+        match self.enforcement.get(&slot, 0) {
+            Ok(Record(enforcement)) => Ok(enforcement),
+            Err(error) => Err(self.slot_error(slot, error)),
+        }
+    }
+
+    pub(super) fn tallies(&self) -> Result<Vec<(Reason, Direction, Tally)>, ProbeError> {
+        let mut tallies = Vec::with_capacity(Reason::COUNT * 2);
+        for reason in Reason::ALL {
+            for direction in Direction::BOTH {
+                let place = u32::try_from(reason.index() * 2 + direction.index()).unwrap_or(u32::MAX);
+                let per_cpu = self.tallies.get(&place, 0).map_err(kernel("read the tallies"))?;
+                let mut sum = Tally::default();
+                for Record(part) in per_cpu.iter() {
+                    sum.packets += part.packets;
+                    sum.bytes += part.bytes;
+                }
+                tallies.push((reason, direction, sum));
+            }
+        }
+        Ok(tallies)
+    }
+
+    /// Flows known now.
+    pub(super) fn flows(&self) -> Result<usize, ProbeError> {
+        let mut count = 0;
+        for key in self.flows.keys() {
+            key.map_err(kernel("list the flows"))?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Forgets flows of generations before `oldest`.
+    pub(super) fn sweep(&mut self, oldest: u32) -> Result<Swept, ProbeError> {
+        let mut idle = Vec::new();
+        let mut kept = 0;
+        for entry in self.flows.iter() {
+            let (key, Record(flow)) = entry.map_err(kernel("list the flows"))?;
+            // Generations wrap after decades; a difference is right across it.
+            if oldest.wrapping_sub(flow.generation).cast_signed() > 0 {
+                idle.push(key);
+            } else {
+                kept += 1;
+            }
+        }
+        let mut forgotten = 0;
+        for key in idle {
+            match self.flows.remove(&key) {
+                Ok(()) => forgotten += 1,
+                Err(error) if absent(&error) => {}
+                Err(error) => return Err(kernel("forget a flow")(error)),
+            }
+        }
+        Ok(Swept { kept, forgotten })
+    }
+
+    fn slot_error(&self, slot: u32, error: MapError) -> ProbeError {
+        match error {
+            MapError::OutOfBounds { .. } => ProbeError::NoSuchSlot { slot, slots: self.usage.len() },
+            error => kernel("use a subscriber slot")(error),
+        }
+    }
+}
+
+/// Whether a map said that it has no such key.
+fn absent(error: &MapError) -> bool {
+    matches!(error, MapError::KeyNotFound) || errno(error) == Some(libc::ENOENT)
+}
+
+/// A prefix as the session table has it.
+fn session_key(prefix: IpNet) -> Result<Key<[u8; 16]>, ProbeError> {
+    match prefix.trunc() {
+        IpNet::V4(net) => {
+            let bits = PREFIX_BITS - 32 + u32::from(net.prefix_len());
+            Ok(Key::new(bits, net.network().to_ipv6_mapped().octets()))
+        }
+        IpNet::V6(net) => {
+            // The table is one for both families: a prefix around ::ffff:0:0/96 would take every IPv4 address.
+            if net.contains(&Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)) {
+                return Err(ProbeError::PrefixTooWide { prefix });
+            }
+            Ok(Key::new(u32::from(net.prefix_len()), net.network().octets()))
+        }
+    }
+}
+
+/// The prefix of a key of the session table; `None` for one this agent would not have written.
+fn session_prefix(key: &Key<[u8; 16]>) -> Option<IpNet> {
+    let bits = u8::try_from(key.prefix_len()).ok()?;
+    let address = Ipv6Addr::from(key.data());
+    match (address.to_canonical(), bits.checked_sub(96)) {
+        (IpAddr::V4(address), Some(bits)) => Ipv4Net::new(address, bits).ok().map(IpNet::V4),
+        _ => Ipv6Net::new(address, bits).ok().map(IpNet::V6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_prefix_survives_the_session_table(v4: bool, bytes: [u8; 16], bits in 0_u8..=128) {
+            let prefix = if v4 {
+                IpNet::new([bytes[0], bytes[1], bytes[2], bytes[3]].into(), bits % 33)
+            } else {
+                IpNet::new(bytes.into(), bits)
+            };
+            let prefix = prefix.expect("in range").trunc();
+            prop_assume!(!prefix.contains(&IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0))));
+            let key = session_key(prefix).expect("not too wide");
+            prop_assert_eq!(session_prefix(&key), Some(prefix));
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_would_take_ipv4_along_is_refused() {
+        for wide in ["::/0", "::/80", "::ffff:0:0/96"] {
+            let error = session_key(wide.parse().expect("a prefix")).err().expect("too wide");
+            assert!(error.to_string().contains(wide), "{error}");
+        }
+        assert!(session_key("0.0.0.0/0".parse().expect("a prefix")).is_ok());
+        assert!(session_key("2000::/3".parse().expect("a prefix")).is_ok());
+    }
+
+    #[test]
+    fn a_ring_has_a_size_the_kernel_takes() {
+        assert_eq!(ring_bytes(4 << 20), 4 << 20);
+        assert_eq!(ring_bytes((4 << 20) + 1), 8 << 20);
+        assert!(ring_bytes(0) >= 4_096);
+    }
+}

@@ -1,0 +1,99 @@
+//! The ring of first bytes, read without losing a record to a cancelled wait.
+
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use tokio::io::unix::AsyncFd;
+use usher_models::wire::{Direction, FirstBytes};
+
+use super::ProbeError;
+use super::clock::Clock;
+use super::maps::SAMPLES;
+use crate::dataplane::Sample;
+
+/// The ring: plain until somebody waits for it, for that needs a runtime.
+pub(super) enum Samples {
+    Plain(RingBuf<MapData>),
+    Awaited(AsyncFd<RingBuf<MapData>>),
+    /// The runtime would not watch the ring; said once.
+    Broken,
+}
+
+impl Samples {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ProbeError> {
+        let map = ebpf.take_map(SAMPLES).ok_or(ProbeError::NotInObject { name: SAMPLES })?;
+        RingBuf::try_from(map).map(Self::Plain).map_err(|error| ProbeError::kernel("map the ring")(error.into()))
+    }
+
+    /// The next record, if one is there.
+    pub(super) fn try_next(&mut self) -> Option<Sample> {
+        match self {
+            Self::Plain(ring) => take(ring),
+            Self::Awaited(ring) => take(ring.get_mut()),
+            Self::Broken => None,
+        }
+    }
+
+    /// The next record, when it comes.
+    pub(super) async fn next(&mut self) -> Option<Sample> {
+        loop {
+            // Before any wait: a record that is there must not wait for a wake-up that has been.
+            if let Some(sample) = self.try_next() {
+                return Some(sample);
+            }
+            if let Self::Plain(_) = self {
+                *self = match std::mem::replace(self, Self::Broken) {
+                    Self::Plain(ring) => watched(ring),
+                    other => other,
+                };
+            }
+            let Self::Awaited(ring) = self else { return std::future::pending().await };
+            match ring.readable_mut().await {
+                Ok(mut ready) => {
+                    if let Some(sample) = take(ready.get_inner_mut()) {
+                        return Some(sample);
+                    }
+                    ready.clear_ready();
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the ring of first bytes cannot be waited for: no flow gets a class any more");
+                    *self = Self::Broken;
+                }
+            }
+        }
+    }
+}
+
+fn watched(ring: RingBuf<MapData>) -> Samples {
+    match AsyncFd::new(ring) {
+        Ok(ring) => Samples::Awaited(ring),
+        Err(error) => {
+            tracing::error!(%error, "the ring of first bytes cannot be watched: no flow gets a class");
+            Samples::Broken
+        }
+    }
+}
+
+/// The next record that is one.
+fn take(ring: &mut RingBuf<MapData>) -> Option<Sample> {
+    while let Some(record) = ring.next() {
+        if let Some(sample) = decode(&record) {
+            return Some(sample);
+        }
+        tracing::debug!(length = record.len(), "a record of the ring is cut short");
+    }
+    None
+}
+
+fn decode(record: &[u8]) -> Option<Sample> {
+    let (head, packet) = FirstBytes::split(record)?;
+    // Read each time: the wall clock may have been set, and samples are few.
+    let clock = Clock::read();
+    Some(Sample {
+        flow: head.flow,
+        slot: head.slot,
+        direction: if head.direction == Direction::Up as u32 { Direction::Up } else { Direction::Down },
+        first_packet: clock.micros(head.first_packet_ns),
+        seen: clock.micros(head.seen_ns),
+        packet: packet.to_vec(),
+    })
+}

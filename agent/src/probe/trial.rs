@@ -1,0 +1,85 @@
+//! One frame through one loaded program, off the wire: for tests and benches, which must see the very programs that run.
+
+use std::time::Duration;
+
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, TestRun, TestRunOptions};
+use usher_models::wire::Direction;
+
+use super::ProbeError;
+use super::attach::{DOWN, NOTHING, UP};
+use super::maps::kernel;
+
+/// A frame and how to run it.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial<'a> {
+    /// The program: of a direction, or the one that does nothing.
+    pub direction: Option<Direction>,
+    /// The frame from its Ethernet header on; at least 14 bytes, for the kernel makes no shorter packet.
+    pub frame: &'a [u8],
+    /// How often to run it; the outcome is the last run's, the time the mean.
+    pub repeat: u32,
+    /// Bytes a segment carries, for a super-packet; 0 for none.
+    pub segment_bytes: u32,
+}
+
+impl<'a> Trial<'a> {
+    /// One run of `frame` in `direction`.
+    pub fn once(direction: Direction, frame: &'a [u8]) -> Self {
+        Self { direction: Some(direction), frame, repeat: 1, segment_bytes: 0 }
+    }
+}
+
+/// What a program said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The packet goes on, to other programs or the stack.
+    Pass,
+    /// The packet is held back.
+    Drop,
+    /// A number the probe never returns.
+    Other(u32),
+}
+
+/// What came of a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrialOutcome {
+    /// What the program said.
+    pub verdict: Verdict,
+    /// What a run took, on average.
+    pub duration: Duration,
+}
+
+/// Size of `__sk_buff`, and where it says the size of a segment (linux/bpf.h).
+const CONTEXT_BYTES: usize = 192;
+const CONTEXT_GSO_SIZE: usize = 176;
+
+/// TCX_NEXT and TC_ACT_UNSPEC; TCX_DROP and TC_ACT_SHOT.
+const NEXT: u32 = -1_i32 as u32;
+const DROP: u32 = 2;
+
+pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeError> {
+    let doing = "run a program on a frame";
+    let name = match trial.direction {
+        Some(Direction::Up) => UP,
+        Some(Direction::Down) => DOWN,
+        None => NOTHING,
+    };
+    let program = ebpf.program(name).ok_or(ProbeError::NotInObject { name })?;
+    let program: &SchedClassifier = program.try_into().map_err(kernel(doing))?;
+    let mut context = [0_u8; CONTEXT_BYTES];
+    context[CONTEXT_GSO_SIZE..][..4].copy_from_slice(&trial.segment_bytes.to_ne_bytes());
+    let options = TestRunOptions {
+        data_in: Some(trial.frame),
+        ctx_in: (trial.segment_bytes != 0).then_some(&context[..]),
+        repeat: trial.repeat,
+        ..TestRunOptions::default()
+    };
+    let result = program.test_run(options).map_err(kernel(doing))?;
+    let verdict = match result.return_value {
+        NEXT => Verdict::Pass,
+        DROP => Verdict::Drop,
+        other => Verdict::Other(other),
+    };
+    Ok(TrialOutcome { verdict, duration: result.duration })
+}
