@@ -38,7 +38,10 @@ const PRIORITY: u16 = 0x5553;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// A program of the object.
-pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, ProbeError> {
+pub(super) fn program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, ProbeError> {
     let program = ebpf.program_mut(name).ok_or(ProbeError::NotInObject { name })?;
     program.try_into().map_err(kernel("open a program"))
 }
@@ -114,20 +117,25 @@ fn attach_link(
     Ok(())
 }
 
-fn attach_filter(program: &mut SchedClassifier, interface: &str, hook: TcAttachType) -> Result<(), ProbeError> {
+fn attach_filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    hook: TcAttachType,
+) -> Result<(), ProbeError> {
     let doing = "attach the probe's programs";
     let ours = SchedClassifierLink::attached(interface, hook, PRIORITY, HANDLE, None)
         .map_err(ProgramError::from)
         .map_err(kernel(doing))?;
     // Replaces the filter of a former agent, if there is one.
-    let id = match program.attach_to_link(ours) {
-        Ok(id) => id,
-        Err(_) => {
-            // Refused where the interface has the qdisc already.
-            let _ = tc::qdisc_add_clsact(interface);
-            let place = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-            program.attach_with_options(interface, hook, TcAttachOptions::Netlink(place)).map_err(kernel(doing))?
-        }
+    let id = if let Ok(id) = program.attach_to_link(ours) {
+        id
+    } else {
+        // Refused where the interface has the qdisc already.
+        let _ = tc::qdisc_add_clsact(interface);
+        let place = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+        program
+            .attach_with_options(interface, hook, TcAttachOptions::Netlink(place))
+            .map_err(kernel(doing))?
     };
     // Dropped, it would detach: the filter stays when the agent goes.
     std::mem::forget(program.take_link(id).map_err(kernel(doing))?);

@@ -17,7 +17,9 @@ pub enum ProbeError {
         present: Vec<String>,
     },
     /// The interface does not carry Ethernet frames.
-    #[error("attach to `{name}`: it carries no Ethernet frames (link type {link_type}), and the probe reads no others")]
+    #[error(
+        "attach to `{name}`: it carries no Ethernet frames (link type {link_type}), and the probe reads no others"
+    )]
     NotEthernet {
         /// The interface asked for.
         name: String,
@@ -25,7 +27,9 @@ pub enum ProbeError {
         link_type: u16,
     },
     /// The kernel refused.
-    #[error("{doing}: not permitted; run the agent as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    #[error(
+        "{doing}: not permitted; run the agent as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
     NotPermitted {
         /// What was refused.
         doing: &'static str,
@@ -83,7 +87,9 @@ pub enum ProbeError {
         limit: u32,
     },
     /// An IPv6 prefix that would take all of IPv4 with it.
-    #[error("bind {prefix}: it is so wide that it would take every IPv4 address with it; bind 2000::/3 or longer")]
+    #[error(
+        "bind {prefix}: it is so wide that it would take every IPv4 address with it; bind 2000::/3 or longer"
+    )]
     PrefixTooWide {
         /// The prefix.
         prefix: IpNet,

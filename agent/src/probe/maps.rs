@@ -10,8 +10,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpu
 use aya::{Ebpf, EbpfLoader, Pod};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use usher_models::wire::{
-    Buckets, Class, Config, Direction, Enforcement, Flow, FlowKey, LAYOUT, PREFIX_BITS, Rate, Reason, SlotUsage,
-    Tally,
+    Buckets, Class, Config, Direction, Enforcement, Flow, FlowKey, LAYOUT, PREFIX_BITS, Rate, Reason,
+    SlotUsage, Tally,
 };
 
 use super::attach::LINKS;
@@ -77,8 +77,8 @@ fn shapes(settings: &ProbeConfig) -> [Shape; 8] {
 
 /// The nearest size the kernel takes for a ring: a power of two of pages.
 fn ring_bytes(wanted: u32) -> u32 {
-    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4_096);
-    wanted.clamp(page, 1 << 30).next_power_of_two()
+    // The largest page of any architecture.
+    wanted.clamp(1 << 16, 1 << 30).next_power_of_two()
 }
 
 /// Refuses pins that this agent would misread; clears what a start that never finished left behind.
@@ -249,7 +249,7 @@ impl Maps {
 
     pub(super) fn bindings(&self) -> Result<Vec<(IpNet, u32)>, ProbeError> {
         let mut bindings = Vec::new();
-        for entry in self.sessions.iter() {
+        for entry in &self.sessions {
             let (key, slot) = entry.map_err(kernel("list the bound prefixes"))?;
             bindings.extend(session_prefix(&key).map(|prefix| (prefix, slot)));
         }
@@ -350,7 +350,7 @@ impl Maps {
     pub(super) fn sweep(&mut self, oldest: u32) -> Result<Swept, ProbeError> {
         let mut idle = Vec::new();
         let mut kept = 0;
-        for entry in self.flows.iter() {
+        for entry in &self.flows {
             let (key, Record(flow)) = entry.map_err(kernel("list the flows"))?;
             // Generations wrap after decades; a difference is right across it.
             if oldest.wrapping_sub(flow.generation).cast_signed() > 0 {

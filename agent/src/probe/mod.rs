@@ -28,7 +28,8 @@ use aya::Ebpf;
 use ipnet::IpNet;
 use usher_models::units::Micros;
 use usher_models::wire::{
-    ANONYMOUS, Class, Config, Direction, Enforcement, FlowKey, LAYOUT, MAX_FIRST_BYTES, Reason, SlotUsage, Tally,
+    ANONYMOUS, Class, Config, Direction, Enforcement, FlowKey, LAYOUT, MAX_FIRST_BYTES, Reason, SlotUsage,
+    Tally,
 };
 
 pub use attach::Attach;
@@ -98,7 +99,10 @@ pub struct Probe {
 
 impl std::fmt::Debug for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Probe").field("settings", &self.settings).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Probe")
+            .field("settings", &self.settings)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -144,7 +148,6 @@ impl Probe {
     }
 
     /// Whether enforcement touches no packet. Never, here.
-    #[expect(clippy::unused_self, reason = "the same question is put to a capture")]
     pub fn dry_run(&self) -> bool {
         false
     }
@@ -243,7 +246,10 @@ impl Probe {
             None => Swept { kept: self.maps.flows()?, forgotten: 0 },
         };
         while self.generations.len() >= GENERATIONS
-            || self.generations.get(1).is_some_and(|(next, _)| oldest_alive.is_some_and(|oldest| *next <= oldest))
+            || self
+                .generations
+                .get(1)
+                .is_some_and(|(next, _)| oldest_alive.is_some_and(|oldest| *next <= oldest))
         {
             self.generations.pop_front();
         }

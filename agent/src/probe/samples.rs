@@ -2,6 +2,7 @@
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use usher_models::wire::{Direction, FirstBytes};
 
@@ -21,7 +22,9 @@ pub(super) enum Samples {
 impl Samples {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ProbeError> {
         let map = ebpf.take_map(SAMPLES).ok_or(ProbeError::NotInObject { name: SAMPLES })?;
-        RingBuf::try_from(map).map(Self::Plain).map_err(|error| ProbeError::kernel("map the ring")(error.into()))
+        RingBuf::try_from(map)
+            .map(Self::Plain)
+            .map_err(|error| ProbeError::kernel("map the ring")(error.into()))
     }
 
     /// The next record, if one is there.
@@ -63,8 +66,11 @@ impl Samples {
     }
 }
 
+#[expect(unsafe_code, reason = "tokio asks for a promise about the descriptor")]
 fn watched(ring: RingBuf<MapData>) -> Samples {
-    match AsyncFd::new(ring) {
+    // SAFETY: the ring owns its map's descriptor, shows no other, and is never replaced while the runtime has it.
+    let registered = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    match registered {
         Ok(ring) => Samples::Awaited(ring),
         Err(error) => {
             tracing::error!(%error, "the ring of first bytes cannot be watched: no flow gets a class");

@@ -55,7 +55,7 @@ const CONTEXT_BYTES: usize = 192;
 const CONTEXT_GSO_SIZE: usize = 176;
 
 /// TCX_NEXT and TC_ACT_UNSPEC; TCX_DROP and TC_ACT_SHOT.
-const NEXT: u32 = -1_i32 as u32;
+const NEXT: u32 = (-1_i32).cast_unsigned();
 const DROP: u32 = 2;
 
 pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeError> {
