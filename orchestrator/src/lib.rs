@@ -8,6 +8,7 @@ pub mod elements;
 pub mod engine;
 pub mod error;
 pub mod identity;
+pub mod inputs;
 pub mod ledger;
 pub mod metrics;
 pub mod pki;

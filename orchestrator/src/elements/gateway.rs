@@ -18,6 +18,9 @@ pub enum AskError {
     /// No answer came in time.
     #[error("the agent did not answer in time")]
     TimedOut,
+    /// Too many asks are under way on its uplink.
+    #[error("too many steps are under way on the agent's uplink")]
+    Busy,
     /// The uplink closed before the answer came.
     #[error("the agent's uplink closed before it answered")]
     Closed,

@@ -1,0 +1,459 @@
+//! A batch as it came, made fit to be applied. Sans-I/O.
+//!
+//! An agent is let in by its certificate, but what it says is still foreign: it may be broken, or its gateway taken over.
+//! What makes no sense as a whole is [`Refused`]; a record that makes no sense is left out or set right, and counted
+//! under a reason. Bytes that can be counted are counted, if only as anonymous.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use usher_models::telemetry;
+use usher_models::units::Micros;
+use usher_models::{Class, Direction};
+
+use crate::ledger::{BatchMark, SessionRecord};
+
+/// Length of a boot id, bytes.
+pub const BOOT_LENGTH: usize = 16;
+/// Most sessions in one batch: all of a gateway's, after its agent's start.
+const SESSIONS_MAX: usize = 1 << 18;
+/// Most usage records in one batch.
+const USAGE_MAX: usize = 1 << 20;
+/// Most verdicts in one batch.
+const FLOWS_MAX: usize = 1 << 18;
+/// Longest session id, bytes.
+const SESSION_ID_MAX: usize = 128;
+/// Most keys or prefixes of one session.
+const LIST_MAX: usize = 32;
+/// Longest key, bytes.
+const KEY_MAX: usize = 128;
+/// Longest other word (RAT, time zone, app, via), bytes.
+const WORD_MAX: usize = 64;
+/// Most bytes, or packets, one record can add: a terabit a second for two and a half hours.
+const AMOUNT_MAX: u64 = 1 << 50;
+/// How far a gateway's clock may run ahead of ours before its times are not believed.
+const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
+
+/// Why a whole batch was refused. Nothing of it was applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The boot id has another length.
+    #[error("boot id of {0} bytes: expected {BOOT_LENGTH}")]
+    Boot(usize),
+    /// Sequences begin with 1.
+    #[error("batch sequence 0: the first batch of a boot is 1")]
+    Sequence,
+    /// More records than a batch can have.
+    #[error("{count} {what} in one batch: at most {max}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+}
+
+impl Refused {
+    /// For the metric.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Boot(_) => "boot",
+            Self::Sequence => "sequence",
+            Self::TooMany { .. } => "too_many_records",
+        }
+    }
+}
+
+/// A batch fit to be applied, its sessions not yet resolved.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// Name of the agent, from its certificate.
+    pub agent: String,
+    /// Which one.
+    pub mark: BatchMark,
+    /// Start of its interval, event time.
+    pub start: Micros,
+    /// End of its interval, event time.
+    pub end: Micros,
+    /// False: its times are not to be believed (already counted). Its bytes count, no fact is made of them.
+    pub timed: bool,
+    /// Sessions, their subscriber not yet resolved.
+    pub sessions: Vec<SessionRecord>,
+    /// Usage.
+    pub usage: Vec<Usage>,
+    /// Verdicts.
+    pub flows: Vec<Flow>,
+    /// Records left out or set right, by reason.
+    pub ignored: BTreeMap<&'static str, u64>,
+}
+
+/// Usage of a session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Usage {
+    /// Its id; empty: anonymous.
+    pub session: String,
+    /// Kind of use.
+    pub class: Class,
+    /// Which way.
+    pub direction: Direction,
+    /// Let through.
+    pub bytes: u64,
+    /// Let through.
+    pub packets: u64,
+    /// Held back.
+    pub dropped_bytes: u64,
+    /// Held back.
+    pub dropped_packets: u64,
+    /// Share of the interval at the enforced rate, 0 to 1.
+    pub at_cap: Option<f64>,
+}
+
+/// A flow that got its verdict.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flow {
+    /// Its session's id; empty: anonymous.
+    pub session: String,
+    /// Which app.
+    pub app: String,
+    /// Its class.
+    pub class: Class,
+    /// What the verdict rests on.
+    pub via: String,
+    /// When it came.
+    pub at: Micros,
+    /// From the first packet to the verdict.
+    pub took: Duration,
+}
+
+/// `batch` of `agent`, which arrived at `now`.
+pub(super) fn decode(agent: &str, batch: telemetry::Batch, now: Micros) -> Result<Batch, Refused> {
+    check_shape(&batch)?;
+    let mut decoded = Batch {
+        agent: agent.to_owned(),
+        mark: BatchMark { boot: batch.boot, sequence: batch.sequence },
+        start: Micros::new(batch.start_us),
+        end: Micros::new(batch.end_us),
+        timed: true,
+        ..Batch::default()
+    };
+    if batch.start_us < 0 || batch.end_us < batch.start_us {
+        decoded.distrust_times("interval", now);
+    } else if decoded.end > now.after(CLOCK_AHEAD_MAX) {
+        decoded.distrust_times("clock_ahead", now);
+    }
+    for session in batch.sessions {
+        decoded.session(session, now);
+    }
+    for usage in batch.usage {
+        decoded.usage(usage);
+    }
+    for flow in batch.flows {
+        decoded.flow(flow, now);
+    }
+    Ok(decoded)
+}
+
+fn check_shape(batch: &telemetry::Batch) -> Result<(), Refused> {
+    if batch.boot.len() != BOOT_LENGTH {
+        return Err(Refused::Boot(batch.boot.len()));
+    }
+    if batch.sequence == 0 {
+        return Err(Refused::Sequence);
+    }
+    for (what, count, max) in [
+        ("sessions", batch.sessions.len(), SESSIONS_MAX),
+        ("usage records", batch.usage.len(), USAGE_MAX),
+        ("verdicts", batch.flows.len(), FLOWS_MAX),
+    ] {
+        if count > max {
+            return Err(Refused::TooMany { what, count, max });
+        }
+    }
+    Ok(())
+}
+
+impl Batch {
+    fn ignore(&mut self, reason: &'static str) {
+        *self.ignored.entry(reason).or_default() += 1;
+    }
+
+    fn distrust_times(&mut self, reason: &'static str, now: Micros) {
+        self.ignore(reason);
+        self.timed = false;
+        (self.start, self.end) = (now, now);
+    }
+
+    fn session(&mut self, session: telemetry::Session, now: Micros) {
+        if !is_word(&session.id, SESSION_ID_MAX) {
+            return self.ignore("session_id");
+        }
+        let open = match telemetry::SessionState::try_from(session.state) {
+            Ok(telemetry::SessionState::Open) => true,
+            Ok(telemetry::SessionState::Closed) => false,
+            Ok(telemetry::SessionState::Unspecified) | Err(_) => return self.ignore("session_state"),
+        };
+        let keys = self.list(session.keys, "session_key", |key| {
+            is_word(key, KEY_MAX)
+                && key.split_once(':').is_some_and(|(kind, value)| !kind.is_empty() && !value.is_empty())
+        });
+        let prefixes = self.list(session.prefixes, "session_prefix", |prefix| {
+            prefix.parse::<ipnet::IpNet>().is_ok() || prefix.parse::<std::net::IpAddr>().is_ok()
+        });
+        let plmn =
+            |plmn: &str| (5..=6).contains(&plmn.len()) && plmn.bytes().all(|byte| byte.is_ascii_digit());
+        let serving_plmn = self.word(session.serving_plmn, "session_plmn", plmn);
+        let rat = self.word(session.rat, "session_rat", |word| is_word(word, WORD_MAX));
+        let time_zone = self.word(session.time_zone, "session_time_zone", |word| is_word(word, WORD_MAX));
+        self.sessions.push(SessionRecord {
+            session: session.id,
+            subscriber: None,
+            open,
+            prefixes,
+            keys,
+            serving_plmn,
+            roaming: session.roaming,
+            rat,
+            time_zone,
+            since: Micros::new(session.since_us.max(0)).min(now),
+        });
+    }
+
+    /// The entries that make sense, the first [`LIST_MAX`] of them.
+    fn list(&mut self, list: Vec<String>, reason: &'static str, good: impl Fn(&str) -> bool) -> Vec<String> {
+        let count = list.len();
+        let kept: Vec<_> = list.into_iter().filter(|entry| good(entry)).take(LIST_MAX).collect();
+        for _ in kept.len()..count {
+            self.ignore(reason);
+        }
+        kept
+    }
+
+    /// The word, or nothing where it makes no sense.
+    fn word(&mut self, word: String, reason: &'static str, good: impl Fn(&str) -> bool) -> String {
+        if word.is_empty() || good(&word) {
+            return word;
+        }
+        self.ignore(reason);
+        String::new()
+    }
+
+    fn usage(&mut self, usage: telemetry::Usage) {
+        let Ok(direction) = telemetry::Direction::try_from(usage.direction) else {
+            return self.ignore("usage_direction");
+        };
+        let amounts = [usage.bytes, usage.packets, usage.dropped_bytes, usage.dropped_packets];
+        if amounts.iter().any(|&amount| amount > AMOUNT_MAX) {
+            return self.ignore("usage_amount");
+        }
+        let class = self.class(usage.class, "usage_class");
+        let at_cap = match usage.at_cap {
+            Some(share) if !(0.0..=1.0).contains(&share) => {
+                self.ignore("usage_at_cap");
+                None
+            }
+            share => share,
+        };
+        let session = self.word(usage.session, "usage_session", |session| is_word(session, SESSION_ID_MAX));
+        self.usage.push(Usage {
+            session,
+            class,
+            direction: direction.into(),
+            bytes: usage.bytes,
+            packets: usage.packets,
+            dropped_bytes: usage.dropped_bytes,
+            dropped_packets: usage.dropped_packets,
+            at_cap,
+        });
+    }
+
+    fn flow(&mut self, flow: telemetry::FlowNamed, now: Micros) {
+        let name = |word: &str| {
+            is_word(word, WORD_MAX)
+                && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
+        };
+        if !name(&flow.app) || !name(&flow.via) || !(0.0..=1.0).contains(&flow.confidence) {
+            return self.ignore("flow");
+        }
+        let (first, verdict) = (Micros::new(flow.first_packet_us), Micros::new(flow.verdict_us));
+        if first > verdict || first < Micros::default() || verdict > now.after(CLOCK_AHEAD_MAX) {
+            return self.ignore("flow_times");
+        }
+        let class = self.class(flow.class, "flow_class");
+        let session = self.word(flow.session, "flow_session", |session| is_word(session, SESSION_ID_MAX));
+        let took = verdict.since(first);
+        self.flows.push(Flow { session, app: flow.app, class, via: flow.via, at: verdict, took });
+    }
+
+    /// A class this build does not know is `other`: a newer agent may have more.
+    fn class(&mut self, class: i32, reason: &'static str) -> Class {
+        telemetry::Class::try_from(class).map_or_else(
+            |_| {
+                self.ignore(reason);
+                Class::Other
+            },
+            Class::from,
+        )
+    }
+}
+
+/// Something to be kept and shown: not empty, not long, nothing invisible in it.
+fn is_word(word: &str, max: usize) -> bool {
+    !word.is_empty() && word.len() <= max && !word.chars().any(|c| c.is_control() || c.is_whitespace())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Micros = Micros::new(1_700_000_000_000_000);
+
+    fn batch() -> telemetry::Batch {
+        telemetry::Batch {
+            boot: vec![7; BOOT_LENGTH],
+            sequence: 1,
+            start_us: NOW.get() - 1_000_000,
+            end_us: NOW.get(),
+            ..telemetry::Batch::default()
+        }
+    }
+
+    fn usage(bytes: u64) -> telemetry::Usage {
+        telemetry::Usage { session: "s1".into(), bytes, packets: 1, ..telemetry::Usage::default() }
+    }
+
+    #[test]
+    fn a_batch_that_makes_no_sense_as_a_whole_is_refused() {
+        let refused = |change: fn(&mut telemetry::Batch)| {
+            let mut batch = batch();
+            change(&mut batch);
+            decode("gw1", batch, NOW).unwrap_err()
+        };
+        assert_eq!(refused(|batch| batch.boot = vec![1; 3]), Refused::Boot(3));
+        assert_eq!(refused(|batch| batch.sequence = 0), Refused::Sequence);
+        let many = refused(|batch| batch.usage = vec![telemetry::Usage::default(); USAGE_MAX + 1]);
+        assert_eq!(many.to_string(), "1048577 usage records in one batch: at most 1048576");
+    }
+
+    #[test]
+    fn a_clock_that_runs_ahead_costs_facts_but_no_bytes() {
+        for (start, end, reason) in [
+            (NOW.get(), NOW.get() + 61_000_000, "clock_ahead"),
+            (NOW.get(), i64::MAX, "clock_ahead"),
+            (NOW.get(), NOW.get() - 1, "interval"),
+            (i64::MIN, NOW.get(), "interval"),
+        ] {
+            let hostile = telemetry::Batch { start_us: start, end_us: end, usage: vec![usage(5)], ..batch() };
+            let decoded = decode("gw1", hostile, NOW).unwrap();
+            assert!(!decoded.timed);
+            assert_eq!((decoded.start, decoded.end), (NOW, NOW));
+            assert_eq!(decoded.ignored, BTreeMap::from([(reason, 1)]));
+            assert_eq!(decoded.usage[0].bytes, 5);
+        }
+    }
+
+    #[test]
+    fn hostile_records_are_left_out_or_set_right_one_by_one() {
+        let mut hostile = batch();
+        hostile.usage = vec![
+            telemetry::Usage { at_cap: Some(f64::NAN), ..usage(1) },
+            telemetry::Usage { at_cap: Some(1.5), ..usage(2) },
+            telemetry::Usage { direction: 9, ..usage(4) },
+            telemetry::Usage { class: 99, ..usage(8) },
+            telemetry::Usage { session: "s".repeat(129), ..usage(16) },
+            usage(u64::MAX),
+        ];
+        hostile.sessions = vec![
+            telemetry::Session { id: "s\n1".into(), state: 1, ..telemetry::Session::default() },
+            telemetry::Session { id: "s2".into(), state: 7, ..telemetry::Session::default() },
+            telemetry::Session {
+                id: "s3".into(),
+                state: 1,
+                keys: vec!["imsi:1".into(), "nonsense".into(), ":".into()],
+                prefixes: vec!["10.0.0.1/32".into(), "10.0.0.1/33".into()],
+                serving_plmn: "0010x".into(),
+                since_us: i64::MAX,
+                ..telemetry::Session::default()
+            },
+        ];
+        let decoded = decode("gw1", hostile, NOW).unwrap();
+        let bytes: Vec<_> = decoded.usage.iter().map(|usage| usage.bytes).collect();
+        assert_eq!(bytes, [1, 2, 8, 16]);
+        assert!(decoded.usage.iter().all(|usage| usage.at_cap.is_none()));
+        assert_eq!(decoded.usage[3].session, "", "an impossible session id counts as anonymous");
+        assert_eq!(decoded.sessions.len(), 1);
+        assert_eq!(decoded.sessions[0].keys, ["imsi:1"]);
+        assert_eq!(decoded.sessions[0].prefixes, ["10.0.0.1/32"]);
+        assert_eq!(decoded.sessions[0].serving_plmn, "");
+        assert_eq!(decoded.sessions[0].since, NOW);
+        assert_eq!(
+            decoded.ignored,
+            BTreeMap::from([
+                ("session_id", 1),
+                ("session_key", 2),
+                ("session_plmn", 1),
+                ("session_prefix", 1),
+                ("session_state", 1),
+                ("usage_amount", 1),
+                ("usage_at_cap", 2),
+                ("usage_class", 1),
+                ("usage_direction", 1),
+                ("usage_session", 1),
+            ])
+        );
+    }
+
+    fn foreign_usage() -> impl Strategy<Value = telemetry::Usage> {
+        (any::<String>(), any::<i32>(), 0..3_i32, any::<(u64, u64)>(), any::<Option<f64>>()).prop_map(
+            |(session, class, direction, (bytes, packets), at_cap)| telemetry::Usage {
+                session,
+                class,
+                direction,
+                bytes,
+                packets,
+                at_cap,
+                ..telemetry::Usage::default()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_in_bounds_or_counted(
+            records in proptest::collection::vec(foreign_usage(), 0..20),
+            times in any::<(i64, i64)>(),
+            verdict in any::<(String, f64, i64, i64)>(),
+        ) {
+            let (app, confidence, first_packet_us, verdict_us) = verdict;
+            let foreign = telemetry::Batch {
+                start_us: times.0,
+                end_us: times.1,
+                flows: vec![telemetry::FlowNamed {
+                    app, confidence, first_packet_us, verdict_us, ..telemetry::FlowNamed::default()
+                }],
+                usage: records.clone(),
+                ..batch()
+            };
+            let decoded = decode("gw1", foreign, NOW).unwrap();
+            prop_assert!(decoded.start <= decoded.end && decoded.end <= NOW.after(CLOCK_AHEAD_MAX));
+            let left_out = decoded.ignored.get("usage_direction").copied().unwrap_or(0)
+                + decoded.ignored.get("usage_amount").copied().unwrap_or(0);
+            prop_assert_eq!(decoded.usage.len() as u64 + left_out, records.len() as u64);
+            for usage in &decoded.usage {
+                prop_assert!(usage.bytes <= AMOUNT_MAX && usage.session.len() <= SESSION_ID_MAX);
+                prop_assert!(usage.at_cap.is_none_or(|share| (0.0..=1.0).contains(&share)));
+            }
+        }
+
+        #[test]
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            use prost::Message as _;
+            if let Ok(batch) = telemetry::Batch::decode(bytes.as_slice()) {
+                let _ = decode("gw1", batch, NOW);
+            }
+        }
+    }
+}
