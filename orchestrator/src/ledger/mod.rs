@@ -8,6 +8,7 @@
 //! that a long listing never holds up a batch.
 
 mod open;
+mod overview;
 pub mod pushes;
 mod read;
 mod record;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
+pub use overview::Overview;
 pub use read::{AgentSeen, AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
 pub use record::{AppRecord, Applied, BatchMark, BatchRecord, InputRecord, SessionRecord, UsageRecord};
 

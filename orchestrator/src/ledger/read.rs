@@ -172,20 +172,20 @@ impl Ledger {
 
     /// Every session that is open.
     pub fn open_sessions(&self) -> Result<Vec<SessionRow>, LedgerError> {
-        self.sessions_where("open = 1", params![])
+        self.sessions_where("open = 1 ORDER BY agent, session", params![])
     }
 
     /// The sessions of a subscriber, open and lately closed.
     pub fn sessions_of(&self, subscriber: &SubscriberId) -> Result<Vec<SessionRow>, LedgerError> {
-        self.sessions_where("subscriber = ?1", params![subscriber.0])
+        self.sessions_where("subscriber = ?1 ORDER BY agent, session", params![subscriber.0])
     }
 
     /// Every session of an agent, open and lately closed.
     pub fn sessions_on(&self, agent: &str) -> Result<Vec<SessionRow>, LedgerError> {
-        self.sessions_where("agent = ?1", params![agent])
+        self.sessions_where("agent = ?1 ORDER BY agent, session", params![agent])
     }
 
-    fn sessions_where(
+    pub(super) fn sessions_where(
         &self,
         condition: &str,
         values: &[&dyn rusqlite::ToSql],
@@ -193,7 +193,7 @@ impl Ledger {
         let reader = self.reader();
         let mut query = reader.prepare_cached(&format!(
             "SELECT agent, session, subscriber, open, prefixes, keys, serving_plmn, roaming, rat, time_zone, since_us,
-             changed_us FROM sessions WHERE {condition} ORDER BY agent, session"
+             changed_us FROM sessions WHERE {condition}"
         ))?;
         let mut rows = query.query(values)?;
         let mut sessions = Vec::new();
@@ -219,15 +219,18 @@ impl Ledger {
 
     /// The totals of everyone, anonymous traffic included.
     pub fn usage(&self) -> Result<Vec<UsageTotal>, LedgerError> {
-        self.usage_where("1", params![])
+        self.usage_where("1 ORDER BY subscriber, class, direction", params![])
     }
 
     /// The totals of a subscriber; of anonymous traffic for `None`.
     pub fn usage_of(&self, subscriber: Option<&SubscriberId>) -> Result<Vec<UsageTotal>, LedgerError> {
-        self.usage_where("subscriber = ?1", params![subscriber.map_or("", |subscriber| &subscriber.0)])
+        self.usage_where(
+            "subscriber = ?1 ORDER BY class, direction",
+            params![subscriber.map_or("", |subscriber| &subscriber.0)],
+        )
     }
 
-    fn usage_where(
+    pub(super) fn usage_where(
         &self,
         condition: &str,
         values: &[&dyn rusqlite::ToSql],
@@ -235,7 +238,7 @@ impl Ledger {
         let reader = self.reader();
         let mut query = reader.prepare_cached(&format!(
             "SELECT subscriber, class, direction, bytes, packets, dropped_bytes, dropped_packets FROM usage
-             WHERE {condition} ORDER BY subscriber, class, direction"
+             WHERE {condition}"
         ))?;
         let mut rows = query.query(values)?;
         let mut totals = Vec::new();

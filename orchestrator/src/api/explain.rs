@@ -1,0 +1,158 @@
+//! Why something was, or was not, done for a subscriber: read from the ledger, changing nothing.
+
+use std::collections::BTreeSet;
+
+use usher_models::units::Micros;
+
+use super::model::{Decision, Explanation, Push, Sending, Session, Subscriber, Time};
+use super::routes::settings_now;
+use crate::elements::PushState;
+use crate::engine::io::{Cause, DecisionId, Gate};
+use crate::identity::Profile;
+use crate::ledger::pushes::PushFilter;
+use crate::ledger::{DecisionRow, Ledger, LedgerError};
+
+/// Decisions and pushes of one subscriber that are looked through, newest first.
+const LOOK_BACK: u32 = 1000;
+
+pub(super) fn explain(
+    ledger: &Ledger,
+    profile: &Profile,
+    at: Option<jiff::Timestamp>,
+    limit: u32,
+    now: Micros,
+) -> Result<Explanation, LedgerError> {
+    let at = at.map_or_else(|| Time::from(now), Time);
+    let mut decisions = Vec::new();
+    for row in ledger.decisions(Some(&profile.id), LOOK_BACK)? {
+        if decisions.len() < limit as usize && Time::from(row.decision.at) <= at {
+            decisions.push(with_push(ledger, row)?);
+        }
+    }
+    let mut sessions: Vec<_> = ledger.sessions_of(&profile.id)?.into_iter().map(Session::from).collect();
+    sessions.retain(|session| session.open);
+    let mut explanation = Explanation {
+        subscriber: Subscriber::from(profile),
+        at,
+        summary: Vec::new(),
+        sessions,
+        settings: settings_now(ledger, &profile.id)?,
+        decisions,
+    };
+    explanation.summary = summary(&explanation, ledger.stopped()?);
+    Ok(explanation)
+}
+
+/// A decision with the push that carried it out: its own, or the one its tap led to.
+pub(super) fn with_push(ledger: &Ledger, row: DecisionRow) -> Result<Decision, LedgerError> {
+    let mut decision = Decision::from(row);
+    if decision.chosen.is_some() {
+        let filter = PushFilter { subscriber: Some(decision.subscriber.clone()), ..PushFilter::default() };
+        let pushes = ledger.pushes(&filter, LOOK_BACK as usize)?;
+        if let Some(found) = pushes.iter().find(|record| caused_by(&record.push.cause, &decision.id)) {
+            decision.push = ledger.push(&found.push.id)?.map(Push::from);
+        }
+    }
+    Ok(decision)
+}
+
+fn caused_by(cause: &Cause, decision: &DecisionId) -> bool {
+    matches!(cause, Cause::Decision(id) | Cause::Tap(id) if id == decision)
+}
+
+fn summary(explanation: &Explanation, stopped: bool) -> Vec<String> {
+    let subscriber = &explanation.subscriber;
+    let mut sentences = Vec::new();
+    if stopped {
+        sentences.push("Usher is stopped: no decision is made for anyone until `usher resume`.".to_owned());
+    }
+    let mut told = BTreeSet::new();
+    for decision in &explanation.decisions {
+        if told.insert(&decision.moment) {
+            sentences.push(of_decision(decision));
+        }
+    }
+    if explanation.decisions.is_empty() {
+        sentences.push("No moment has fired for this line, so nothing was decided.".to_owned());
+    }
+    if !subscriber.active {
+        sentences.push("The line is not in service.".to_owned());
+    }
+    if subscriber.complaint_open {
+        sentences.push("A complaint is open.".to_owned());
+    }
+    match (subscriber.consent.service, subscriber.consent.advice) {
+        (true, true) => {}
+        (false, false) => sentences.push(
+            "The person consents neither to silent changes (`service`) nor to messages (`advice`).".to_owned(),
+        ),
+        (false, true) => {
+            sentences.push("The person does not consent to silent changes (`service`).".to_owned());
+        }
+        (true, false) => sentences.push("The person does not consent to messages (`advice`).".to_owned()),
+    }
+    if explanation.sessions.is_empty() {
+        sentences.push("No session is open: no gateway sees this line now.".to_owned());
+    }
+    sentences
+}
+
+fn of_decision(decision: &Decision) -> String {
+    let what = format!("{} at {:.0}", decision.moment, decision.at.0);
+    let Some(chosen) = &decision.chosen else {
+        return format!("{what}: nothing was done, because {}.", why_nothing(decision));
+    };
+    let outcome = match (&decision.message, decision.tapped, &decision.push) {
+        (_, _, Some(push)) => of_push(push),
+        (Some(Sending::Pending), _, None) => "its message waits to be sent".to_owned(),
+        (Some(Sending::Failed(why)), _, None) => format!("its message was not sent: {why}"),
+        (Some(Sending::Sent(at)), None, None) => {
+            format!("its message was sent at {:.0} and has not been tapped", at.0)
+        }
+        (_, Some(at), None) => format!("tapped at {:.0}", at.0),
+        (None, None, None) => "no push was needed".to_owned(),
+    };
+    format!("{what}: {chosen} was chosen; {outcome}.")
+}
+
+fn of_push(push: &Push) -> String {
+    let id = &push.id;
+    let error = push.error.as_deref().unwrap_or("no reason was recorded");
+    match push.state {
+        PushState::Pending if push.attempts > 0 => format!("push {id} is tried again: {error}"),
+        PushState::Pending => format!("push {id} waits for its turn"),
+        PushState::Running | PushState::Confirming => format!("push {id} is under way"),
+        PushState::Done => format!("push {id} is done"),
+        PushState::Failed => format!("push {id} failed and every element is back where it was: {error}"),
+        PushState::NeedsRepair => format!("push {id} failed and an element needs repair: {error}"),
+        PushState::Superseded => format!("push {id} gave way to a newer one"),
+    }
+}
+
+fn why_nothing(decision: &Decision) -> String {
+    let stopped: Vec<_> = decision
+        .candidates
+        .iter()
+        .filter_map(|candidate| {
+            let stopped = candidate.stopped_by.as_ref()?;
+            Some(format!("{} was stopped by {} ({})", candidate.action, gate_name(stopped.gate), stopped.why))
+        })
+        .collect();
+    if stopped.is_empty() { "no action is tied to this moment".to_owned() } else { stopped.join("; ") }
+}
+
+/// A gate as the policy file names it.
+pub fn gate_name(gate: Gate) -> &'static str {
+    match gate {
+        Gate::Guard => "guard",
+        Gate::Eligible => "policy.eligible",
+        Gate::Suitable => "policy.suitable",
+        Gate::Consent => "policy.consent",
+        Gate::Budget => "policy.contact.budget",
+        Gate::SameAction => "policy.contact.same_action",
+        Gate::Quiet => "policy.contact.quiet",
+        Gate::Backoff => "policy.backoff",
+        Gate::Floor => "choose.floor",
+        Gate::Outscored => "a better action",
+    }
+}
