@@ -84,7 +84,8 @@ fn summary(explanation: &Explanation, stopped: bool) -> Vec<String> {
     match (subscriber.consent.service, subscriber.consent.advice) {
         (true, true) => {}
         (false, false) => sentences.push(
-            "The person consents neither to silent changes (`service`) nor to messages (`advice`).".to_owned(),
+            "The person consents neither to silent changes (`service`) nor to messages (`advice`)."
+                .to_owned(),
         ),
         (false, true) => {
             sentences.push("The person does not consent to silent changes (`service`).".to_owned());
@@ -142,7 +143,7 @@ fn why_nothing(decision: &Decision) -> String {
 }
 
 /// A gate as the policy file names it.
-pub fn gate_name(gate: Gate) -> &'static str {
+pub(crate) fn gate_name(gate: Gate) -> &'static str {
     match gate {
         Gate::Guard => "guard",
         Gate::Eligible => "policy.eligible",

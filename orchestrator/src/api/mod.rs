@@ -10,7 +10,6 @@
 
 mod error;
 mod explain;
-pub mod lint;
 pub mod listen;
 mod metrics;
 pub mod model;
@@ -24,14 +23,14 @@ use std::sync::Arc;
 
 use axum::middleware;
 use tokio::sync::{mpsc, oneshot, watch};
-use usher_models::units::Micros;
+use usher_models::units::{Micros, SubscriberId};
 
 pub use self::error::ApiError;
 pub use self::listen::{DoorError, TcpDoor, UnixDoor};
 pub use self::metrics::Metrics;
 pub use self::routes::router;
 use self::token::Token;
-use crate::identity::Directory;
+use crate::identity::Profile;
 use crate::ledger::Ledger;
 
 /// What the API asks of the engine task.
@@ -54,8 +53,12 @@ pub trait Live: Send + Sync + 'static {
     fn agents(&self) -> Vec<LiveAgent>;
     /// Every element there is, gateways included.
     fn elements(&self) -> Vec<LiveElement>;
-    /// The profiles in force.
-    fn directory(&self) -> Arc<Directory>;
+    /// How many subscribers there are.
+    fn subscribers(&self) -> usize;
+    /// What is known of one subscriber.
+    fn profile(&self, id: &SubscriberId) -> Option<Profile>;
+    /// Up to `limit` subscribers whose ids come after `after`, in order.
+    fn profiles_after(&self, after: Option<&SubscriberId>, limit: usize) -> Vec<Profile>;
 }
 
 /// The daemon itself.
@@ -178,4 +181,3 @@ impl std::fmt::Debug for ApiState {
         f.debug_struct("ApiState").field("ledger", &self.ledger).finish_non_exhaustive()
     }
 }
-

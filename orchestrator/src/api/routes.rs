@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
@@ -15,10 +15,10 @@ use usher_models::units::{Micros, SubscriberId};
 use super::error::ApiError;
 use super::metrics::RequestLabels;
 use super::model::{
-    Agent, App, Decision, Element, LastBatch, LastPart, LintRequest, Lint, Message, Page, Push, Session, SettingRow,
-    Status, Subscriber, SubscriberDetail, Switched, Usage, settings_of,
+    Agent, App, Decision, Element, LastBatch, LastPart, Message, Page, Push, Session, SettingRow, Status,
+    Subscriber, SubscriberDetail, Switched, Usage, settings_of,
 };
-use super::{ApiState, Ask, LiveElement, explain, lint};
+use super::{ApiState, Ask, LiveElement, explain};
 use crate::elements::{PushId, PushState};
 use crate::engine::io::{DecisionId, DirectionName};
 use crate::ledger::pushes::PushFilter;
@@ -44,7 +44,6 @@ pub fn router(state: ApiState) -> Router {
         .route("/status", get(status))
         .route("/stop", post(async |state| switch(state, true).await))
         .route("/resume", post(async |state| switch(state, false).await))
-        .route("/lint", post(check))
         .route("/subscribers", get(subscribers))
         .route("/subscribers/{id}", get(subscriber))
         .route("/explain/{id}", get(explained))
@@ -162,7 +161,7 @@ async fn status(State(state): State<ApiState>) -> Answer<Status> {
         stopped,
         mode: about.mode,
         policy: about.policy,
-        subscribers: state.live.directory().profiles().count(),
+        subscribers: state.live.subscribers(),
         sessions_open: overview.sessions_open,
         agents_connected: agents.iter().filter(|agent| agent.uplink.is_some()).count(),
         agents_allowed: agents.len(),
@@ -180,21 +179,13 @@ async fn switch(State(state): State<ApiState>, stop: bool) -> Answer<Switched> {
     Ok(Json(Switched { stopped: stop, changed }))
 }
 
-async fn check(body: Result<Json<LintRequest>, JsonRejection>) -> Answer<Lint> {
-    let Json(request) = body.map_err(|error| ApiError::new(error.status(), error.body_text()))?;
-    let linted = tokio::task::spawn_blocking(move || lint::lint(&request)).await;
-    linted.map(Json).map_err(|_| ApiError::busy())
-}
-
 async fn subscribers(State(state): State<ApiState>, query: Query_) -> Answer<Page<Subscriber>> {
     let wanted = Wanted::of(query, &["after", "limit"])?;
     let after = wanted.after.clone().map(SubscriberId);
     let items = state
         .live
-        .directory()
-        .profiles()
-        .skip_while(|profile| after.as_ref().is_some_and(|after| profile.id <= *after))
-        .take(wanted.limit() as usize + 1)
+        .profiles_after(after.as_ref(), wanted.limit() as usize + 1)
+        .iter()
         .map(Subscriber::from)
         .collect();
     Ok(page(items, wanted.limit(), |subscriber| subscriber.id.0.clone()))
@@ -202,9 +193,8 @@ async fn subscribers(State(state): State<ApiState>, query: Query_) -> Answer<Pag
 
 async fn subscriber(State(state): State<ApiState>, path: Path_) -> Answer<SubscriberDetail> {
     let id = SubscriberId(id(path)?);
-    let directory = state.live.directory();
-    let profile = directory.profile(&id).ok_or_else(|| ApiError::not_found("subscriber", &id.0))?;
-    let (subscriber, keys) = (Subscriber::from(profile), profile.keys.iter().cloned().collect());
+    let profile = state.live.profile(&id).ok_or_else(|| ApiError::not_found("subscriber", &id.0))?;
+    let (subscriber, keys) = (Subscriber::from(&profile), profile.keys.into_iter().collect());
     let detail = read(&state, move |ledger| {
         let pushes = ledger.pushes(&filter(Some(id.clone()), None), NEWEST as usize)?;
         Ok(SubscriberDetail {
@@ -229,9 +219,7 @@ async fn explained(
 ) -> Answer<super::model::Explanation> {
     let id = SubscriberId(id(path)?);
     let wanted = Wanted::of(query, &["at", "limit"])?;
-    let directory = state.live.directory();
-    let profile =
-        directory.profile(&id).ok_or_else(|| ApiError::not_found("subscriber", &id.0))?.clone();
+    let profile = state.live.profile(&id).ok_or_else(|| ApiError::not_found("subscriber", &id.0))?;
     let limit = wanted.limit.unwrap_or(NEWEST);
     let explanation =
         read(&state, move |ledger| explain::explain(ledger, &profile, wanted.at, limit, Micros::now()));
@@ -264,33 +252,21 @@ async fn sessions(State(state): State<ApiState>, query: Query_) -> Answer<Page<S
 async fn settings(State(state): State<ApiState>, query: Query_) -> Answer<Page<SettingRow>> {
     let wanted = Wanted::of(query, &["subscriber", "after", "limit"])?;
     let after = wanted.after.clone().map(SubscriberId);
-    let directory = state.live.directory();
-    let ids: Vec<SubscriberId> = match wanted.subscriber() {
-        Some(subscriber) => {
-            directory
-                .profile(&subscriber)
-                .ok_or_else(|| ApiError::not_found("subscriber", &subscriber.0))?;
-            vec![subscriber]
-        }
-        None => directory
-            .profiles()
-            .map(|profile| &profile.id)
-            .skip_while(|id| after.as_ref().is_some_and(|after| *id <= after))
-            .cloned()
-            .collect(),
-    };
     let limit = wanted.limit() as usize;
+    let profiles = match wanted.subscriber() {
+        Some(id) => {
+            vec![state.live.profile(&id).ok_or_else(|| ApiError::not_found("subscriber", &id.0))?]
+        }
+        None => state.live.profiles_after(after.as_ref(), limit + 1),
+    };
+    let ids: Vec<SubscriberId> = profiles.into_iter().map(|profile| profile.id).collect();
     let page = read(&state, move |ledger| {
         let mut items: Vec<SettingRow> = Vec::new();
-        for id in &ids {
-            // A subscriber's settings stay together: a page may be a few items longer than asked for.
-            if items.len() >= limit {
-                let next = items.last().map(|item| item.subscriber.0.clone());
-                return Ok(Page { items, next });
-            }
+        for id in ids.iter().take(limit) {
             items.extend(settings_now(ledger, id)?);
         }
-        Ok(Page { items, next: None })
+        // `limit` counts subscribers here, for the settings of one stay together.
+        Ok(Page { items, next: ids.get(limit).map(|_| ids[limit - 1].0.clone()) })
     });
     Ok(Json(page.await?))
 }

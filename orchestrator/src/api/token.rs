@@ -36,7 +36,10 @@ impl Token {
         let file = File::open(path).map_err(|error| unusable(error.to_string()))?;
         let mode = file.metadata().map_err(|error| unusable(error.to_string()))?.mode() & 0o777;
         if mode & 0o007 != 0 {
-            return Err(unusable(format!("others can read it (mode {mode:o}): `chmod o= {}`", path.display())));
+            return Err(unusable(format!(
+                "others can read it (mode {mode:o}): `chmod o= {}`",
+                path.display()
+            )));
         }
         let mut text = String::new();
         file.take(BYTES_MAX).read_to_string(&mut text).map_err(|error| unusable(error.to_string()))?;

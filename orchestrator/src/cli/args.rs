@@ -1,0 +1,297 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  wrong usage
+  3  no such subscriber, element, push, ...
+  4  refused, or the policy has mistakes
+  5  the orchestrator cannot be reached
+
+Examples:
+  usher status
+  usher explain line-7                 why was, or was nothing, done for this line?
+  usher get sessions --agent gw-1
+  usher push list --state needs_repair
+  usher lint policy.yaml --profiles profiles.yaml";
+
+/// Watch, ask and stop an Usher orchestrator.
+#[derive(Debug, Parser)]
+#[command(name = "usher", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+#[command(max_term_width = 110)]
+pub struct Cli {
+    /// How to reach the orchestrator, and how to print.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options every command takes.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    /// The orchestrator's Unix socket
+    #[arg(
+        long,
+        global = true,
+        env = "USHER_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/usher/orchestrator.sock",
+        help_heading = "Reaching the orchestrator"
+    )]
+    pub socket: PathBuf,
+    /// Reach it from afar instead: https://HOST[:PORT]
+    #[arg(
+        long,
+        global = true,
+        env = "USHER_URL",
+        value_name = "URL",
+        help_heading = "Reaching the orchestrator"
+    )]
+    pub url: Option<String>,
+    /// File that holds the token for --url
+    #[arg(
+        long,
+        global = true,
+        env = "USHER_TOKEN_FILE",
+        value_name = "FILE",
+        help_heading = "Reaching the orchestrator"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// Certificates (PEM) of the authorities that vouch for --url
+    #[arg(
+        long,
+        global = true,
+        env = "USHER_CA",
+        value_name = "FILE",
+        help_heading = "Reaching the orchestrator"
+    )]
+    pub ca: Option<PathBuf>,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs: the API's own answer
+    Json,
+    /// The same as YAML
+    Yaml,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Is everything well?
+    #[command(after_help = "Example:\n  usher status -o json | jq .pushes_needing_repair")]
+    Status,
+    /// List what there is
+    #[command(after_help = "Examples:\n  usher get decisions --subscriber line-7 --limit 5\n  usher get usage -o json")]
+    Get(GetArgs),
+    /// Show one thing in full
+    #[command(after_help = "Examples:\n  usher describe subscriber line-7\n  usher describe element netconf:bng-1")]
+    Describe {
+        /// What kind of thing
+        #[arg(value_enum, value_name = "KIND")]
+        kind: Describable,
+        /// Its name or id
+        id: String,
+    },
+    /// Why something was, or was not, done for a subscriber; changes nothing
+    #[command(after_help = "Examples:\n  usher explain line-7\n  usher explain line-7 --at 2026-11-21T20:15:00Z")]
+    Explain {
+        /// The subscriber's id
+        subscriber: String,
+        /// As of when: RFC 3339; now unless given
+        #[arg(long, value_name = "TIME")]
+        at: Option<jiff::Timestamp>,
+        /// How many decisions to go back
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Check a policy file; needs no orchestrator
+    #[command(after_help = "Examples:\n  usher lint policy.yaml\n  usher lint policy.yaml --profiles profiles.yaml -o json\n  generate-policy | usher lint -")]
+    Lint {
+        /// The policy file; `-` reads standard input
+        policy: PathBuf,
+        /// The profiles it is to work with
+        #[arg(long, value_name = "FILE")]
+        profiles: Option<PathBuf>,
+    },
+    /// Transactions on elements
+    #[command(subcommand, after_help = "Examples:\n  usher push list --state failed\n  usher push show 0193...")]
+    Push(PushCommand),
+    /// Stop every decision at once; what was set still ends in time
+    #[command(after_help = "Example:\n  usher stop && usher status")]
+    Stop,
+    /// Decide again after a stop
+    #[command(after_help = "Example:\n  usher resume")]
+    Resume,
+    /// Certificates for agents' uplinks, where you have no authority of your own; needs no orchestrator
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  usher pki init --dir pki --server usher.example.net --agent gw-1\n  usher pki agent gw-2 --dir pki"
+    )]
+    Pki(PkiCommand),
+    /// Print shell completion
+    #[command(after_help = "Example:\n  usher completion bash > /etc/bash_completion.d/usher")]
+    Completion {
+        /// For which shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+/// A listing and what to narrow it to.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// What to list
+    #[arg(value_enum, value_name = "KIND")]
+    pub kind: Listable,
+    /// Only of this subscriber
+    #[arg(long, short, value_name = "ID")]
+    pub subscriber: Option<String>,
+    /// Only on this agent (sessions)
+    #[arg(long, value_name = "NAME")]
+    pub agent: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// Go on where the listing before ended
+    #[arg(long, value_name = "NEXT")]
+    pub after: Option<String>,
+}
+
+/// What can be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Listable {
+    /// Customer lines
+    #[value(alias = "subscriber")]
+    Subscribers,
+    /// Open sessions
+    #[value(alias = "session")]
+    Sessions,
+    /// Settings as last desired
+    #[value(alias = "setting")]
+    Settings,
+    /// Agents on gateways
+    #[value(alias = "agent")]
+    Agents,
+    /// What accepts settings
+    #[value(alias = "element")]
+    Elements,
+    /// Bytes and packets by class
+    Usage,
+    /// Decisions, newest first
+    #[value(alias = "decision")]
+    Decisions,
+    /// Messages, newest first
+    #[value(alias = "message")]
+    Messages,
+}
+
+impl Listable {
+    /// Below `/v1/`.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Subscribers => "subscribers",
+            Self::Sessions => "sessions",
+            Self::Settings => "settings",
+            Self::Agents => "agents",
+            Self::Elements => "elements",
+            Self::Usage => "usage",
+            Self::Decisions => "decisions",
+            Self::Messages => "messages",
+        }
+    }
+}
+
+/// What can be described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Describable {
+    /// A customer line
+    Subscriber,
+    /// An agent
+    Agent,
+    /// An element, as `gateway:NAME` or `netconf:NAME`
+    Element,
+    /// A push
+    Push,
+    /// A decision
+    Decision,
+}
+
+/// Transactions on elements.
+#[derive(Debug, Subcommand)]
+pub enum PushCommand {
+    /// The newest, first
+    #[command(after_help = "Example:\n  usher push list --subscriber line-7")]
+    List {
+        /// Only of this subscriber
+        #[arg(long, short, value_name = "ID")]
+        subscriber: Option<String>,
+        /// Only in this state
+        #[arg(long, value_name = "STATE", value_parser = ["pending", "running", "confirming", "done", "failed", "needs_repair", "superseded"])]
+        state: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// One, with each element's steps and changes
+    #[command(after_help = "Example:\n  usher push show 01930f3c-0000-7000-8000-000000000000 -o yaml")]
+    Show {
+        /// Its id
+        id: String,
+    },
+}
+
+/// Certificates.
+#[derive(Debug, Subcommand)]
+pub enum PkiCommand {
+    /// Make an authority, the orchestrator's certificate and, with --agent, agents' certificates
+    #[command(
+        after_help = "Example:\n  usher pki init --dir pki --server usher.example.net --server 192.0.2.1 --agent gw-1"
+    )]
+    Init {
+        /// Where to put them; made where it is missing
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// Host name or address agents reach the orchestrator by; this machine's own unless given
+        #[arg(long, value_name = "NAME")]
+        server: Vec<String>,
+        /// An agent's name
+        #[arg(long, value_name = "NAME")]
+        agent: Vec<String>,
+    },
+    /// Make the certificate of a further agent
+    #[command(after_help = "Example:\n  usher pki agent gw-2 --dir pki")]
+    Agent {
+        /// The agent's name
+        name: String,
+        /// Where the authority is
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+/// A shell to complete in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU bash
+    Bash,
+    /// Z shell
+    Zsh,
+    /// fish
+    Fish,
+}
