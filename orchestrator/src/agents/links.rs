@@ -9,12 +9,26 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use usher_models::telemetry::{self, Stage, ToAgent, push::Step, to_agent};
+use usher_models::units::Micros;
 
 use crate::elements::{Answer, Ask, AskError};
 use crate::metrics::Metrics;
 
 /// Asks under way on one uplink at most.
 const ASKS_MAX: usize = 256;
+
+/// What an agent said of itself as it connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connected {
+    /// Its name.
+    pub agent: String,
+    /// When it connected.
+    pub since: Micros,
+    /// Of its software.
+    pub version: String,
+    /// Settings are held and read back, but no packet is touched.
+    pub dry_run: bool,
+}
 
 /// The uplinks of all agents. Clones share them.
 #[derive(Debug, Clone)]
@@ -39,7 +53,7 @@ struct Open {
 #[derive(Debug)]
 struct Link {
     number: u64,
-    dry_run: bool,
+    connected: Connected,
     down: mpsc::Sender<ToAgent>,
     /// By push id.
     asks: HashMap<String, Waiting>,
@@ -72,29 +86,34 @@ impl Links {
         self.shared.allowed.contains(agent)
     }
 
-    /// Agents with an uplink at this moment, and whether they are in dry-run.
-    pub fn connected(&self) -> Vec<(String, bool)> {
+    /// Agents with an uplink at this moment, sorted by name.
+    pub fn connected(&self) -> Vec<Connected> {
         let mut connected: Vec<_> =
-            self.open().by_agent.iter().map(|(agent, link)| (agent.clone(), link.dry_run)).collect();
-        connected.sort();
+            self.open().by_agent.values().map(|link| link.connected.clone()).collect();
+        connected.sort_by(|a, b| a.agent.cmp(&b.agent));
         connected
+    }
+
+    /// Names of agents that may have one.
+    pub fn allowed(&self) -> &BTreeSet<String> {
+        &self.shared.allowed
     }
 
     /// Takes the place of the agent's uplink. The receiver resolves once another one takes it over.
     pub(super) fn enter(
         &self,
-        agent: &str,
-        dry_run: bool,
+        connected: Connected,
         down: mpsc::Sender<ToAgent>,
     ) -> (Place, oneshot::Receiver<()>) {
         let (replaced, taken_over) = oneshot::channel();
         let mut open = self.open();
         open.last += 1;
         let number = open.last;
-        let link = Link { number, dry_run, down, asks: HashMap::new(), _replaced: replaced };
-        open.by_agent.insert(agent.to_owned(), link);
+        let agent = connected.agent.clone();
+        let link = Link { number, connected, down, asks: HashMap::new(), _replaced: replaced };
+        open.by_agent.insert(agent.clone(), link);
         self.count(&open);
-        (Place { links: self.clone(), agent: agent.to_owned(), number }, taken_over)
+        (Place { links: self.clone(), agent, number }, taken_over)
     }
 
     fn begin(
@@ -210,6 +229,10 @@ mod tests {
         Links::new(BTreeSet::from(["gw1".to_owned(), "gw2".to_owned()]), metrics)
     }
 
+    fn gw1(version: &str) -> Connected {
+        Connected { agent: "gw1".into(), since: Micros::new(0), version: version.into(), dry_run: false }
+    }
+
     fn prepare(id: &str) -> telemetry::Push {
         telemetry::Push { push: id.into(), step: Some(Step::Prepare(Prepare::default())) }
     }
@@ -226,7 +249,7 @@ mod tests {
     async fn a_late_report_of_one_step_never_answers_the_next() {
         let links = links();
         let (down, mut sent) = mpsc::channel(4);
-        let (place, _taken_over) = links.enter("gw1", false, down);
+        let (place, _taken_over) = links.enter(gw1("1"), down);
         assert_eq!(links.ask("gw1", prepare("p"), Duration::ZERO).await, Err(AskError::TimedOut));
         let agent = async {
             assert!(sent.recv().await.is_some());
@@ -243,7 +266,7 @@ mod tests {
     async fn a_refusal_answers_any_step() {
         let links = links();
         let (down, _sent) = mpsc::channel(4);
-        let (place, _taken_over) = links.enter("gw1", false, down);
+        let (place, _taken_over) = links.enter(gw1("1"), down);
         let asked = links.ask("gw1", prepare("p"), MINUTE);
         let agent = async { place.reported(report("p", Stage::Refused)) };
         let (answer, ()) = tokio::join!(asked, agent);
@@ -254,21 +277,17 @@ mod tests {
     async fn a_new_uplink_ends_the_old_one_and_what_was_asked_there() {
         let links = links();
         let (down, _sent) = mpsc::channel(4);
-        let (old, taken_over) = links.enter("gw1", false, down);
+        let (old, taken_over) = links.enter(gw1("1"), down);
         let asked = links.ask("gw1", prepare("p"), MINUTE);
         let comes_back = async {
             let (down, _sent) = mpsc::channel(4);
-            links.enter("gw1", true, down).0
+            links.enter(gw1("2"), down).0
         };
         let (answer, new) = tokio::join!(asked, comes_back);
         assert_eq!(answer, Err(AskError::Closed));
         assert!(taken_over.await.is_err());
         drop(old);
-        assert_eq!(
-            links.connected(),
-            [("gw1".to_owned(), true)],
-            "the old one's end leaves the new one in place"
-        );
+        assert_eq!(links.connected(), [gw1("2")], "the old one's end leaves the new one in place");
         drop(new);
         assert!(links.connected().is_empty());
     }
@@ -284,7 +303,7 @@ mod tests {
     async fn asks_under_way_are_bounded() {
         let links = links();
         let (down, _sent) = mpsc::channel(2 * ASKS_MAX);
-        let (_place, _taken_over) = links.enter("gw1", false, down);
+        let (_place, _taken_over) = links.enter(gw1("1"), down);
         let under_way: Vec<_> =
             (0..ASKS_MAX).map(|n| links.begin("gw1", &prepare(&n.to_string())).unwrap()).collect();
         assert_eq!(links.ask("gw1", prepare("more"), MINUTE).await, Err(AskError::Busy));

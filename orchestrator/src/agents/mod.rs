@@ -17,5 +17,5 @@ mod links;
 mod service;
 
 pub use decode::{BOOT_LENGTH, Batch, Flow, Refused, Usage};
-pub use links::Links;
+pub use links::{Connected, Links};
 pub use service::{ServeError, Service};

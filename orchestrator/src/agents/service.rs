@@ -16,7 +16,7 @@ use usher_models::telemetry::{
 };
 use usher_models::units::Micros;
 
-use super::links::Place;
+use super::links::{Connected, Place};
 use super::{Links, certificate, decode};
 use crate::config::MutualTls;
 use crate::inputs::{Inbox, Refusal};
@@ -225,9 +225,15 @@ impl Telemetry for Service {
         let hello = self.let_in(hello, &names)?;
         let welcome = self.welcome(&hello.agent).await?;
 
+        let connected = Connected {
+            agent: hello.agent.clone(),
+            since: Micros::now(),
+            version: shown(&hello.version),
+            dry_run: hello.dry_run,
+        };
         let (down, stream) = mpsc::channel(DOWN_MAX);
         let (pushes, pushed) = mpsc::channel(DOWN_MAX);
-        let (place, taken_over) = self.links.enter(&hello.agent, hello.dry_run, pushes);
+        let (place, taken_over) = self.links.enter(connected, pushes);
         // The queue is new: there is room for the first message.
         let _ = down.try_send(Ok(welcome));
         tracing::info!(

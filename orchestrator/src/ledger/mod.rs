@@ -12,6 +12,8 @@ mod overview;
 pub mod pushes;
 mod read;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +22,9 @@ use rusqlite::Connection;
 
 pub use overview::Overview;
 pub use read::{AgentSeen, AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
-pub use record::{AppRecord, Applied, BatchMark, BatchRecord, InputRecord, SessionRecord, UsageRecord};
+pub use record::{
+    AppRecord, Applied, BatchMark, BatchRecord, InputRecord, Reassigned, SessionRecord, UsageRecord,
+};
 
 /// Layout this build writes, kept in the file's `user_version`.
 pub const LAYOUT: i64 = 1;

@@ -170,6 +170,21 @@ impl Ledger {
         Ok(subscriber.and_then(known))
     }
 
+    /// Every session that is known, open and lately closed.
+    pub fn sessions(&self) -> Result<Vec<SessionRow>, LedgerError> {
+        self.sessions_where("1", params![])
+    }
+
+    /// The last batch applied of every boot of every agent.
+    pub fn batch_marks(&self) -> Result<Vec<(String, BatchMark)>, LedgerError> {
+        let reader = self.reader();
+        let mut query = reader.prepare_cached("SELECT boot, sequence, agent FROM batches")?;
+        let rows = query.query_map([], |row| {
+            Ok((row.get(2)?, BatchMark { boot: row.get(0)?, sequence: count(row, 1)? }))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Every session that is open.
     pub fn open_sessions(&self) -> Result<Vec<SessionRow>, LedgerError> {
         self.sessions_where("open = 1 ORDER BY agent, session", params![])

@@ -10,6 +10,9 @@ use crate::engine::io::{Decision, DecisionId, Effect, Say};
 /// Boots remembered of one agent. A boot beyond them is one whose gateway restarted that many times since.
 const BOOTS_KEPT: i64 = 16;
 
+/// Apps remembered of one subscriber; more than any catalogue names in earnest.
+const APPS_KEPT: i64 = 1024;
+
 /// How long a closed session is remembered, so that what is said about it late still finds its subscriber.
 const CLOSED_KEPT: std::time::Duration = std::time::Duration::from_hours(24);
 
@@ -20,6 +23,8 @@ pub struct InputRecord {
     pub at: Micros,
     /// The batch it was, if it was one.
     pub batch: Option<BatchRecord>,
+    /// Sessions that belong to somebody else than before, by a change of the profiles.
+    pub reassigned: Vec<Reassigned>,
     /// The link that was accepted.
     pub tap: Option<DecisionId>,
     /// The kill switch's new position.
@@ -30,6 +35,17 @@ pub struct InputRecord {
     pub engine_gone: Vec<SubscriberId>,
     /// What the engine wants done.
     pub effects: Vec<Effect>,
+}
+
+/// A session that belongs to somebody else than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reassigned {
+    /// Where it is.
+    pub agent: String,
+    /// Its id there.
+    pub session: String,
+    /// Whose it is now; `None`: nobody's that is known.
+    pub subscriber: Option<SubscriberId>,
 }
 
 /// Which batch of an agent.
@@ -162,9 +178,18 @@ impl Ledger {
     }
 }
 
-fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Result<Applied, LedgerError> {
+pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Result<Applied, LedgerError> {
     if let Some(batch) = &record.batch {
         write_batch(transaction, record.at, batch)?;
+    }
+    for session in &record.reassigned {
+        transaction
+            .prepare_cached("UPDATE sessions SET subscriber = ?3 WHERE agent = ?1 AND session = ?2")?
+            .execute(params![
+                session.agent,
+                session.session,
+                name_or_anonymous(session.subscriber.as_ref())
+            ])?;
     }
     if let Some(decision) = &record.tap {
         transaction
@@ -212,21 +237,7 @@ fn write_batch(transaction: &Transaction<'_>, at: Micros, batch: &BatchRecord) -
         add_usage(transaction, usage)?;
     }
     for app in &batch.apps {
-        transaction
-            .prepare_cached(
-                "INSERT INTO apps (subscriber, app, class, via, flows, last_us, verdict_us)
-                 VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6)
-                 ON CONFLICT (subscriber, app) DO UPDATE SET class = excluded.class, via = excluded.via,
-                 flows = flows + 1, last_us = excluded.last_us, verdict_us = excluded.verdict_us",
-            )?
-            .execute(params![
-                name_or_anonymous(app.subscriber.as_ref()),
-                app.app,
-                app.class.name(),
-                app.via,
-                app.at.get(),
-                stored(app.verdict_us, "time to a verdict")?,
-            ])?;
+        write_app(transaction, app)?;
     }
     Ok(())
 }
@@ -236,7 +247,8 @@ fn mark_batch(transaction: &Transaction<'_>, at: Micros, batch: &BatchRecord) ->
         .prepare_cached("SELECT sequence FROM batches WHERE agent = ?1 AND boot = ?2")?
         .query_row(params![batch.agent, batch.mark.boot], |row| row.get(0))
         .optional()?;
-    let expected = u64::try_from(last.unwrap_or(0)).unwrap_or(0) + 1;
+    // Of a boot not heard of before, any batch is the first: those before it were acknowledged by a ledger since lost.
+    let expected = last.map_or(batch.mark.sequence.max(1), |last| u64::try_from(last).unwrap_or(0) + 1);
     if batch.mark.sequence != expected {
         return Err(LedgerError::OutOfOrder {
             agent: batch.agent.clone(),
@@ -296,15 +308,45 @@ fn write_session(
     Ok(())
 }
 
+fn write_app(transaction: &Transaction<'_>, app: &AppRecord) -> Result<(), LedgerError> {
+    let subscriber = name_or_anonymous(app.subscriber.as_ref());
+    let verdict_us = stored(app.verdict_us, "time to a verdict")?;
+    let known = transaction
+        .prepare_cached(
+            "UPDATE apps SET class = ?3, via = ?4, flows = flows + 1, last_us = ?5, verdict_us = ?6
+             WHERE subscriber = ?1 AND app = ?2",
+        )?
+        .execute(params![subscriber, app.app, app.class.name(), app.via, app.at.get(), verdict_us])?;
+    if known == 0 {
+        transaction
+            .prepare_cached(
+                "INSERT INTO apps (subscriber, app, class, via, flows, last_us, verdict_us)
+                 SELECT ?1, ?2, ?3, ?4, 1, ?5, ?6 WHERE (SELECT count(*) FROM apps WHERE subscriber = ?1) < ?7",
+            )?
+            .execute(params![
+                subscriber,
+                app.app,
+                app.class.name(),
+                app.via,
+                app.at.get(),
+                verdict_us,
+                APPS_KEPT
+            ])?;
+    }
+    Ok(())
+}
+
 fn add_usage(transaction: &Transaction<'_>, usage: &UsageRecord) -> Result<(), LedgerError> {
-    // A sum beyond 2^63 becomes a REAL in SQLite, which a STRICT table refuses: the batch fails, the total stays exact.
+    // An integer sum beyond 2^63 becomes a REAL in SQLite; `min` brings it back to the largest count there is.
     transaction
         .prepare_cached(
             "INSERT INTO usage (subscriber, class, direction, bytes, packets, dropped_bytes, dropped_packets)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             ON CONFLICT (subscriber, class, direction) DO UPDATE SET bytes = bytes + excluded.bytes,
-             packets = packets + excluded.packets, dropped_bytes = dropped_bytes + excluded.dropped_bytes,
-             dropped_packets = dropped_packets + excluded.dropped_packets",
+             ON CONFLICT (subscriber, class, direction) DO UPDATE SET
+             bytes = min(bytes + excluded.bytes, 9223372036854775807),
+             packets = min(packets + excluded.packets, 9223372036854775807),
+             dropped_bytes = min(dropped_bytes + excluded.dropped_bytes, 9223372036854775807),
+             dropped_packets = min(dropped_packets + excluded.dropped_packets, 9223372036854775807)",
         )?
         .execute(params![
             name_or_anonymous(usage.subscriber.as_ref()),
