@@ -5,9 +5,14 @@
 
 pub mod netns;
 pub mod nginx;
+pub mod packets;
 pub mod player;
 pub mod process;
+pub mod record;
 pub mod report;
+pub mod scenario;
 pub mod site;
 pub mod skip;
+pub mod stage;
+pub mod views;
 pub mod wait;

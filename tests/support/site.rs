@@ -231,6 +231,15 @@ impl Site {
         Ok(())
     }
 
+    /// What both daemons printed last, for whoever has to find out what went wrong.
+    pub fn last_words(&self) -> String {
+        [("agent", &self.agent), ("orchestrator", &self.orchestrator)]
+            .into_iter()
+            .filter_map(|(name, daemon)| Some(format!("{name}:\n{}", daemon.as_ref()?.last_words())))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
     /// Stops both gracefully.
     pub fn stop(&mut self) -> Result<()> {
         for daemon in [&mut self.agent, &mut self.orchestrator] {
