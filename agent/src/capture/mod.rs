@@ -1,1 +1,160 @@
 //! The same packets from libpcap: a live interface or a file.
+//!
+//! Owns the reading of frames and the counting in user space, with the meaning the probe has in the kernel ([`table`]).
+//! Holds settings and reads them back, and touches no packet: always a dry run. Refuses to outlive the process: its
+//! counters are one [`Boot`] that ends with it.
+//!
+//! ```text
+//! libpcap -> reading thread (paced) -> bounded channel -> next_sample: frame -> table -> counted, perhaps a Sample
+//! ```
+//!
+//! Frames are counted inside [`Capture::next_sample`], so a verdict given for one sample holds for every packet after it,
+//! however fast a file is read; and nothing is counted while nobody asks for samples.
+
+pub mod frame;
+pub mod pace;
+pub mod source;
+pub mod table;
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use ipnet::IpNet;
+use usher_models::Class;
+use usher_models::units::Micros;
+use usher_models::wire::{Enforcement, FlowKey, SlotUsage};
+
+pub use self::pace::Pace;
+pub use self::source::{CaptureError, Source};
+use self::source::{Frame, Reading};
+use self::table::Table;
+pub use self::table::{BindingsFull, TableLimits};
+use crate::dataplane::{Boot, Sample};
+
+/// A capture that counts, samples and pretends to enforce.
+#[derive(Debug)]
+pub struct Capture {
+    boot: Boot,
+    reading: Reading,
+    table: Table,
+    enforcement: HashMap<u32, Enforcement>,
+    bypass: bool,
+    time: Option<Micros>,
+}
+
+impl Capture {
+    /// Opens an interface or file and starts to read.
+    pub fn open(source: &Source) -> Result<Self, CaptureError> {
+        Self::with_limits(source, TableLimits::default())
+    }
+
+    /// As [`Self::open`], with bounds of its own.
+    pub fn with_limits(source: &Source, limits: TableLimits) -> Result<Self, CaptureError> {
+        Ok(Self {
+            boot: Boot(uuid::Uuid::new_v4().into_bytes()),
+            reading: Reading::start(source)?,
+            table: Table::new(limits),
+            enforcement: HashMap::new(),
+            bypass: false,
+            time: None,
+        })
+    }
+
+    /// The life of these counters: this object's.
+    pub fn boot(&self) -> Boot {
+        self.boot
+    }
+
+    /// Counts frames until one is of use to the classifier. `None`: the file ended, or the interface went away; then
+    /// [`Self::broken`] tells which, and every further call returns `None` at once.
+    ///
+    /// Cancel-safe: a frame is counted when it is taken from the channel, and then its sample is returned without waiting.
+    pub async fn next_sample(&mut self) -> Option<Sample> {
+        loop {
+            let Frame { seen, wire, bytes } = self.reading.frames.recv().await?;
+            self.time = Some(seen);
+            if let Some(sample) = self.table.frame(self.reading.link, &bytes, wire, seen) {
+                return Some(sample);
+            }
+        }
+    }
+
+    /// Why the source ended before its end, if it did.
+    pub fn broken(&self) -> Option<CaptureError> {
+        self.reading.health.broken.lock().ok()?.clone()
+    }
+
+    /// The time of the last frame: with [`Pace::Fast`], ahead of the clock.
+    pub fn time(&self) -> Option<Micros> {
+        self.time
+    }
+
+    /// A slot's counters, which only ever rise.
+    pub fn usage(&self, slot: u32) -> SlotUsage {
+        self.table.usage(slot)
+    }
+
+    /// Binds a prefix to a slot; a narrower prefix wins over a wider one.
+    pub fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), BindingsFull> {
+        self.table.bind(prefix, slot)
+    }
+
+    /// Takes a binding back.
+    pub fn unbind(&mut self, prefix: IpNet) {
+        self.table.unbind(prefix);
+    }
+
+    /// Counts the flow's further packets in `class`, and goes on handing out their first bytes or not.
+    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) {
+        self.table.name_flow(flow, class, sampling);
+    }
+
+    /// Holds what enforcement would do with a slot.
+    pub fn enforce(&mut self, slot: u32, enforcement: &Enforcement) {
+        if *enforcement == Enforcement::default() {
+            self.enforcement.remove(&slot);
+        } else {
+            self.enforcement.insert(slot, *enforcement);
+        }
+    }
+
+    /// What is held for a slot.
+    pub fn enforcement(&self, slot: u32) -> Enforcement {
+        self.enforcement.get(&slot).copied().unwrap_or_default()
+    }
+
+    /// Holds whether enforcement would be off.
+    pub fn set_bypass(&mut self, bypass: bool) {
+        self.bypass = bypass;
+    }
+
+    /// Whether enforcement would be off.
+    pub fn bypass(&self) -> bool {
+        self.bypass
+    }
+
+    /// What was not counted or not handed out, by reason.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut counters = self.table.counters();
+        counters.push(("dropped_before_reading", self.reading.health.dropped.load(Ordering::Relaxed)));
+        counters
+    }
+
+    /// Forgets idle flows.
+    pub fn sweep(&mut self, now: Micros) {
+        self.table.sweep(now);
+    }
+
+    /// How many flows are held.
+    pub fn flows(&self) -> usize {
+        self.table.flows()
+    }
+
+    /// A capture touches no packet.
+    pub const fn dry_run(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

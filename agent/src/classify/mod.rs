@@ -1,1 +1,407 @@
 //! Sans-I/O: bytes in, verdicts out.
+//!
+//! Owns what a flow is: the server name in a TLS ClientHello first, then the name by which the subscriber's DNS answers
+//! called the other end's address. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
+//! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
+//! with a counter that rises when it bites.
+//!
+//! ```text
+//! Sample -> packet -> udp 53 .. -> dns: question, answers remembered -> system
+//!                  -> tcp       -> stream (reassembly) -> tls: server name -> catalogue -> Named
+//!                  -> else      ------------------------> dns answers seen -> catalogue -> Named | GiveUp
+//! ```
+
+mod aged;
+pub mod catalogue;
+pub mod dns;
+mod in_progress;
+pub mod name;
+pub mod packet;
+mod stream;
+mod tls;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use usher_models::Class;
+use usher_models::units::Micros;
+use usher_models::wire::{Direction, FlowKey};
+
+use self::aged::Aged;
+pub use self::catalogue::{Catalogue, CatalogueError};
+use self::dns::{AnswerLimits, Answers, Asker};
+use self::in_progress::{InProgress, Step};
+use self::packet::{Packet, Payload, Segment};
+use crate::dataplane::Sample;
+
+/// What a verdict rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Via {
+    /// The server name of a TLS ClientHello.
+    Sni,
+    /// The flow is DNS, or the other end's address was learnt by a DNS answer.
+    Dns,
+}
+
+impl Via {
+    /// As it stands in telemetry, output and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sni => "sni",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a flow is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// The app's id; `None` where the catalogue does not know the name.
+    pub app: Option<Arc<str>>,
+    /// The class of its traffic. A name that the catalogue does not know is [`Class::Web`] if the client asked for it by TLS
+    /// or the flow goes to a port of the web, and [`Class::Other`] elsewhere.
+    pub class: Class,
+    /// What the verdict rests on.
+    pub via: Via,
+    /// How sure it is, 0 to 1: [`SURE`] for a name the flow itself carries, [`INFERRED`] for one learnt elsewhere.
+    pub confidence: f64,
+    /// The host name, canonical. Stays on the gateway.
+    pub name: Option<Box<str>>,
+    /// Whether later packets of the flow are of use: DNS answers are, for other flows.
+    pub keeps_sampling: bool,
+}
+
+/// Confidence in a name that the flow itself carries.
+pub const SURE: f64 = 0.95;
+/// Confidence in a name by which a DNS answer called the address: addresses are shared by many names.
+pub const INFERRED: f64 = 0.7;
+/// The app of DNS itself.
+pub const DNS_APP: &str = "dns";
+
+/// What a sample told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Observation {
+    /// Nothing yet: go on sampling.
+    NeedMore,
+    /// The flow has its verdict; told once in a flow's life.
+    Named(Verdict),
+    /// No verdict will come: the flow is [`Class::Other`] and of no app. Told once in a flow's life.
+    GiveUp,
+    /// A sample of a flow that has been told about: what was said then still holds.
+    Again {
+        /// The class told then.
+        class: Class,
+        /// Whether sampling goes on.
+        sampling: bool,
+    },
+}
+
+impl Observation {
+    /// What the data plane is to be told about the flow (`name_flow`): its class, and whether sampling goes on.
+    pub fn instruction(&self) -> Option<(Class, bool)> {
+        match self {
+            Self::NeedMore => None,
+            Self::Named(verdict) => Some((verdict.class, verdict.keeps_sampling)),
+            Self::GiveUp => Some((Class::Other, false)),
+            Self::Again { class, sampling } => Some((*class, *sampling)),
+        }
+    }
+}
+
+/// Bounds of what a [`Classifier`] holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Flows whose first bytes are being put together.
+    pub streams: usize,
+    /// Their bytes, all together.
+    pub stream_bytes: usize,
+    /// How long a flow's first bytes may take.
+    pub stream_age: Duration,
+    /// Flows told about that are remembered, so that none is told about twice.
+    pub told: usize,
+    /// DNS answers.
+    pub answers: AnswerLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            streams: 16_384,
+            stream_bytes: 16 * 1024 * 1024,
+            stream_age: Duration::from_secs(10),
+            told: 65_536,
+            answers: AnswerLimits::default(),
+        }
+    }
+}
+
+/// Flows in, verdicts out.
+#[derive(Debug)]
+pub struct Classifier {
+    catalogue: Catalogue,
+    limits: Limits,
+    streams: Aged<FlowKey, InProgress>,
+    stream_bytes: usize,
+    told: Aged<FlowKey, Told>,
+    answers: Answers,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    malformed_packets: u64,
+    malformed_dns: u64,
+    streams_evicted: u64,
+    streams_expired: u64,
+    streams_too_long: u64,
+}
+
+#[derive(Debug)]
+struct Told {
+    class: Class,
+    sampling: bool,
+    named: bool,
+    at: Micros,
+    /// Where the client's stream began: a handshake with another number is a new connection on the same ports.
+    start: Option<u32>,
+}
+
+impl Classifier {
+    /// A classifier by `catalogue`, with the default bounds.
+    pub fn new(catalogue: Catalogue) -> Self {
+        Self::with_limits(catalogue, Limits::default())
+    }
+
+    /// A classifier with bounds of its own.
+    pub fn with_limits(catalogue: Catalogue, limits: Limits) -> Self {
+        Self {
+            catalogue,
+            limits,
+            streams: Aged::new(limits.streams),
+            stream_bytes: 0,
+            told: Aged::new(limits.told),
+            answers: Answers::new(limits.answers),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Uses another catalogue from now on; what has been told stays.
+    pub fn replace_catalogue(&mut self, catalogue: Catalogue) {
+        self.catalogue = catalogue;
+    }
+
+    /// Forgets the DNS answers of a slot: its session is over.
+    pub fn forget(&mut self, slot: u32) {
+        self.answers.forget(Asker::Slot(slot));
+    }
+
+    /// Looks at one packet of a flow.
+    pub fn observe(&mut self, sample: &Sample) -> Observation {
+        let Ok(packet) = Packet::parse(&sample.packet) else {
+            self.counters.malformed_packets += 1;
+            return Observation::NeedMore;
+        };
+        match packet.payload {
+            Payload::Udp(datagram) if is_dns(&sample.flow) => self.observe_dns(sample, datagram),
+            Payload::Tcp(segment) => self.observe_tcp(sample, &segment),
+            Payload::Udp(_) | Payload::Other(_) => self.observe_opaque(sample),
+            Payload::Hidden => self.told_before(sample, None).unwrap_or(Observation::NeedMore),
+        }
+    }
+
+    /// Concludes flows whose first bytes have taken too long, and forgets what has passed.
+    pub fn expire(&mut self, now: Micros) -> Vec<(FlowKey, Observation)> {
+        let mut concluded = Vec::new();
+        while let Some((flow, _)) =
+            self.streams.oldest().filter(|(_, stream)| now.since(stream.since) > self.limits.stream_age)
+        {
+            let flow = *flow;
+            let Some(stream) = self.take_stream(&flow) else { break };
+            self.counters.streams_expired += 1;
+            concluded.push((flow, self.conclude(flow, stream.slot, None, stream.start(), now)));
+        }
+        self.answers.expire(now);
+        concluded
+    }
+
+    /// How often each bound and refusal took effect, by reason.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("malformed_packet", self.counters.malformed_packets),
+            ("malformed_dns", self.counters.malformed_dns),
+            ("stream_evicted", self.counters.streams_evicted),
+            ("stream_expired", self.counters.streams_expired),
+            ("stream_too_long", self.counters.streams_too_long),
+            ("answer_evicted", self.answers.evicted),
+        ]
+    }
+
+    /// How much is held now, by kind: flows in progress, their bytes, DNS answers.
+    pub fn held(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("streams", self.streams.len()),
+            ("stream_bytes", self.stream_bytes),
+            ("answers", self.answers.len()),
+        ]
+    }
+
+    fn observe_dns(&mut self, sample: &Sample, datagram: &[u8]) -> Observation {
+        let Some(message) = dns::Message::parse(datagram) else {
+            self.counters.malformed_dns += 1;
+            return self.observe_opaque(sample);
+        };
+        // Only a server's answer to the subscriber is remembered, never what is multicast by whoever likes.
+        if message.response
+            && sample.direction == Direction::Down
+            && sample.flow.remote_port == dns::PORT
+            && let Some(name) = &message.question
+        {
+            let asker = Asker::of(sample.slot, &sample.flow);
+            for (address, ttl) in &message.addresses {
+                self.answers.remember(asker, *address, name, *ttl, sample.seen);
+            }
+        }
+        if let Some(again) = self.told_before(sample, None) {
+            return again;
+        }
+        let told = Told { class: Class::System, sampling: true, named: true, at: sample.seen, start: None };
+        self.told.insert(sample.flow, told);
+        Observation::Named(Verdict {
+            app: Some(DNS_APP.into()),
+            class: Class::System,
+            via: Via::Dns,
+            confidence: SURE,
+            name: message.question,
+            keeps_sampling: true,
+        })
+    }
+
+    /// A packet of a flow that only the address can name.
+    fn observe_opaque(&mut self, sample: &Sample) -> Observation {
+        match self.told_before(sample, None) {
+            Some(again) => again,
+            None => self.conclude(sample.flow, sample.slot, None, None, sample.seen),
+        }
+    }
+
+    fn observe_tcp(&mut self, sample: &Sample, segment: &Segment<'_>) -> Observation {
+        let opening = segment.opening(sample.direction);
+        if let Some(again) = self.told_before(sample, opening.map(|(_, start)| start)) {
+            return again;
+        }
+        if let Some((client, start)) = opening {
+            let same = self.streams.get(&sample.flow).is_some_and(|stream| stream.start() == Some(start));
+            if !same {
+                self.put_stream(sample, InProgress::opened(sample, client, start));
+            }
+        } else if segment.bytes.is_empty() && !segment.ends {
+            return Observation::NeedMore;
+        } else if self.streams.get(&sample.flow).is_none() {
+            self.put_stream(sample, InProgress::unopened(sample));
+        }
+        let Some(stream) = self.streams.get_mut(&sample.flow) else { return Observation::NeedMore };
+        let held = stream.held();
+        let mut step = stream.segment(sample.direction, segment);
+        self.stream_bytes = self.stream_bytes - held + stream.held();
+        let overdue = sample.seen.since(stream.since) > self.limits.stream_age;
+        match step {
+            Step::More if overdue => self.counters.streams_expired += 1,
+            Step::More if segment.ends => {}
+            Step::More => {
+                self.keep_within_bounds();
+                return Observation::NeedMore;
+            }
+            Step::TooMuch => self.counters.streams_too_long += 1,
+            Step::Name(_) | Step::Nothing => {}
+        }
+        let start = stream.start();
+        let name = if let Step::Name(name) = &mut step { Some(std::mem::take(name)) } else { None };
+        self.take_stream(&sample.flow);
+        self.conclude(sample.flow, sample.slot, name, start, sample.seen)
+    }
+
+    /// What was told about a flow, unless this sample shows that it is another flow by now.
+    fn told_before(&mut self, sample: &Sample, start: Option<u32>) -> Option<Observation> {
+        let told = self.told.get(&sample.flow)?;
+        let reopened = start.is_some() && told.start != start;
+        let retried = !told.named && sample.first_packet > told.at;
+        if reopened || retried {
+            self.told.remove(&sample.flow);
+            return None;
+        }
+        Some(Observation::Again { class: told.class, sampling: told.sampling })
+    }
+
+    /// The flow's verdict by the name it carries, else by the name its other end was called, else none.
+    fn conclude(
+        &mut self,
+        flow: FlowKey,
+        slot: u32,
+        name: Option<Box<str>>,
+        start: Option<u32>,
+        now: Micros,
+    ) -> Observation {
+        let verdict = name.map(|name| self.verdict(name, Via::Sni, &flow)).or_else(|| {
+            let name = self.answers.name(Asker::of(slot, &flow), &flow.remote, now)?;
+            Some(self.verdict(name.into(), Via::Dns, &flow))
+        });
+        let class = verdict.as_ref().map_or(Class::Other, |verdict| verdict.class);
+        self.told.insert(flow, Told { class, sampling: false, named: verdict.is_some(), at: now, start });
+        verdict.map_or(Observation::GiveUp, Observation::Named)
+    }
+
+    fn verdict(&self, name: Box<str>, via: Via, flow: &FlowKey) -> Verdict {
+        let entry = self.catalogue.look_up(&name);
+        let unknown =
+            if via == Via::Sni || WEB_PORTS.contains(&flow.remote_port) { Class::Web } else { Class::Other };
+        Verdict {
+            app: entry.map(|entry| Arc::clone(&entry.app)),
+            class: entry.map_or(unknown, |entry| entry.class),
+            via,
+            confidence: if via == Via::Sni { SURE } else { INFERRED },
+            name: Some(name),
+            keeps_sampling: false,
+        }
+    }
+
+    fn put_stream(&mut self, sample: &Sample, stream: InProgress) {
+        self.take_stream(&sample.flow);
+        if let Some((_, evicted)) = self.streams.insert(sample.flow, stream) {
+            self.stream_bytes -= evicted.held();
+            self.counters.streams_evicted += 1;
+        }
+    }
+
+    fn take_stream(&mut self, flow: &FlowKey) -> Option<InProgress> {
+        let stream = self.streams.remove(flow)?;
+        self.stream_bytes -= stream.held();
+        Some(stream)
+    }
+
+    fn keep_within_bounds(&mut self) {
+        while self.stream_bytes > self.limits.stream_bytes {
+            let Some((_, evicted)) = self.streams.pop_oldest() else { break };
+            self.stream_bytes -= evicted.held();
+            self.counters.streams_evicted += 1;
+        }
+    }
+}
+
+/// Ports whose unknown names are [`Class::Web`].
+const WEB_PORTS: [u16; 4] = [80, 443, 8080, 8443];
+
+fn is_dns(flow: &FlowKey) -> bool {
+    [flow.subscriber_port, flow.remote_port]
+        .into_iter()
+        .any(|port| matches!(port, dns::PORT | dns::MULTICAST_PORT | dns::LINK_LOCAL_PORT))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,310 @@
+//! What the probe does in the kernel, in user space: frames in, counters up, first bytes out. Sans-I/O.
+//!
+//! Owns the flows, the sessions' prefixes and the usage by slot. The subscriber's side of a packet is found so:
+//!
+//! 1. the source is a session's address: the packet goes up, and counts for the source, also where the destination is one;
+//! 2. the destination alone is: it goes down;
+//! 3. neither is: it counts for anonymous. The side that opened the flow stands for the subscriber: who sends the SYN, who
+//!    asks a DNS server, else who uses the higher port, else who was seen first.
+//!
+//! Of packets in packets the innermost with a session's address counts, else the innermost.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use prefix_trie::joint::JointPrefixMap;
+use usher_models::Class;
+use usher_models::units::Micros;
+use usher_models::wire::{ANONYMOUS, Direction, FlowKey, SlotUsage};
+
+use super::frame::{self, Found, Layers, Refused};
+use crate::classify::packet::{self, Packet, Payload};
+use crate::dataplane::Sample;
+
+/// Bounds of a [`Table`].
+#[derive(Debug, Clone, Copy)]
+pub struct TableLimits {
+    /// Flows held; packets of further ones count for their slot as class `other`.
+    pub flows: usize,
+    /// Prefixes bound to slots.
+    pub bindings: usize,
+    /// Packets of a flow handed to the classifier, unless it asks for more.
+    pub samples: u16,
+    /// Bytes of a packet handed to the classifier.
+    pub sample_bytes: usize,
+    /// Silence after which a flow is forgotten.
+    pub idle: Duration,
+}
+
+impl Default for TableLimits {
+    fn default() -> Self {
+        Self {
+            flows: 262_144,
+            bindings: 1_048_576,
+            samples: 24,
+            sample_bytes: 4_096,
+            idle: Duration::from_secs(300),
+        }
+    }
+}
+
+/// No more prefixes fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("bind {prefix}: the table of prefixes is full at {limit}")]
+pub struct BindingsFull {
+    /// What was to be bound.
+    pub prefix: IpNet,
+    /// How many fit.
+    pub limit: usize,
+}
+
+/// Packets and innermost IP bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Innermost IP bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+}
+
+/// A flow and what was counted of it.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    /// Who with whom.
+    pub key: FlowKey,
+    /// Tags and tunnels around its first packet.
+    pub layers: Layers,
+    /// First packet.
+    pub first: Micros,
+    /// Last packet.
+    pub last: Micros,
+    /// By direction.
+    pub traffic: [Traffic; 2],
+    class: Class,
+    sampling: bool,
+    samples: u16,
+}
+
+/// Sessions' prefixes, flows and counters.
+#[derive(Debug)]
+pub struct Table {
+    limits: TableLimits,
+    bindings: JointPrefixMap<IpNet, u32>,
+    bound: usize,
+    flows: HashMap<FlowKey, Flow>,
+    usage: HashMap<u32, Box<SlotUsage>>,
+    refused: [u64; Refused::ALL.len()],
+    flows_full: u64,
+    budgets_spent: u64,
+}
+
+impl Table {
+    /// An empty table.
+    pub fn new(limits: TableLimits) -> Self {
+        Self {
+            limits,
+            bindings: JointPrefixMap::new(),
+            bound: 0,
+            flows: HashMap::new(),
+            usage: HashMap::new(),
+            refused: [0; Refused::ALL.len()],
+            flows_full: 0,
+            budgets_spent: 0,
+        }
+    }
+
+    /// Counts a frame of libpcap's link type `link` that had `wire` bytes; returns its packet if the classifier is to see it.
+    pub fn frame(&mut self, link: i32, frame: &[u8], wire: usize, seen: Micros) -> Option<Sample> {
+        let packets = match frame::packets(link, frame, wire) {
+            Ok(packets) => packets,
+            Err(refused) => {
+                self.refused[refused as usize] += 1;
+                return None;
+            }
+        };
+        let of_session =
+            packets.iter().rev().find_map(|found| Some((found, self.session_side(&found.packet)?)));
+        let (found, (slot, direction)) = match of_session {
+            Some(of_session) => of_session,
+            None => {
+                let innermost = packets.last()?;
+                (innermost, (ANONYMOUS, self.anonymous_direction(&innermost.packet)))
+            }
+        };
+        self.count(found, slot, direction, seen)
+    }
+
+    /// Binds a prefix to a slot; a narrower prefix wins over a wider one.
+    pub fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), BindingsFull> {
+        if self.bound >= self.limits.bindings && self.bindings.get(&prefix).is_none() {
+            return Err(BindingsFull { prefix, limit: self.limits.bindings });
+        }
+        self.bound += usize::from(self.bindings.insert(prefix.trunc(), slot).is_none());
+        Ok(())
+    }
+
+    /// Takes a binding back; what was counted stays counted.
+    pub fn unbind(&mut self, prefix: IpNet) {
+        self.bound -= usize::from(self.bindings.remove(&prefix.trunc()).is_some());
+    }
+
+    /// The slot's counters so far.
+    pub fn usage(&self, slot: u32) -> SlotUsage {
+        self.usage.get(&slot).map_or_else(SlotUsage::default, |usage| **usage)
+    }
+
+    /// Counts the flow's further packets in `class`, and goes on handing them out or not.
+    pub fn name_flow(&mut self, key: &FlowKey, class: Class, sampling: bool) {
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.class = class;
+            flow.sampling = sampling;
+        }
+    }
+
+    /// Forgets flows silent for long, and returns them.
+    pub fn sweep(&mut self, now: Micros) -> Vec<Flow> {
+        let idle = self.limits.idle;
+        self.flows.extract_if(|_, flow| now.since(flow.last) > idle).map(|(_, flow)| flow).collect()
+    }
+
+    /// Takes all flows out.
+    pub fn into_flows(self) -> impl Iterator<Item = Flow> {
+        self.flows.into_values()
+    }
+
+    /// How many flows are held.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Whether further flows find no room.
+    pub fn is_full(&self) -> bool {
+        self.flows.len() >= self.limits.flows
+    }
+
+    /// What was not counted, and each bound that took effect, by reason.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let refused = Refused::ALL.into_iter().map(|reason| (reason.name(), self.refused[reason as usize]));
+        refused
+            .chain([("flow_table_full", self.flows_full), ("sampling_budget_spent", self.budgets_spent)])
+            .collect()
+    }
+
+    /// The session's slot and the direction seen from it; `None` for a packet of no session.
+    fn session_side(&self, packet: &Packet<'_>) -> Option<(u32, Direction)> {
+        let slot = |address: IpAddr| self.bindings.get_lpm(&IpNet::from(address)).map(|(_, slot)| *slot);
+        if let Some(slot) = slot(packet.source) {
+            return Some((slot, Direction::Up));
+        }
+        slot(packet.destination).map(|slot| (slot, Direction::Down))
+    }
+
+    /// See the module's third rule.
+    fn anonymous_direction(&self, packet: &Packet<'_>) -> Direction {
+        if self.flows.contains_key(&flow_key(packet, Direction::Up)) {
+            return Direction::Up;
+        }
+        if self.flows.contains_key(&flow_key(packet, Direction::Down)) {
+            return Direction::Down;
+        }
+        if let Payload::Tcp(segment) = packet.payload
+            && segment.syn
+        {
+            return if segment.acknowledges { Direction::Down } else { Direction::Up };
+        }
+        match packet.source_port.cmp(&packet.destination_port) {
+            std::cmp::Ordering::Less => Direction::Down,
+            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Direction::Up,
+        }
+    }
+
+    fn count(&mut self, found: &Found<'_>, slot: u32, direction: Direction, seen: Micros) -> Option<Sample> {
+        let packet = &found.packet;
+        let key = flow_key(packet, direction);
+        let bytes = ip_bytes(packet, found.wire);
+        if self.is_full() && !self.flows.contains_key(&key) {
+            self.flows_full += 1;
+            count_usage(&mut self.usage, slot, Class::Other, direction, bytes);
+            return None;
+        }
+        let flow = self.flows.entry(key).or_insert_with(|| Flow::new(key, found.layers, seen));
+        flow.last = flow.last.max(seen);
+        let traffic = &mut flow.traffic[direction.index()];
+        traffic.bytes += bytes;
+        traffic.packets += 1;
+        count_usage(&mut self.usage, slot, flow.class, direction, bytes);
+        if !flow.sampling || !tells_something(packet) {
+            return None;
+        }
+        let unlimited = [key.subscriber_port, key.remote_port].contains(&crate::classify::dns::PORT);
+        if !unlimited {
+            flow.samples += 1;
+            if flow.samples >= self.limits.samples {
+                flow.sampling = false;
+                self.budgets_spent += 1;
+            }
+        }
+        Some(Sample {
+            flow: key,
+            slot,
+            direction,
+            first_packet: flow.first,
+            seen,
+            packet: found.ip.get(..self.limits.sample_bytes).unwrap_or(found.ip).to_vec(),
+        })
+    }
+}
+
+impl Flow {
+    fn new(key: FlowKey, layers: Layers, first: Micros) -> Self {
+        Self {
+            key,
+            layers,
+            first,
+            last: first,
+            traffic: [Traffic::default(); 2],
+            class: Class::Other,
+            sampling: true,
+            samples: 0,
+        }
+    }
+}
+
+fn count_usage(
+    usage: &mut HashMap<u32, Box<SlotUsage>>,
+    slot: u32,
+    class: Class,
+    direction: Direction,
+    bytes: u64,
+) {
+    let cell = &mut usage.entry(slot).or_default().cells[class.index()][direction.index()];
+    cell.bytes += bytes;
+    cell.packets += 1;
+}
+
+/// A segment without a byte and outside the handshake tells the classifier nothing.
+fn tells_something(packet: &Packet<'_>) -> bool {
+    match packet.payload {
+        Payload::Tcp(segment) => segment.syn || segment.ends || !segment.bytes.is_empty(),
+        Payload::Udp(_) | Payload::Other(_) => true,
+        Payload::Hidden => false,
+    }
+}
+
+fn flow_key(packet: &Packet<'_>, direction: Direction) -> FlowKey {
+    let source = (packet::octets(packet.source), packet.source_port);
+    let destination = (packet::octets(packet.destination), packet.destination_port);
+    let ((subscriber, subscriber_port), (remote, remote_port)) = match direction {
+        Direction::Up => (source, destination),
+        Direction::Down => (destination, source),
+    };
+    FlowKey { subscriber, remote, subscriber_port, remote_port, protocol: packet.protocol, zero: [0; 3] }
+}
+
+/// Bytes of the packet by its own header, but never more than were on the wire; those where the header does not say.
+fn ip_bytes(packet: &Packet<'_>, wire: usize) -> u64 {
+    let length = packet.length.and_then(|length| usize::try_from(length).ok());
+    length.map_or(wire, |length| length.min(wire)) as u64
+}

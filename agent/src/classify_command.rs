@@ -1,0 +1,1 @@
+//! `usher-agent classify`: what the flows of capture files are.
