@@ -3,8 +3,9 @@
 //! [`DataPlane`] is what the rest of the agent holds. Both kinds have the same methods with the same meaning; a capture
 //! holds settings and reads them back, but touches no packet ("dry run").
 
+use ipnet::IpNet;
 use usher_models::units::Micros;
-use usher_models::wire::{Direction, FlowKey};
+use usher_models::wire::{Direction, Enforcement, FlowKey, SlotUsage};
 
 /// One life of the counters. The probe's outlives the agent's process, a capture's does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,4 +26,26 @@ pub struct Sample {
     pub seen: Micros,
     /// The packet from its innermost IP header on, perhaps truncated.
     pub packet: Vec<u8>,
+}
+
+/// The data plane did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct DataPlaneError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// What the books need of a data plane: counters by slot, who is behind a prefix, and what holds for a slot.
+///
+/// A trait, so that the books' promise (no byte lost or told twice, wherever the agent stops) is tested on counters whose
+/// every step can be stopped.
+pub trait Slots {
+    /// Cumulative counters of a slot.
+    fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError>;
+    /// From now on the prefix counts for this slot. Doing it twice is doing it once.
+    fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError>;
+    /// The prefix is nobody's. Doing it twice is doing it once.
+    fn unbind(&mut self, prefix: IpNet) -> Result<(), DataPlaneError>;
+    /// What is done with a slot's packets from now on.
+    fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), DataPlaneError>;
+    /// What is done with a slot's packets, read back.
+    fn enforcement(&mut self, slot: u32) -> Result<Enforcement, DataPlaneError>;
 }

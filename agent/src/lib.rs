@@ -1,5 +1,6 @@
 //! The agent: everything that happens on a gateway outside the kernel.
 
+pub mod books;
 pub mod capture;
 pub mod catalogue;
 pub mod classify;
@@ -11,5 +12,6 @@ pub mod place;
 pub mod probe;
 pub mod service;
 pub mod sessions;
+pub mod store;
 pub mod uplink;
 pub mod usage;

@@ -1,1 +1,3 @@
-//! To the orchestrator: spool, acknowledge, receive settings.
+//! To the orchestrator: batches up until they are acknowledged, settings down until they are read back.
+
+pub mod settings;

@@ -1,0 +1,173 @@
+//! The store, the accounts and the data plane, kept in step: every change in the one order that survives a crash.
+//!
+//! - a drain: read the counters, store batches and baseline together, then believe it;
+//! - new sessions: tell what was counted so far; take away prefixes nobody holds; store who holds which slot; set what
+//!   holds for a slot; bind. A crash in between leaves what the next start repeats.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use usher_models::telemetry;
+use usher_models::units::Micros;
+use usher_models::wire::{Enforcement, SlotUsage};
+
+use crate::dataplane::{Boot, DataPlaneError, Slots};
+use crate::store::{Store, StoreError};
+use crate::usage::{Account, Accounts, SessionFacts};
+
+/// Why the books could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum BooksError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The data plane.
+    #[error(transparent)]
+    DataPlane(#[from] DataPlaneError),
+}
+
+/// What a drain did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Batches stored.
+    pub batches: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Counters found below their baseline.
+    pub backwards: u64,
+}
+
+/// What new sessions did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Sessions that closed.
+    pub closed: Vec<String>,
+    /// Sessions for which no slot is left.
+    pub without_slot: Vec<String>,
+    /// How many opened, changed or closed.
+    pub changes: usize,
+}
+
+/// What the counters say, what was told of them, and what holds for each slot.
+#[derive(Debug)]
+pub struct Books {
+    store: Arc<Store>,
+    accounts: Accounts,
+    enforced: HashMap<u32, Enforcement>,
+}
+
+impl Books {
+    /// Opens the books of this life of the counters.
+    pub fn open(
+        store: Arc<Store>,
+        plane: &mut impl Slots,
+        boot: Boot,
+        max_subscribers: u32,
+        now: Micros,
+    ) -> Result<Self, BooksError> {
+        let mut failed = None;
+        let restored = store.begin(boot, now, || {
+            let read = |slot| match plane.usage(slot) {
+                Ok(usage) => (usage != SlotUsage::default()).then_some((slot, usage)),
+                Err(error) => {
+                    failed = Some(error);
+                    None
+                }
+            };
+            (0..=max_subscribers).filter_map(read).collect()
+        })?;
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(Self {
+                store,
+                accounts: Accounts::new(restored, max_subscribers),
+                enforced: HashMap::new(),
+            }),
+        }
+    }
+
+    /// The sessions.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// Tells what was counted since the last drain. `None`: the spool is full, and the counters wait.
+    pub fn drain(
+        &mut self,
+        now: Micros,
+        plane: &mut impl Slots,
+        flows: &[telemetry::FlowNamed],
+    ) -> Result<Option<Told>, BooksError> {
+        if !self.store.has_room() {
+            return Ok(None);
+        }
+        let slots: Vec<u32> = self.accounts.slots().collect();
+        let mut readings = Vec::with_capacity(slots.len());
+        for slot in slots {
+            readings.push((slot, plane.usage(slot)?));
+        }
+        let holds = |slot| self.enforced.get(&slot).copied().unwrap_or_default();
+        let drained = self.accounts.drain(now, &readings, flows, holds);
+        let bytes = self.store.drained(&drained)?;
+        self.accounts.committed(&drained);
+        Ok(Some(Told { batches: drained.batches.len(), bytes, backwards: drained.backwards }))
+    }
+
+    /// Makes these the sessions. `holds` says what is done with a session's packets. `at_start`: bind and set everything,
+    /// for it is not known how far the agent before this one came.
+    ///
+    /// `None`: what was counted under a session's former keys cannot be told yet, for the spool is full; ask again.
+    pub fn set_sessions(
+        &mut self,
+        now: Micros,
+        plane: &mut impl Slots,
+        sessions: Vec<SessionFacts>,
+        at_start: bool,
+        holds: impl Fn(&SessionFacts) -> Enforcement,
+    ) -> Result<Option<Changed>, BooksError> {
+        let told = self.drain(now, plane, &[])?.is_some();
+        let plan = self.accounts.plan(sessions, now, at_start);
+        if plan.rekeyed && !told {
+            return Ok(None);
+        }
+        for prefix in &plan.unbind {
+            plane.unbind(*prefix)?;
+        }
+        let is_closed = |account: &&Account| account.closing.is_some();
+        let changed = Changed {
+            closed: plan.changed.iter().filter(is_closed).map(|account| account.facts.id.clone()).collect(),
+            without_slot: plan.without_slot,
+            changes: plan.changed.len(),
+        };
+        if !plan.changed.is_empty() {
+            self.store.sessions(&plan.changed)?;
+        }
+        let mut enforce: Vec<u32> = plan.changed.iter().map(|account| account.slot).collect();
+        self.accounts.apply(plan.changed);
+        if at_start {
+            enforce = self.accounts.all_open().map(|account| account.slot).collect();
+        }
+        let by_slot: HashMap<u32, Enforcement> =
+            self.accounts.all_open().map(|account| (account.slot, holds(&account.facts))).collect();
+        for slot in enforce {
+            // Nothing holds for a session that is gone: its slot waits, clean, for the next.
+            self.enforce(plane, slot, &by_slot.get(&slot).copied().unwrap_or_default())?;
+        }
+        for (prefix, slot) in plan.bind {
+            plane.bind(prefix, slot)?;
+        }
+        Ok(Some(changed))
+    }
+
+    /// Sets what is done with a slot's packets.
+    pub fn enforce(
+        &mut self,
+        plane: &mut impl Slots,
+        slot: u32,
+        enforcement: &Enforcement,
+    ) -> Result<(), DataPlaneError> {
+        plane.enforce(slot, enforcement)?;
+        self.enforced.insert(slot, *enforcement);
+        Ok(())
+    }
+}

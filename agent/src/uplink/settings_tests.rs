@@ -1,0 +1,240 @@
+//! Every way through a push, and what a restart at any point of it leaves.
+
+use usher_models::setting::Setting;
+use usher_models::units::BitsPerSecond;
+use usher_models::wire::Class;
+
+use super::*;
+use crate::service::Effect;
+
+fn service() -> Service {
+    let rate =
+        |rate| Effect { class: Some(Class::Video), down: Some(BitsPerSecond(rate)), ..Effect::default() };
+    let video = BTreeMap::from([("sd".to_owned(), rate(1_500_000)), ("hd".to_owned(), rate(8_000_000))]);
+    Service::new(BTreeMap::from([("video".to_owned(), video)]), Effect::PASS)
+}
+
+/// The core with the least of shells: a store that is a copy of what was saved, a data plane that is told to agree or not.
+struct Gateway {
+    pushes: Pushes,
+    stored: Kept,
+    applied: Vec<String>,
+    agrees: bool,
+}
+
+impl Gateway {
+    fn new() -> Self {
+        Self::restarted(Kept::default(), 0)
+    }
+
+    fn restarted(stored: Kept, now: i64) -> Self {
+        let pushes = Pushes::new(service(), stored.clone(), 3, Micros::new(now));
+        Self { pushes, stored, applied: vec![], agrees: true }
+    }
+
+    fn feed(&mut self, now: i64, event: Event) -> Vec<telemetry::Report> {
+        let is_open = |session: &str| session != "gone";
+        let mut commands =
+            std::collections::VecDeque::from(self.pushes.handle(Micros::new(now), event, is_open));
+        let mut answers = vec![];
+        while let Some(command) = commands.pop_front() {
+            match command {
+                Command::Save(change) => {
+                    for (push, record) in change.pushes {
+                        match record {
+                            Some(record) => self.stored.pushes.insert(push, record),
+                            None => self.stored.pushes.remove(&push),
+                        };
+                    }
+                    for (session, settings) in change.settings {
+                        match settings {
+                            Some(settings) => self.stored.confirmed.insert(session, settings),
+                            None => self.stored.confirmed.remove(&session),
+                        };
+                    }
+                }
+                Command::Apply(sessions) => self.applied.extend(sessions),
+                Command::Verify { push, sessions, write: _, toward } => {
+                    let result = if self.agrees { Ok(()) } else { Err("the map says otherwise".to_owned()) };
+                    let verified = Event::Verified { push, sessions, toward, result };
+                    commands.extend(self.pushes.handle(Micros::new(now), verified, is_open));
+                }
+                Command::Answer(report) => answers.push(report),
+            }
+        }
+        answers
+    }
+
+    fn step(&mut self, now: i64, push: &str, step: Step) -> telemetry::Report {
+        let push = telemetry::Push { push: push.to_owned(), step: Some(step) };
+        self.feed(now, Event::Step(push)).remove(0)
+    }
+
+    fn video(&self, session: &str) -> Option<&str> {
+        Some(self.pushes.in_force(session)?.values["video"].value.as_str())
+    }
+}
+
+fn desired(session: &str, revision: u64, video: &str, until: Option<i64>) -> telemetry::Desired {
+    let otherwise = if until.is_some() { "sd" } else { video };
+    let setting = Setting { value: video.into(), until: until.map(Micros::new), otherwise: otherwise.into() };
+    Settings { revision, values: BTreeMap::from([("video".to_owned(), setting)]) }.to_desired(session)
+}
+
+fn prepare(revision: u64, video: &str) -> Step {
+    Step::Prepare(telemetry::Prepare {
+        desired: vec![desired("a", revision, video, None)],
+        confirm_within_ms: 1,
+    })
+}
+
+const CONFIRM: Step = Step::Confirm(telemetry::Confirm {});
+const CANCEL: Step = Step::Cancel(telemetry::Cancel {});
+
+#[test]
+fn a_push_is_held_then_confirmed_and_each_answer_is_what_runs() {
+    let mut gateway = Gateway::new();
+    let prepared = gateway.step(0, "p1", prepare(1, "hd"));
+    assert_eq!((prepared.stage(), &prepared.running), (Stage::Prepared, &vec![desired("a", 1, "hd", None)]));
+    assert_eq!(gateway.pushes.next(), Some(Micros::new(1_000)));
+    assert_eq!(gateway.stored.confirmed, BTreeMap::new());
+    let confirmed = gateway.step(999, "p1", CONFIRM);
+    assert_eq!((confirmed.stage(), confirmed.running.len()), (Stage::Confirmed, 1));
+    assert_eq!(gateway.step(5_000, "p1", CONFIRM).stage(), Stage::Confirmed);
+    gateway.feed(9_000, Event::Tick);
+    assert_eq!(gateway.video("a"), Some("hd"));
+    let read = Step::Read(telemetry::Read { sessions: vec!["a".into(), "b".into()] });
+    let running = gateway.step(9_000, "r1", read);
+    assert_eq!(running.stage(), Stage::Running);
+    assert_eq!(
+        running.running,
+        [desired("a", 1, "hd", None), telemetry::Desired { session: "b".into(), ..Default::default() }]
+    );
+}
+
+#[test]
+fn what_is_not_confirmed_by_the_deadline_is_undone_also_after_a_restart() {
+    let mut gateway = Gateway::new();
+    gateway.step(0, "p1", prepare(1, "sd"));
+    gateway.step(1, "p1", CONFIRM);
+    gateway.step(0, "p2", prepare(2, "hd"));
+    assert_eq!(gateway.video("a"), Some("hd"));
+
+    let mut restarted = Gateway::restarted(gateway.stored, 500);
+    assert_eq!(restarted.video("a"), Some("hd"));
+    assert_eq!(restarted.pushes.next(), Some(Micros::new(1_000)));
+    restarted.feed(1_000, Event::Tick);
+    assert_eq!((restarted.video("a"), restarted.applied.as_slice()), (Some("sd"), &["a".to_owned()][..]));
+    let again = Gateway::restarted(restarted.stored, 1_000).step(1_001, "p2", CONFIRM);
+    assert_eq!(again.error, "it is not in force any more: it was not confirmed in time");
+}
+
+#[test]
+fn a_confirmation_after_the_deadline_is_refused_even_before_the_next_tick() {
+    let mut gateway = Gateway::new();
+    gateway.step(0, "p1", prepare(1, "hd"));
+    assert_eq!(gateway.step(1_000, "p1", CONFIRM).stage(), Stage::Refused);
+    assert_eq!(gateway.video("a"), None);
+}
+
+#[test]
+fn a_cancelled_push_leaves_what_was_confirmed_before() {
+    let mut gateway = Gateway::new();
+    gateway.step(0, "p1", prepare(1, "sd"));
+    gateway.step(0, "p1", CONFIRM);
+    gateway.step(0, "p2", prepare(2, "hd"));
+    assert_eq!(gateway.step(1, "p2", CANCEL).stage(), Stage::Cancelled);
+    assert_eq!(gateway.video("a"), Some("sd"));
+    assert_eq!(gateway.step(2, "p2", CANCEL).stage(), Stage::Cancelled);
+    assert_eq!(gateway.step(2, "never", CANCEL).stage(), Stage::Cancelled);
+    assert_eq!(gateway.step(2, "p1", CANCEL).stage(), Stage::Refused);
+}
+
+#[test]
+fn what_reads_back_differently_is_undone_and_refused() {
+    let mut gateway = Gateway::new();
+    gateway.agrees = false;
+    let refused = gateway.step(0, "p1", prepare(1, "hd"));
+    assert_eq!((refused.stage(), refused.error.as_str()), (Stage::Refused, "the map says otherwise"));
+    assert_eq!((gateway.video("a"), gateway.applied.len()), (None, 1));
+}
+
+#[test]
+fn a_refusal_names_its_reason_and_changes_nothing() {
+    let mut gateway = Gateway::new();
+    gateway.step(0, "p1", prepare(5, "sd"));
+    gateway.step(0, "p1", CONFIRM);
+    let before = gateway.stored.clone();
+    let one = |desired: telemetry::Desired, within| {
+        Step::Prepare(telemetry::Prepare { desired: vec![desired], confirm_within_ms: within })
+    };
+    for (step, why) in [
+        (prepare(4, "hd"), "session `a` runs revision 5, and 4 is lower"),
+        (prepare(6, "uhd"), "session `a`: unknown value `uhd` of setting `video`: this gateway knows hd, sd"),
+        (one(desired("gone", 1, "hd", None), 1), "session `gone` is not open on this gateway"),
+        (
+            one(desired("a", 6, "hd", None), 0),
+            "`confirm_within_ms: 0` is out of range: expected 1 to 3600000",
+        ),
+        (CONFIRM, "it was never prepared here"),
+    ] {
+        let refused = gateway.step(1, "p2", step);
+        assert_eq!((refused.stage(), refused.error.as_str()), (Stage::Refused, why));
+    }
+    assert_eq!(gateway.stored, before);
+}
+
+#[test]
+fn a_session_that_one_push_holds_is_refused_to_another() {
+    let mut gateway = Gateway::new();
+    gateway.step(0, "p1", prepare(1, "hd"));
+    let refused = gateway.step(1, "p2", prepare(2, "sd"));
+    assert!(refused.error.contains("held by push `p1`"), "{}", refused.error);
+    let both = vec![desired("b", 1, "hd", None), desired("a", 2, "hd", None)];
+    let both = Step::Prepare(telemetry::Prepare { desired: both, confirm_within_ms: 1 });
+    assert_eq!(gateway.step(1, "p3", both).stage(), Stage::Refused);
+    assert_eq!(gateway.step(1, "p1", prepare(1, "sd")).stage(), Stage::Refused);
+    // The same step again is the same step: it only holds for longer.
+    assert_eq!(gateway.step(500, "p1", prepare(1, "hd")).stage(), Stage::Prepared);
+    assert_eq!(gateway.pushes.next(), Some(Micros::new(1_500)));
+}
+
+#[test]
+fn a_setting_ends_by_itself_and_the_session_is_applied_again() {
+    let mut gateway = Gateway::new();
+    let until = Step::Prepare(telemetry::Prepare {
+        desired: vec![desired("a", 1, "hd", Some(10_000))],
+        confirm_within_ms: 1,
+    });
+    gateway.step(0, "p1", until);
+    gateway.step(0, "p1", CONFIRM);
+    assert_eq!(gateway.pushes.next(), Some(Micros::new(10_000)));
+    gateway.feed(9_999, Event::Tick);
+    assert_eq!(gateway.applied, Vec::<String>::new());
+    gateway.feed(10_000, Event::Tick);
+    assert_eq!(gateway.applied, ["a"]);
+    gateway.feed(10_001, Event::Tick);
+    assert_eq!((gateway.applied.len(), gateway.pushes.next()), (1, None));
+}
+
+#[test]
+fn a_session_that_closes_takes_its_settings_along() {
+    let mut gateway = Gateway::new();
+    gateway.step(0, "p1", prepare(1, "sd"));
+    gateway.step(0, "p1", CONFIRM);
+    gateway.step(0, "p2", prepare(2, "hd"));
+    gateway.feed(1, Event::Closed(vec!["a".into()]));
+    assert_eq!((gateway.pushes.in_force("a"), gateway.stored.confirmed.len()), (None, 0));
+    assert_eq!(gateway.step(2, "p2", CONFIRM).error, "it is not in force any more: its sessions have closed");
+}
+
+#[test]
+fn pushes_that_have_ended_are_remembered_up_to_a_bound() {
+    let mut gateway = Gateway::new();
+    for push in 0..10_i64 {
+        gateway.step(push, &format!("p{push}"), prepare(1, "hd"));
+        gateway.step(push, &format!("p{push}"), CONFIRM);
+    }
+    assert_eq!(gateway.stored.pushes.keys().collect::<Vec<_>>(), ["p7", "p8", "p9"]);
+    assert_eq!(gateway.pushes.kept, gateway.stored);
+}
