@@ -4,9 +4,10 @@
 //! - new sessions: tell what was counted so far; take away prefixes nobody holds; store who holds which slot; set what
 //!   holds for a slot; bind. A crash in between leaves what the next start repeats.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use usher_models::telemetry;
 use usher_models::units::Micros;
 use usher_models::wire::{Enforcement, SlotUsage};
@@ -126,9 +127,14 @@ impl Books {
         holds: impl Fn(&SessionFacts) -> Enforcement,
     ) -> Result<Option<Changed>, BooksError> {
         let told = self.drain(now, plane, &[])?.is_some();
-        let plan = self.accounts.plan(sessions, now, at_start);
+        let mut plan = self.accounts.plan(sessions, now, at_start);
         if plan.rekeyed && !told {
             return Ok(None);
+        }
+        if at_start {
+            // Whatever an agent before this one has left bound: what is wanted is bound again below.
+            let wanted: HashSet<IpNet> = plan.bind.iter().map(|(prefix, _)| *prefix).collect();
+            plan.unbind = plane.bindings()?.into_iter().filter(|prefix| !wanted.contains(prefix)).collect();
         }
         for prefix in &plan.unbind {
             plane.unbind(*prefix)?;

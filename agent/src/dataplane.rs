@@ -42,6 +42,8 @@ pub trait Slots {
     fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError>;
     /// From now on the prefix counts for this slot. Doing it twice is doing it once.
     fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError>;
+    /// The prefixes that count for a slot now.
+    fn bindings(&mut self) -> Result<Vec<IpNet>, DataPlaneError>;
     /// The prefix is nobody's. Doing it twice is doing it once.
     fn unbind(&mut self, prefix: IpNet) -> Result<(), DataPlaneError>;
     /// What is done with a slot's packets from now on.

@@ -181,13 +181,8 @@ impl Service {
             in_force = effect.gate.map_or(Gate::Pass, Gate::from);
             narrow(&mut lanes, &effect);
         }
-        let mut enforcement = Enforcement { gate: in_force as u32, ..Enforcement::default() };
-        for (rates, limits) in enforcement.rates.iter_mut().zip(lanes) {
-            for (rate, limit) in rates.iter_mut().zip(limits) {
-                *rate = limit.map_or(Rate::UNLIMITED, rate_of);
-            }
-        }
-        Ok(enforcement)
+        let rates = lanes.map(|limits| limits.map(|limit| limit.map_or(Rate::UNLIMITED, rate_of)));
+        Ok(Enforcement::new(in_force, rates))
     }
 
     /// When the next of these settings ends by itself, after `now`.
@@ -236,14 +231,10 @@ fn lower(one: Option<BitsPerSecond>, other: Option<BitsPerSecond>) -> Option<Bit
 
 /// The bucket of a rate: as much burst as TCP needs to fill a policed link, and never less than a few full packets.
 fn rate_of(limit: BitsPerSecond) -> Rate {
-    const BURST_NS: u64 = 200_000_000;
-    const BURST_BYTES: u64 = 16 * 1_514;
-    let ticks_a_second = 1_000_000_000_u128 << Rate::TICK_SHIFT;
-    let cost = ((ticks_a_second * 8) << Rate::COST_SHIFT) / u128::from(limit.0.max(1));
-    let cost = u64::try_from(cost).unwrap_or(u64::MAX);
-    let bytes = (u128::from(BURST_BYTES) * u128::from(cost)) >> Rate::COST_SHIFT;
-    let burst = u64::try_from(bytes).unwrap_or(u64::MAX).max(BURST_NS << Rate::TICK_SHIFT);
-    Rate { bits_per_second: limit.0, cost, burst }
+    /// A fifth of a second of the rate.
+    const BURST_SHARE: u64 = 5;
+    const LEAST_BURST: u64 = 16 * 1_514;
+    Rate::per_second(limit.0, (limit.0 / 8 / BURST_SHARE).max(LEAST_BURST))
 }
 
 #[cfg(test)]
@@ -341,17 +332,6 @@ mod tests {
         let later = Setting { value: "hd".into(), until, otherwise: "uhd".into() };
         let error = service.check(&settings(&[("video", later)])).unwrap_err();
         assert_eq!(error.to_string(), "unknown value `uhd` of setting `video`: this gateway knows hd, sd");
-    }
-
-    #[test]
-    fn a_bucket_costs_what_its_rate_says() {
-        for rate in [Effect::LOWEST, SD, Effect::HIGHEST] {
-            let bucket = rate_of(rate);
-            // A second's worth of bytes costs a second of ticks, within a thousandth.
-            let ticks = (u128::from(rate.0 / 8) * u128::from(bucket.cost)) >> Rate::COST_SHIFT;
-            let second = 1_000_000_000_u128 << Rate::TICK_SHIFT;
-            assert!(ticks.abs_diff(second) < second / 1_000, "{rate}: {ticks} of {second}");
-        }
     }
 
     #[test]

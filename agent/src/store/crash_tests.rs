@@ -128,6 +128,10 @@ impl Slots for Kernel {
         Ok(())
     }
 
+    fn bindings(&mut self) -> Result<Vec<IpNet>, DataPlaneError> {
+        Ok(self.bound.keys().copied().collect())
+    }
+
     fn unbind(&mut self, prefix: IpNet) -> Result<(), DataPlaneError> {
         self.fuse.step()?;
         self.bound.remove(&prefix);

@@ -28,7 +28,7 @@ use usher_models::units::Micros;
 use crate::service::Service;
 
 /// The longest time settings may be held without a confirmation.
-const MAX_HOLD: Duration = Duration::from_secs(3_600);
+const MAX_HOLD: Duration = Duration::from_hours(1);
 
 /// How many pushes may be held at a time, and how many sessions one of them may touch.
 const MAX_HELD: usize = 1_024;
@@ -170,7 +170,7 @@ impl Pushes {
                 vec![refuse(push, "the push has no step this agent knows")]
             }
             Event::Verified { push, sessions, toward, result } => {
-                self.verified(now, push, sessions, toward, result)
+                self.verified(now, push, &sessions, toward, result)
             }
             Event::Closed(sessions) => self.closed(now, &sessions),
             Event::Tick => self.tick(now),
@@ -239,7 +239,7 @@ impl Pushes {
         &mut self,
         now: Micros,
         push: String,
-        sessions: Vec<String>,
+        sessions: &[String],
         toward: Stage,
         result: Result<(), String>,
     ) -> Vec<Command> {
@@ -249,9 +249,9 @@ impl Pushes {
                 let settings =
                     desired.iter().map(|(id, desired)| (id.clone(), Some(desired.clone()))).collect();
                 let save = self.save(settings, &push, PushRecord::Confirmed { at: now });
-                vec![save, answer(push, Stage::Confirmed, self.running(&sessions))]
+                vec![save, answer(push, Stage::Confirmed, self.running(sessions))]
             }
-            (_, toward, Ok(())) => vec![answer(push, toward, self.running(&sessions))],
+            (_, toward, Ok(())) => vec![answer(push, toward, self.running(sessions))],
             (Some(PushRecord::Held { .. }), Stage::Prepared | Stage::Confirmed, Err(why)) => {
                 let mut commands = self.undo(now, &push, &why);
                 commands.push(refuse(push, why));

@@ -113,7 +113,7 @@ pub struct Accounts {
     sequence: u64,
     drained: Micros,
     baseline: HashMap<u32, SlotUsage>,
-    accounts: BTreeMap<String, Account>,
+    by_session: BTreeMap<String, Account>,
     announce: BTreeSet<String>,
     free: BTreeSet<u32>,
 }
@@ -133,24 +133,24 @@ impl Accounts {
             drained: restored.drained,
             baseline: restored.baseline,
             announce: accounts.keys().cloned().collect(),
-            accounts,
+            by_session: accounts,
             free,
         }
     }
 
     /// The open session of this id.
     pub fn open(&self, session: &str) -> Option<&Account> {
-        self.accounts.get(session).filter(|account| account.closing.is_none())
+        self.by_session.get(session).filter(|account| account.closing.is_none())
     }
 
     /// All open sessions.
     pub fn all_open(&self) -> impl Iterator<Item = &Account> {
-        self.accounts.values().filter(|account| account.closing.is_none())
+        self.by_session.values().filter(|account| account.closing.is_none())
     }
 
     /// The slots to read for a drain.
     pub fn slots(&self) -> impl Iterator<Item = u32> {
-        std::iter::once(ANONYMOUS).chain(self.accounts.values().map(|account| account.slot))
+        std::iter::once(ANONYMOUS).chain(self.by_session.values().map(|account| account.slot))
     }
 
     /// What it takes to go from the sessions as they are to `sessions`. With `everything`, what is bound already is
@@ -166,7 +166,7 @@ impl Accounts {
         let mut seen = BTreeSet::new();
         for facts in sessions {
             seen.insert(facts.id.clone());
-            let known = self.accounts.get(&facts.id);
+            let known = self.by_session.get(&facts.id);
             let Some(slot) = known.map(|account| account.slot).or_else(|| free.next()) else {
                 plan.without_slot.push(facts.id);
                 continue;
@@ -200,7 +200,7 @@ impl Accounts {
             if account.closing.is_none() {
                 self.announce.insert(account.facts.id.clone());
             }
-            self.accounts.insert(account.facts.id.clone(), account);
+            self.by_session.insert(account.facts.id.clone(), account);
         }
     }
 
@@ -222,7 +222,7 @@ impl Accounts {
             }
         }
         let names: HashMap<u32, &str> =
-            self.accounts.iter().map(|(id, account)| (account.slot, id.as_str())).collect();
+            self.by_session.iter().map(|(id, account)| (account.slot, id.as_str())).collect();
         let mut baseline = Vec::new();
         let mut backwards = 0;
         for (slot, reading) in readings {
@@ -249,7 +249,7 @@ impl Accounts {
             batches.flow(flow.clone());
         }
         let over: Vec<&Account> = self
-            .accounts
+            .by_session
             .values()
             .filter(|account| account.closing.is_some_and(|closed| until.since(closed) >= LINGER))
             .collect();
@@ -271,7 +271,7 @@ impl Accounts {
         self.baseline.extend(drained.baseline.iter().copied());
         self.announce.clear();
         for id in &drained.released {
-            if let Some(account) = self.accounts.remove(id) {
+            if let Some(account) = self.by_session.remove(id) {
                 self.free.insert(account.slot);
             }
         }
