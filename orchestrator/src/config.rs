@@ -322,6 +322,22 @@ advice: {public_url: 'https://advice.example.net', listen: 127.0.0.1:8080, outbo
     }
 
     #[test]
+    fn the_documented_example_is_good() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/orchestrator.yaml");
+        let config = Config::load(&example).unwrap();
+        assert_eq!(config.state_dir, Path::new("/var/lib/usher-orchestrator"));
+        let text = std::fs::read_to_string(&example).unwrap();
+        // What is commented out is good too.
+        let all = text
+            .replace("  # netconf:", "  netconf:")
+            .replace("  #   ", "    ")
+            .replace("  # remote:", "  remote:");
+        let all = Config::parse(&example, &all).unwrap();
+        assert_eq!(all.elements.netconf[0].name, "bng-1");
+        assert!(all.api.remote.is_some());
+    }
+
+    #[test]
     fn a_file_that_is_not_there_is_named() {
         let error = Config::load(Path::new("/nowhere/orchestrator.yaml")).unwrap_err();
         assert!(error.to_string().starts_with("/nowhere/orchestrator.yaml: cannot be read"), "{error}");

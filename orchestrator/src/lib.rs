@@ -10,6 +10,7 @@ pub mod error;
 pub mod identity;
 pub mod inputs;
 pub mod ledger;
+pub mod messenger;
 pub mod metrics;
 pub mod pki;
 pub mod policy;
