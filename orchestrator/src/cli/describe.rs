@@ -1,0 +1,274 @@
+//! One thing in full: sheets of labelled lines and sections.
+
+use std::fmt::Write as _;
+
+use super::listing;
+use super::output::{Field, Sheet, ago, between, table, when, when_any, yes_no};
+use crate::api::gate_name;
+use crate::api::model::{
+    Agent, Decision, Element, Explanation, Part, Push, Sending, Status, SubscriberDetail,
+};
+use crate::engine::io::{Candidate, Cause};
+
+pub(super) fn status(status: &Status) -> String {
+    let mut sheet = Sheet::default();
+    sheet
+        .line("State", if status.stopped { "STOPPED: no decision is made (`usher resume`)" } else { "running" })
+        .line("Mode", &status.mode)
+        .line("Policy", &status.policy)
+        .line("Version", &status.version)
+        .line("Started", format!("{} ({})", when(status.started), ago(status.started)))
+        .line("Agents", format!("{} of {} connected", status.agents_connected, status.agents_allowed))
+        .line("Subscribers", status.subscribers.to_string())
+        .line("Sessions", format!("{} open", status.sessions_open))
+        .line("Pushes", pushes(status))
+        .line("Messages", format!("{} pending", status.messages_pending));
+    sheet.end()
+}
+
+fn pushes(status: &Status) -> String {
+    let mut text = format!("{} pending", status.pushes_pending);
+    if status.pushes_needing_repair > 0 {
+        let _ = write!(
+            text,
+            ", {} NEED REPAIR (`usher push list --state needs_repair`)",
+            status.pushes_needing_repair
+        );
+    }
+    text
+}
+
+pub(super) fn subscriber(detail: &SubscriberDetail) -> String {
+    let subscriber = &detail.subscriber;
+    let mut sheet = Sheet::default();
+    sheet
+        .line("Subscriber", &subscriber.id.0)
+        .line("Plan", &subscriber.plan)
+        .line("Add-ons", subscriber.addons.join(", "))
+        .line("Active", yes_no(subscriber.active))
+        .line("Complaint open", yes_no(subscriber.complaint_open))
+        .line("Consent", consent(&subscriber.consent))
+        .line("Organisation", subscriber.organisation.clone().unwrap_or_default())
+        .line("Keys", detail.keys.join(", "))
+        .section("Sessions", &listing::sessions(&detail.sessions))
+        .section("Settings", &listing::settings(&detail.settings))
+        .section("Usage", &listing::usage(&detail.usage))
+        .section("Apps", &listing::apps(&detail.apps))
+        .section("Newest decisions", &listing::decisions(&detail.decisions))
+        .section("Newest messages", &listing::messages(&detail.messages))
+        .section("Newest pushes", &listing::pushes(&detail.pushes));
+    sheet.end()
+}
+
+fn consent(consent: &crate::identity::Consent) -> String {
+    format!("service {}, advice {}", yes_no(consent.service), yes_no(consent.advice))
+}
+
+pub(super) fn agent(agent: &Agent) -> String {
+    let mut sheet = Sheet::default();
+    sheet
+        .line("Agent", &agent.name)
+        .line("Uplink", agent.since.map_or("none".to_owned(), |since| format!("since {}", when(since))))
+        .line("Version", agent.version.clone().unwrap_or_default())
+        .line("Dry run", agent.dry_run.map_or("", yes_no))
+        .line("Sessions", format!("{} open", agent.sessions_open));
+    match &agent.last_batch {
+        Some(batch) => {
+            sheet
+                .line("Last batch", format!("{} of boot {}", batch.sequence, batch.boot))
+                .line("It ends", when(batch.end))
+                .line("Applied", format!("{} ({})", when(batch.applied), ago(batch.applied)));
+        }
+        None => {
+            sheet.line("Last batch", "none yet");
+        }
+    }
+    sheet.end()
+}
+
+pub(super) fn element(element: &Element) -> String {
+    let mut sheet = Sheet::default();
+    sheet
+        .line("Element", &element.name)
+        .line("Kind", &element.kind)
+        .line("Address", element.address.as_deref().unwrap_or("by its agent"))
+        .line("Settings", element.settings.as_ref().map_or("all".to_owned(), |names| names.join(", ")))
+        .line("Dry run", yes_no(element.dry_run));
+    match &element.last {
+        Some(last) => {
+            sheet
+                .line("Last push", format!("{} ({})", last.push, ago(last.at)))
+                .line("Came to", last.state.name())
+                .line("Error", last.error.clone().unwrap_or_default());
+        }
+        None => {
+            sheet.line("Last push", "none yet");
+        }
+    }
+    sheet.end()
+}
+
+pub(super) fn push(push: &Push) -> String {
+    let mut sheet = Sheet::default();
+    let because = match &push.cause {
+        Cause::Plan => "the plan's own settings".to_owned(),
+        Cause::Decision(id) => format!("decision {id}"),
+        Cause::Tap(id) => format!("tap on the message of decision {id}"),
+        Cause::Expiry => "the time of a setting was up".to_owned(),
+    };
+    sheet
+        .line("Push", &push.id)
+        .line("Subscriber", &push.subscriber.0)
+        .line("Because of", because)
+        .line("State", push.state.name())
+        .line("Desired", when(push.desired))
+        .line("Finished", push.finished.map_or(String::new(), |at| took(push, at)))
+        .line("Attempts", push.attempts.to_string())
+        .line("Next attempt", when_any(push.next))
+        .line("Error", push.error.clone().unwrap_or_default());
+    let settings = push.settings.iter().map(|(name, setting)| {
+        vec![
+            Field::text(name),
+            Field::text(&setting.value),
+            Field::text(setting.until.map_or("plan".to_owned(), when)),
+            Field::text(setting.then.clone().unwrap_or_default()),
+        ]
+    });
+    sheet.section(
+        &format!("Settings (revision {})", push.revision),
+        &table(&["SETTING", "VALUE", "UNTIL", "THEN"], settings.collect(), "none"),
+    );
+    for part in &push.elements {
+        sheet.section(&part.element, &self::part(push, part));
+    }
+    if push.elements.is_empty() {
+        sheet.section("Elements", "none reached yet");
+    }
+    sheet.end()
+}
+
+fn took(push: &Push, at: crate::api::model::Time) -> String {
+    format!("{} ({} after it was desired)", when(at), between(push.desired, at))
+}
+
+fn part(push: &Push, part: &Part) -> String {
+    let mut sheet = Sheet::default();
+    let after = |at| format!("{} after it was desired", between(push.desired, at));
+    sheet
+        .line("State", part.state.name())
+        .line("Started", after(part.started))
+        .line("Enforced", part.enforced.map(after).unwrap_or_default())
+        .line("Confirmed", part.confirmed.map(after).unwrap_or_default())
+        .line("Error", part.error.clone().unwrap_or_default());
+    let mut text = sheet.end();
+    if part.changes.is_empty() {
+        text.push_str("No change.\n");
+    }
+    for change in &part.changes {
+        if let Some(from) = &change.from {
+            let _ = writeln!(text, "- {}: {from}", change.path);
+        }
+        if let Some(to) = &change.to {
+            let _ = writeln!(text, "+ {}: {to}", change.path);
+        }
+    }
+    text
+}
+
+pub(super) fn decision(decision: &Decision) -> String {
+    let mut sheet = Sheet::default();
+    sheet
+        .line("Decision", &decision.id.0)
+        .line("Subscriber", &decision.subscriber.0)
+        .line("Policy", &decision.policy);
+    sheet.end() + &trace(decision)
+}
+
+/// Moment, facts, every candidate with the gate that stopped it, and what came of the one chosen.
+fn trace(decision: &Decision) -> String {
+    let mut sheet = Sheet::default();
+    sheet
+        .line("Moment", format!("{} (episode {})", decision.moment, decision.episode))
+        .line("At", when(decision.at))
+        .line("Facts", facts(decision));
+    for candidate in &decision.candidates {
+        sheet.line(&format!("Action {}", candidate.action), verdict(candidate));
+    }
+    sheet.line("Chosen", decision.chosen.as_deref().unwrap_or("nothing"));
+    match &decision.message {
+        Some(Sending::Pending) => sheet.line("Message", "waits to be sent"),
+        Some(Sending::Sent(at)) => sheet.line("Message", format!("sent {}", when(*at))),
+        Some(Sending::Failed(why)) => sheet.line("Message", format!("not sent: {why}")),
+        None => &mut sheet,
+    };
+    sheet.line("Tapped", when_any(decision.tapped));
+    if let Some(push) = &decision.push {
+        let mut text = format!("{} {} (revision {})", push.id, push.state.name(), push.revision);
+        if let Some(error) = &push.error {
+            let _ = write!(text, ": {error}");
+        }
+        sheet.line("Push", text);
+        for part in &push.elements {
+            let at = part.enforced.map_or(String::new(), |at| {
+                format!(", enforced {} after it was desired", between(push.desired, at))
+            });
+            let error = part.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+            sheet.line(&format!("  on {}", part.element), format!("{}{at}{error}", part.state.name()));
+        }
+    }
+    sheet.end()
+}
+
+fn facts(decision: &Decision) -> String {
+    let facts = decision.facts.iter().map(|(name, value)| match value {
+        Some(value) => format!("{name} = {}", number(*value)),
+        None => format!("{name} unknown"),
+    });
+    facts.collect::<Vec<_>>().join(", ")
+}
+
+fn verdict(candidate: &Candidate) -> String {
+    let mut text = match &candidate.stopped_by {
+        Some(stopped) => format!("stopped by {}: {}", gate_name(stopped.gate), stopped.why),
+        None => "passed every gate".to_owned(),
+    };
+    if let Some(score) = &candidate.score {
+        let _ = write!(
+            text,
+            "; score {} = propensity {} x relevance {} x (value {} - cost {})",
+            number(score.total),
+            number(score.propensity),
+            number(score.relevance),
+            number(score.value),
+            number(score.cost)
+        );
+    }
+    text
+}
+
+/// Three decimals at most.
+fn number(value: f64) -> String {
+    let text = format!("{value:.3}");
+    match text.split_once('.') {
+        Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => whole.to_owned(),
+        Some(_) => text.trim_end_matches('0').to_owned(),
+        None => text,
+    }
+}
+
+pub(super) fn explanation(explanation: &Explanation) -> String {
+    let subscriber = &explanation.subscriber;
+    let mut sheet = Sheet::default();
+    sheet
+        .line("Subscriber", &subscriber.id.0)
+        .line("Plan", &subscriber.plan)
+        .line("Consent", consent(&subscriber.consent))
+        .line("As of", when(explanation.at))
+        .section("In short", &explanation.summary.join("\n"))
+        .section("Open sessions", &listing::sessions(&explanation.sessions))
+        .section("Settings", &listing::settings(&explanation.settings));
+    for decision in &explanation.decisions {
+        sheet.section(&format!("Decision {}", decision.id), &trace(decision));
+    }
+    sheet.end()
+}

@@ -1,0 +1,152 @@
+//! The operator's CLI `usher`: asks the API and prints the answer.
+//!
+//! Owns the command line, its exit codes and how answers look. Refuses to know more than the API says; only `lint`,
+//! `pki` and `completion` work by themselves, without an orchestrator.
+
+mod args;
+mod check;
+mod client;
+mod describe;
+mod error;
+mod listing;
+mod output;
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+
+pub use self::args::Cli;
+use self::args::{Command, Describable, Format, GetArgs, Listable, PkiCommand, PushCommand, Shell};
+use self::client::Client;
+pub use self::error::CliError;
+use crate::api::model::{Page, Switched};
+use crate::pki;
+
+/// Does what was typed.
+pub async fn run(cli: Cli) -> Result<(), CliError> {
+    let format = cli.global.output;
+    match &cli.command {
+        Command::Lint { policy, profiles } => return check::lint(format, policy, profiles.as_deref()),
+        Command::Pki(command) => return certificates(command),
+        Command::Completion { shell } => return completion(*shell),
+        _ => {}
+    }
+    let client = Client::new(&cli.global)?;
+    match cli.command {
+        Command::Status => output::answer(format, &client.get(&["status"], &[]).await?, describe::status),
+        Command::Get(get) => list(&client, format, get).await,
+        Command::Describe { kind, id } => describe(&client, format, kind, &id).await,
+        Command::Explain { subscriber, at, limit } => {
+            let query = [("at", at.map(|at| at.to_string())), ("limit", Some(limit.to_string()))];
+            let body = client.get(&["explain", &subscriber], &query).await?;
+            output::answer(format, &body, describe::explanation)
+        }
+        Command::Push(PushCommand::List { subscriber, state, limit }) => {
+            let query = [("subscriber", subscriber), ("state", state), ("limit", Some(limit.to_string()))];
+            page(format, &client.get(&["pushes"], &query).await?, listing::pushes)
+        }
+        Command::Push(PushCommand::Show { id }) => describe(&client, format, Describable::Push, &id).await,
+        Command::Stop => switch(&client, format, "stop").await,
+        Command::Resume => switch(&client, format, "resume").await,
+        Command::Lint { .. } | Command::Pki(_) | Command::Completion { .. } => Ok(()),
+    }
+}
+
+async fn list(client: &Client, format: Format, get: GetArgs) -> Result<(), CliError> {
+    let query = [
+        ("subscriber", get.subscriber),
+        ("agent", get.agent),
+        ("limit", Some(get.limit.to_string())),
+        ("after", get.after),
+    ];
+    let body = client.get(&[get.kind.path()], &query).await?;
+    match get.kind {
+        Listable::Subscribers => page(format, &body, listing::subscribers),
+        Listable::Sessions => page(format, &body, listing::sessions),
+        Listable::Settings => page(format, &body, listing::settings),
+        Listable::Agents => page(format, &body, listing::agents),
+        Listable::Elements => page(format, &body, listing::elements),
+        Listable::Usage => page(format, &body, listing::usage),
+        Listable::Decisions => page(format, &body, listing::decisions),
+        Listable::Messages => page(format, &body, listing::messages),
+    }
+}
+
+fn page<T: serde::de::DeserializeOwned>(
+    format: Format,
+    body: &[u8],
+    table: impl FnOnce(&[T]) -> String,
+) -> Result<(), CliError> {
+    output::answer(format, body, |page: &Page<T>| {
+        let mut text = table(&page.items);
+        if let Some(next) = &page.next {
+            text.push_str(&format!("There is more: --after '{next}'\n"));
+        }
+        text
+    })
+}
+
+async fn describe(client: &Client, format: Format, kind: Describable, id: &str) -> Result<(), CliError> {
+    let get = async |path: &str| client.get(&[path, id], &[]).await;
+    match kind {
+        Describable::Subscriber => output::answer(format, &get("subscribers").await?, describe::subscriber),
+        Describable::Agent => output::answer(format, &get("agents").await?, describe::agent),
+        Describable::Element => output::answer(format, &get("elements").await?, describe::element),
+        Describable::Push => output::answer(format, &get("pushes").await?, describe::push),
+        Describable::Decision => output::answer(format, &get("decisions").await?, describe::decision),
+    }
+}
+
+async fn switch(client: &Client, format: Format, verb: &str) -> Result<(), CliError> {
+    output::answer(format, &client.post(verb).await?, |switched: &Switched| {
+        match (switched.stopped, switched.changed) {
+            (true, true) => "Stopped: no decision is made any more. What was set still ends in time.",
+            (true, false) => "It was stopped already.",
+            (false, true) => "Resumed: decisions are made again.",
+            (false, false) => "It was not stopped.",
+        }
+        .to_owned()
+    })
+}
+
+fn certificates(command: &PkiCommand) -> Result<(), CliError> {
+    let refused = |error: pki::PkiError| match error {
+        pki::PkiError::AgentName(_) | pki::PkiError::NoServerName => CliError::Usage(error.to_string()),
+        pki::PkiError::Io { .. } => CliError::Failed(error.to_string()),
+        _ => CliError::Refused(error.to_string()),
+    };
+    match command {
+        PkiCommand::Init { dir, server, agent } => {
+            let server = if server.is_empty() { own_names() } else { server.clone() };
+            let made = pki::init(dir, &server, agent).map_err(refused)?;
+            output::print(&format!("made for {}\n{}", server.join(", "), made.instructions()))
+        }
+        PkiCommand::Agent { name, dir } => {
+            let pair = pki::agent(dir, name).map_err(refused)?;
+            output::print(&pki::agent_instructions(name, &pair, &dir.join("ca.pem")))
+        }
+    }
+}
+
+/// What this machine is reached by, as far as it knows.
+fn own_names() -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    if let Ok(name) = std::fs::read_to_string(Path::new("/proc/sys/kernel/hostname")) {
+        let name = name.trim();
+        if !name.is_empty() && name != "localhost" && name != "(none)" {
+            names.insert(0, name.to_owned());
+        }
+    }
+    names
+}
+
+fn completion(shell: Shell) -> Result<(), CliError> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "usher", &mut script);
+    output::print(&String::from_utf8_lossy(&script))
+}
