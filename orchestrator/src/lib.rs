@@ -3,6 +3,7 @@
 pub mod advice;
 pub mod agents;
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod elements;
 pub mod engine;

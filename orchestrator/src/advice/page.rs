@@ -75,7 +75,7 @@ async fn show(State(state): State<PageState>, token: Result<Path<String>, BadPat
     let decision = match open(&state, token, now) {
         Ok(decision) => decision,
         Err(Closed::Expired(decision)) => return ended(&state, decision).await,
-        Err(Closed::Refused(response)) => return response,
+        Err(Closed::Refused(response)) => return *response,
     };
     match look(&state, decision).await {
         Err(Unanswered) => busy(&state),
@@ -101,7 +101,7 @@ async fn accept(State(state): State<PageState>, token: Result<Path<String>, BadP
     let decision = match open(&state, token, now) {
         Ok(decision) => decision,
         Err(Closed::Expired(decision)) => return ended(&state, decision).await,
-        Err(Closed::Refused(response)) => return response,
+        Err(Closed::Refused(response)) => return *response,
     };
     let tapped = ask(&state, |answer| Ask::Tap { decision, at: now, answer }).await;
     match tapped {
@@ -127,7 +127,7 @@ enum Closed {
     /// Authentic but late: whoever accepted in time is told so rather than "too late".
     Expired(DecisionId),
     /// Nothing to do with us; the answer to give.
-    Refused(Response),
+    Refused(Box<Response>),
 }
 
 type BadPath = axum::extract::rejection::PathRejection;
@@ -141,11 +141,11 @@ fn open(state: &PageState, token: Result<Path<String>, BadPath>, now: Micros) ->
         LinkError::Expired { decision, .. } => Closed::Expired(decision),
         LinkError::Forged => {
             state.metrics.link(LinkResult::forged);
-            Closed::Refused(notice(StatusCode::FORBIDDEN, "Not our link", FORGED))
+            Closed::Refused(Box::new(notice(StatusCode::FORBIDDEN, "Not our link", FORGED)))
         }
         LinkError::Malformed => {
             state.metrics.link(LinkResult::malformed);
-            Closed::Refused(notice(StatusCode::BAD_REQUEST, "Incomplete link", INCOMPLETE))
+            Closed::Refused(Box::new(notice(StatusCode::BAD_REQUEST, "Incomplete link", INCOMPLETE)))
         }
     })
 }

@@ -31,7 +31,7 @@ const CONNECTIONS_MAX: usize = 256;
 /// A request's head, and a TLS handshake, arrive within this.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// Longest life of a connection, so that slow readers cannot hold all places.
-const CONNECTION_LIFE: Duration = Duration::from_secs(60);
+const CONNECTION_LIFE: Duration = Duration::from_mins(1);
 /// Requests under way when the daemon stops are given this long.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 /// Longest request line and headers together.

@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use usher_models::units::{Micros, SubscriberId};
 
 pub use self::error::ApiError;
+pub(crate) use self::explain::gate_name;
 pub use self::listen::{DoorError, TcpDoor, UnixDoor};
 pub use self::metrics::Metrics;
 pub use self::routes::router;

@@ -97,10 +97,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  usher status -o json | jq .pushes_needing_repair")]
     Status,
     /// List what there is
-    #[command(after_help = "Examples:\n  usher get decisions --subscriber line-7 --limit 5\n  usher get usage -o json")]
+    #[command(
+        after_help = "Examples:\n  usher get decisions --subscriber line-7 --limit 5\n  usher get usage -o json"
+    )]
     Get(GetArgs),
     /// Show one thing in full
-    #[command(after_help = "Examples:\n  usher describe subscriber line-7\n  usher describe element netconf:bng-1")]
+    #[command(
+        after_help = "Examples:\n  usher describe subscriber line-7\n  usher describe element netconf:bng-1"
+    )]
     Describe {
         /// What kind of thing
         #[arg(value_enum, value_name = "KIND")]
@@ -109,7 +113,9 @@ pub enum Command {
         id: String,
     },
     /// Why something was, or was not, done for a subscriber; changes nothing
-    #[command(after_help = "Examples:\n  usher explain line-7\n  usher explain line-7 --at 2026-11-21T20:15:00Z")]
+    #[command(
+        after_help = "Examples:\n  usher explain line-7\n  usher explain line-7 --at 2026-11-21T20:15:00Z"
+    )]
     Explain {
         /// The subscriber's id
         subscriber: String,
@@ -120,17 +126,11 @@ pub enum Command {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
-    /// Check a policy file; needs no orchestrator
-    #[command(after_help = "Examples:\n  usher lint policy.yaml\n  usher lint policy.yaml --profiles profiles.yaml -o json\n  generate-policy | usher lint -")]
-    Lint {
-        /// The policy file; `-` reads standard input
-        policy: PathBuf,
-        /// The profiles it is to work with
-        #[arg(long, value_name = "FILE")]
-        profiles: Option<PathBuf>,
-    },
     /// Transactions on elements
-    #[command(subcommand, after_help = "Examples:\n  usher push list --state failed\n  usher push show 0193...")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  usher push list --state failed\n  usher push show 0193..."
+    )]
     Push(PushCommand),
     /// Stop every decision at once; what was set still ends in time
     #[command(after_help = "Example:\n  usher stop && usher status")]

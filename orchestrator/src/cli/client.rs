@@ -27,7 +27,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 const PORT: u16 = 8443;
 
 /// Where the orchestrator is.
-pub struct Client {
+pub(super) struct Client {
     place: Place,
 }
 
@@ -38,7 +38,7 @@ enum Place {
 
 impl Client {
     /// From the global options; reads the token and the certificates, connects to nothing.
-    pub fn new(global: &Global) -> Result<Self, CliError> {
+    pub(super) fn new(global: &Global) -> Result<Self, CliError> {
         let Some(url) = &global.url else {
             return Ok(Self { place: Place::Socket(global.socket.clone()) });
         };
@@ -50,13 +50,13 @@ impl Client {
             return Err(CliError::Usage(format!("`{url}` cannot be used: expected https://HOST[:PORT]")));
         }
         let needed = |file: &Option<PathBuf>, option: &str, variable: &str| {
-            file.clone()
-                .ok_or_else(|| CliError::Usage(format!("--url needs {option} FILE (or {variable})")))
+            file.clone().ok_or_else(|| CliError::Usage(format!("--url needs {option} FILE (or {variable})")))
         };
         let token_file = needed(&global.token_file, "--token-file", "USHER_TOKEN_FILE")?;
         let ca = needed(&global.ca, "--ca", "USHER_CA")?;
-        let token = std::fs::read_to_string(&token_file)
-            .map_err(|error| CliError::Failed(format!("cannot read token file {}: {error}", token_file.display())))?;
+        let token = std::fs::read_to_string(&token_file).map_err(|error| {
+            CliError::Failed(format!("cannot read token file {}: {error}", token_file.display()))
+        })?;
         Ok(Self {
             place: Place::Afar {
                 host,
@@ -68,7 +68,11 @@ impl Client {
     }
 
     /// Asks for `path` below `/v1/`, as its parts; the parts and the query are encoded here.
-    pub async fn get(&self, path: &[&str], query: &[(&str, Option<String>)]) -> Result<Bytes, CliError> {
+    pub(super) async fn get(
+        &self,
+        path: &[&str],
+        query: &[(&str, Option<String>)],
+    ) -> Result<Bytes, CliError> {
         let mut target = String::from("/v1");
         for part in path {
             target.push('/');
@@ -88,7 +92,7 @@ impl Client {
     }
 
     /// Does `verb`, which takes nothing.
-    pub async fn post(&self, verb: &str) -> Result<Bytes, CliError> {
+    pub(super) async fn post(&self, verb: &str) -> Result<Bytes, CliError> {
         self.request(Method::POST, &format!("/v1/{verb}")).await
     }
 
@@ -114,7 +118,9 @@ impl Client {
                     .await
                     .map_err(|_| CliError::Unreachable(format!("{host}:{port} does not answer")))?
                     .map_err(|error| {
-                        CliError::Unreachable(format!("cannot reach the orchestrator at {host}:{port}: {error}"))
+                        CliError::Unreachable(format!(
+                            "cannot reach the orchestrator at {host}:{port}: {error}"
+                        ))
                     })?;
                 exchange(stream, method, target, host, Some(token)).await
             }
@@ -132,7 +138,8 @@ async fn exchange<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let broken = |error: &dyn std::fmt::Display| CliError::Failed(format!("the orchestrator hung up: {error}"));
+    let broken =
+        |error: &dyn std::fmt::Display| CliError::Failed(format!("the orchestrator hung up: {error}"));
     let mut request = Request::builder().method(method).uri(target).header(HOST, host);
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
@@ -156,7 +163,10 @@ where
         Ok((status, body))
     };
     let (status, body) = tokio::time::timeout(ANSWER_WITHIN, asking).await.map_err(|_| {
-        CliError::Unreachable(format!("the orchestrator took longer than {} s to answer", ANSWER_WITHIN.as_secs()))
+        CliError::Unreachable(format!(
+            "the orchestrator took longer than {} s to answer",
+            ANSWER_WITHIN.as_secs()
+        ))
     })??;
     if status.is_success() {
         return Ok(body);

@@ -13,7 +13,10 @@ use crate::engine::io::{Candidate, Cause};
 pub(super) fn status(status: &Status) -> String {
     let mut sheet = Sheet::default();
     sheet
-        .line("State", if status.stopped { "STOPPED: no decision is made (`usher resume`)" } else { "running" })
+        .line(
+            "State",
+            if status.stopped { "STOPPED: no decision is made (`usher resume`)" } else { "running" },
+        )
         .line("Mode", &status.mode)
         .line("Policy", &status.policy)
         .line("Version", &status.version)
@@ -47,7 +50,7 @@ pub(super) fn subscriber(detail: &SubscriberDetail) -> String {
         .line("Add-ons", subscriber.addons.join(", "))
         .line("Active", yes_no(subscriber.active))
         .line("Complaint open", yes_no(subscriber.complaint_open))
-        .line("Consent", consent(&subscriber.consent))
+        .line("Consent", consent(subscriber.consent))
         .line("Organisation", subscriber.organisation.clone().unwrap_or_default())
         .line("Keys", detail.keys.join(", "))
         .section("Sessions", &listing::sessions(&detail.sessions))
@@ -60,7 +63,7 @@ pub(super) fn subscriber(detail: &SubscriberDetail) -> String {
     sheet.end()
 }
 
-fn consent(consent: &crate::identity::Consent) -> String {
+fn consent(consent: crate::identity::Consent) -> String {
     format!("service {}, advice {}", yes_no(consent.service), yes_no(consent.advice))
 }
 
@@ -262,7 +265,7 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
     sheet
         .line("Subscriber", &subscriber.id.0)
         .line("Plan", &subscriber.plan)
-        .line("Consent", consent(&subscriber.consent))
+        .line("Consent", consent(subscriber.consent))
         .line("As of", when(explanation.at))
         .section("In short", &explanation.summary.join("\n"))
         .section("Open sessions", &listing::sessions(&explanation.sessions))

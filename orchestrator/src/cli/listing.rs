@@ -71,7 +71,11 @@ pub(super) fn agents(items: &[Agent]) -> String {
         let batch = item.last_batch.as_ref();
         vec![
             Field::text(&item.name),
-            if item.connected { Field::mood("connected", Mood::Good) } else { Field::mood("away", Mood::Bad) },
+            if item.connected {
+                Field::mood("connected", Mood::Good)
+            } else {
+                Field::mood("away", Mood::Bad)
+            },
             Field::text(when_any(item.since)),
             Field::text(item.version.clone().unwrap_or_default()),
             Field::text(item.dry_run.map_or("", yes_no)),
@@ -152,7 +156,11 @@ pub(super) fn decisions(items: &[Decision]) -> String {
             Field::text(&item.id.0),
         ]
     });
-    table(&["AT", "SUBSCRIBER", "MOMENT", "CHOSEN", "OUTCOME", "DECISION"], rows.collect(), "no decisions yet")
+    table(
+        &["AT", "SUBSCRIBER", "MOMENT", "CHOSEN", "OUTCOME", "DECISION"],
+        rows.collect(),
+        "no decisions yet",
+    )
 }
 
 /// In a few words: what came of it, or the first gate that stopped each action.
@@ -236,7 +244,9 @@ pub(super) const fn cause(cause: &Cause) -> &'static str {
 pub(super) fn push_state(state: PushState) -> Field {
     let mood = match state {
         PushState::Done => Mood::Good,
-        PushState::Pending | PushState::Running | PushState::Confirming | PushState::Superseded => Mood::Waiting,
+        PushState::Pending | PushState::Running | PushState::Confirming | PushState::Superseded => {
+            Mood::Waiting
+        }
         PushState::Failed | PushState::NeedsRepair => Mood::Bad,
     };
     Field::mood(state.name(), mood)

@@ -4,7 +4,6 @@
 //! `pki` and `completion` work by themselves, without an orchestrator.
 
 mod args;
-mod check;
 mod client;
 mod describe;
 mod error;
@@ -26,7 +25,6 @@ use crate::pki;
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     let format = cli.global.output;
     match &cli.command {
-        Command::Lint { policy, profiles } => return check::lint(format, policy, profiles.as_deref()),
         Command::Pki(command) => return certificates(command),
         Command::Completion { shell } => return completion(*shell),
         _ => {}
@@ -48,7 +46,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Push(PushCommand::Show { id }) => describe(&client, format, Describable::Push, &id).await,
         Command::Stop => switch(&client, format, "stop").await,
         Command::Resume => switch(&client, format, "resume").await,
-        Command::Lint { .. } | Command::Pki(_) | Command::Completion { .. } => Ok(()),
+        Command::Pki(_) | Command::Completion { .. } => Ok(()),
     }
 }
 
@@ -80,7 +78,9 @@ fn page<T: serde::de::DeserializeOwned>(
     output::answer(format, body, |page: &Page<T>| {
         let mut text = table(&page.items);
         if let Some(next) = &page.next {
-            text.push_str(&format!("There is more: --after '{next}'\n"));
+            text.push_str("There is more: --after '");
+            text.push_str(next);
+            text.push_str("'\n");
         }
         text
     })

@@ -23,7 +23,9 @@ pub(super) fn answer<T: serde::de::DeserializeOwned>(
     table: impl FnOnce(&T) -> String,
 ) -> Result<(), CliError> {
     let unreadable = |error: serde_json::Error| {
-        CliError::Failed(format!("the orchestrator's answer cannot be read ({error}): are both of one version?"))
+        CliError::Failed(format!(
+            "the orchestrator's answer cannot be read ({error}): are both of one version?"
+        ))
     };
     match format {
         Format::Table => print(&table(&serde_json::from_slice(body).map_err(unreadable)?)),
@@ -111,7 +113,8 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<Field>>, none: &str) -> Strin
         .iter()
         .map(|field| field.0.content().chars().next().is_some_and(|c| c.is_ascii_digit()))
         .collect();
-    table.set_header(header.iter().zip(right).map(|(name, _)| Cell::new(name).add_attribute(Attribute::Bold)));
+    table
+        .set_header(header.iter().zip(right).map(|(name, _)| Cell::new(name).add_attribute(Attribute::Bold)));
     for row in rows {
         table.add_row(row.into_iter().map(|field| field.0).collect::<Vec<_>>());
     }
@@ -242,10 +245,8 @@ mod tests {
     #[test]
     fn an_empty_table_says_so_and_columns_line_up() {
         assert_eq!(table(&["ID"], Vec::new(), "no sessions"), "no sessions");
-        let rows = vec![
-            vec![Field::text("a"), Field::number(7)],
-            vec![Field::text("longer"), Field::number(1234)],
-        ];
+        let rows =
+            vec![vec![Field::text("a"), Field::number(7)], vec![Field::text("longer"), Field::number(1234)]];
         let text = table(&["ID", "BYTES"], rows, "");
         assert_eq!(text, "ID      BYTES\na           7\nlonger   1234\n");
     }
@@ -253,7 +254,11 @@ mod tests {
     #[test]
     fn a_sheet_lines_its_values_up_and_leaves_out_what_is_not_there() {
         let mut sheet = Sheet::default();
-        sheet.line("Plan", "basic").line("Organisation", "").line("Id", "x").section("Keys", "imsi:1\nimsi:2");
+        sheet
+            .line("Plan", "basic")
+            .line("Organisation", "")
+            .line("Id", "x")
+            .section("Keys", "imsi:1\nimsi:2");
         assert_eq!(sheet.end(), "Plan:  basic\nId:    x\n\nKeys\n  imsi:1\n  imsi:2\n");
     }
 }
