@@ -172,7 +172,7 @@ impl Site {
         let folder = self.file("pki").to_string_lossy().into_owned();
         process::run(&mut process::command(
             process::built_program("usher")?,
-            ["pki", "init", "--dir", &folder, "--agent", "gw-1"],
+            ["pki", "init", "--dir", &folder, "--server", "127.0.0.1", "--agent", "gw-1"],
         ))
         .map(drop)
     }

@@ -1,0 +1,77 @@
+//! Whatever way a demo run ends, what it made is gone.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use usher_tests::netns::Place;
+use usher_tests::wait::{self, Seen};
+use usher_tests::{process, skip};
+
+/// Starts the demo, and gives it back once it has printed something with `words` in it.
+fn demo_that_has_said(words: &str, report: &Path) -> Child {
+    let mut command = process::command(
+        process::built_program("usher-demo").unwrap(),
+        ["--mode", "probe", "--report", &report.to_string_lossy()],
+    );
+    let mut demo = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let found = lines.by_ref().map_while(Result::ok).any(|line| line.contains(words));
+    assert!(found, "the demo never said `{words}`");
+    // The rest is read too, or the demo would wait for someone to read it.
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+    demo
+}
+
+/// Everything on this machine that is named after a run.
+fn left_of(run: u32) -> Vec<String> {
+    let prefix = format!("usher-demo-{run}-");
+    ["/run/netns", "/sys/fs/bpf", &std::env::temp_dir().to_string_lossy()]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten())
+        .map(|entry| entry.path().display().to_string())
+        .filter(|path| path.contains(&prefix))
+        .collect()
+}
+
+#[test]
+fn a_demo_that_is_interrupted_leaves_nothing_behind() {
+    if let Some(reason) = skip::why_no_probe() {
+        return skip::skipped("a_demo_that_is_interrupted_leaves_nothing_behind", &reason);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (words, signal) in [
+        ("three namespaces", Signal::INT),
+        ("A streams at the plan's SD rate", Signal::TERM),
+        ("video: hd is pushed", Signal::HUP),
+    ] {
+        let mut demo = demo_that_has_said(words, &folder.path().join("report.json"));
+        assert_ne!(left_of(demo.id()), Vec::<String>::new(), "it has made something");
+        kill_process(Pid::from_child(&demo), signal).unwrap();
+        let status = wait::until("the demo's end", Duration::from_secs(20), || {
+            Ok(demo.try_wait()?.map_or_else(|| Seen::NotYet("running".to_owned()), Seen::Done))
+        })
+        .unwrap();
+        assert_eq!(status.code(), Some(1), "an interrupted demo has not shown what it was to show");
+        assert_eq!(left_of(demo.id()), Vec::<String>::new(), "interrupted after `{words}`");
+    }
+}
+
+#[test]
+fn the_next_run_removes_what_a_killed_demo_left_behind() {
+    if let Some(reason) = skip::why_no_probe() {
+        return skip::skipped("the_next_run_removes_what_a_killed_demo_left_behind", &reason);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut demo = demo_that_has_said("A streams at the plan's SD rate", &folder.path().join("report.json"));
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    assert_ne!(left_of(demo.id()), Vec::<String>::new(), "it had no time to clean up");
+    let next = Place::new().unwrap();
+    assert_eq!(left_of(demo.id()), Vec::<String>::new());
+    drop(next);
+}
