@@ -6,7 +6,7 @@ use usher_models::setting::Settings;
 use usher_models::units::{Bytes, Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
-use crate::identity::Profile;
+use crate::identity::{Country, Plan, Profile};
 
 /// One thing that happened. The time it happened at is passed beside it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -16,6 +16,13 @@ pub enum Input {
     Profile(Profile),
     /// A profile that is gone.
     ProfileGone(SubscriberId),
+    /// All plans and countries, where one is new or has changed.
+    Tariffs {
+        /// By name.
+        plans: BTreeMap<String, Plan>,
+        /// By mobile country code.
+        countries: BTreeMap<String, Country>,
+    },
     /// A batch of an agent, deduplicated, its sessions resolved to subscribers.
     Observed(Observed),
     /// The person tapped the link of a message.
@@ -144,8 +151,10 @@ pub struct Say {
     pub action: String,
     /// The text, placeholders filled in.
     pub text: String,
-    /// What a tap sets: name -> value, and until when after the tap. For the page.
+    /// What a tap sets: name -> value. For the page.
     pub tap: BTreeMap<String, String>,
+    /// For how many seconds from the tap; zero where a tap sets nothing.
+    pub tap_seconds: u64,
     /// When the link ends.
     pub expires: Micros,
 }
@@ -176,12 +185,43 @@ pub struct Decision {
     pub at: Micros,
     /// Revision of the policy that decided.
     pub policy: String,
-    /// The facts and profile fields its condition read; `None`: unknown.
+    /// `guard.mode` at the time. Only `live` decisions are carried out.
+    pub mode: Mode,
+    /// The numbers its condition read (`video_capped`, `sub.roaming`: truth is 1); `None`: unknown.
     pub facts: BTreeMap<String, Option<f64>>,
+    /// The words it read (`plan.video`).
+    #[serde(default)]
+    pub words: BTreeMap<String, String>,
     /// Every action at this moment, with the first gate that stopped it.
     pub candidates: Vec<Candidate>,
     /// The action taken; `None`: nothing was worth doing.
     pub chosen: Option<String>,
+}
+
+/// `guard.mode`: what becomes of a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Nothing is chosen: the kill switch.
+    Stop,
+    /// Decisions are made and recorded, none is carried out.
+    Plan,
+    /// Decisions are carried out.
+    Live,
+}
+
+/// What a tap on the message of a decision meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TapState {
+    /// It can be taken up.
+    Open,
+    /// It was: doing it again changes nothing.
+    Used,
+    /// Its time is over.
+    Expired,
+    /// No message of this decision is known.
+    Unknown,
 }
 
 /// One action weighed.

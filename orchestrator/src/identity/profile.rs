@@ -68,6 +68,9 @@ pub struct Country {
     pub pass_price: f64,
     /// What a day without one costs a typical traveller.
     pub expected_per_day: f64,
+    /// What the two are counted in (`EUR`), for messages; empty: the numbers stand alone.
+    #[serde(default)]
+    pub currency: String,
 }
 
 const fn yes() -> bool {

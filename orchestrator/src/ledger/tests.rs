@@ -56,6 +56,7 @@ fn say(id: &str) -> Say {
         action: "roam_pass".into(),
         text: "You're in Testland.".into(),
         tap: BTreeMap::new(),
+        tap_seconds: 86_400,
         expires: Micros::new(99),
     }
 }

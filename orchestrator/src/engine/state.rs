@@ -1,0 +1,96 @@
+//! What of a subscriber must survive a restart, and its bounds.
+
+use std::collections::BTreeMap;
+
+use usher_models::setting::Setting;
+use usher_models::units::Micros;
+
+use super::io::DecisionId;
+
+/// Most messages remembered of one subscriber. The quotas of a policy look back over these.
+pub const MAX_CONTACTS: usize = 64;
+/// Most sessions one subscriber has open at a time; further ones are not seen.
+pub const MAX_SESSIONS: usize = 64;
+
+/// The durable part of what the engine knows of one subscriber: one row, JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubscriberState {
+    /// Of the last desired settings; rises with each.
+    #[serde(default)]
+    pub revision: u64,
+    /// The last desired settings.
+    #[serde(default)]
+    pub desired: BTreeMap<String, Setting>,
+    /// What decisions and taps put over the plan's settings.
+    #[serde(default)]
+    pub overlays: BTreeMap<String, Overlay>,
+    /// Moments that have fired at least once.
+    #[serde(default)]
+    pub moments: BTreeMap<String, Fired>,
+    /// Messages sent, oldest first.
+    #[serde(default)]
+    pub contacts: Vec<SentMessage>,
+    /// Open sessions by agent and session id.
+    #[serde(default)]
+    pub sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
+}
+
+/// A value in force until a time.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlay {
+    /// The setting's value.
+    pub value: String,
+    /// When the plan's own comes back.
+    pub until: Micros,
+}
+
+/// How often a moment fired and how long it keeps silent.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fired {
+    /// Times fired.
+    pub episodes: u64,
+    /// Silent before this time.
+    pub silent_until: Micros,
+}
+
+/// A message sent.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SentMessage {
+    /// The decision it came from.
+    pub decision: DecisionId,
+    /// The action.
+    pub action: String,
+    /// When.
+    pub at: Micros,
+    /// When its link ends.
+    pub expires: Micros,
+    /// What a tap sets.
+    pub tap: BTreeMap<String, String>,
+    /// For how many seconds from the tap.
+    pub tap_seconds: u64,
+    /// It was tapped.
+    pub used: bool,
+}
+
+/// Where a subscriber is now.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenSession {
+    /// Serving network.
+    pub serving_plmn: String,
+    /// Served by a foreign network.
+    pub roaming: bool,
+    /// IANA name; empty where unknown.
+    pub time_zone: String,
+}
+
+impl SubscriberState {
+    /// Sessions open on any agent, in a fixed order.
+    pub fn open_sessions(&self) -> impl Iterator<Item = &OpenSession> {
+        self.sessions.values().flat_map(BTreeMap::values)
+    }
+}

@@ -1,0 +1,272 @@
+//! The last three words: policy, choose, guard.
+
+use std::collections::BTreeMap;
+
+use super::check::Scope;
+use super::expr::{Expression, Wants};
+use super::parse::Reading;
+use super::types::{Choose, Contact, Guard, Purpose, Rules};
+use super::values::{percent, positive, quiet, quota, rate, ratio};
+use crate::document::{Fields, Issue, Kind, Node, Span, items, nearest, number, text, word};
+use crate::engine::io::Mode;
+
+/// Chance that a message is taken up, where the policy does not say.
+const PRIOR_SAY: f64 = 0.1;
+/// Chance that a reconfiguration helps, where the policy does not say.
+const PRIOR_SET: f64 = 0.8;
+/// The bargain, where the policy does not say.
+const SUITABLE: &str = "value > cost";
+
+impl Reading<'_> {
+    pub(super) fn rules(&mut self, node: Option<&Node>) -> Option<Rules> {
+        let fields = match node {
+            Some(node) => Some(Fields::of(node, "policy", &mut self.issues)?),
+            None => None,
+        };
+        let Some(mut fields) = fields else {
+            self.need_budget(&Contact::default(), None);
+            return Some(Rules {
+                eligible: None,
+                suitable: self.suitable(None)?,
+                consent_to_set: Purpose::Service,
+                consent_to_say: Purpose::Advice,
+                contact: Contact::default(),
+                after_ignored: None,
+            });
+        };
+        let eligible = fields.take("eligible").map(|node| self.expression(node, Wants::Truth, Scope::Person));
+        let suitable = fields.take("suitable");
+        let suitable = self.suitable(suitable);
+        let consent = fields.take("consent");
+        let (consent_to_set, consent_to_say) = self.consent(consent);
+        let contact_node = fields.take("contact");
+        let contact = contact_node.map_or_else(Contact::default, |node| self.contact(node));
+        let backoff = fields.take("backoff");
+        let after_ignored = self.backoff(backoff);
+        let span = fields.span();
+        fields.finish(&mut self.issues);
+        self.need_budget(&contact, Some(contact_node.map_or(span, |node| node.span)));
+        let eligible = match eligible {
+            Some(None) => return None,
+            Some(eligible) => eligible,
+            None => None,
+        };
+        Some(Rules { eligible, suitable: suitable?, consent_to_set, consent_to_say, contact, after_ignored })
+    }
+
+    fn suitable(&mut self, node: Option<&Node>) -> Option<Expression> {
+        let default = Node {
+            span: Span { line: 1, column: 1, offset: 0, length: 0 },
+            kind: Kind::Scalar { text: SUITABLE.to_owned(), quoted: true },
+        };
+        self.expression(node.unwrap_or(&default), Wants::Truth, Scope::Bargain)
+    }
+
+    /// Nobody is written to without a bound on how often.
+    fn need_budget(&mut self, contact: &Contact, place: Option<Span>) {
+        if let Some(says) = self.says
+            && contact.budget.is_none()
+        {
+            let issue = Issue::new(place.unwrap_or(says), "messages need a `policy.contact.budget`");
+            self.issues.push(issue.with_help("as `contact: {budget: 2/7d}`"));
+        }
+    }
+
+    fn consent(&mut self, node: Option<&Node>) -> (Purpose, Purpose) {
+        const PURPOSES: [(&str, Purpose); 2] = [("service", Purpose::Service), ("advice", Purpose::Advice)];
+        let (mut set, mut say) = (Purpose::Service, Purpose::Advice);
+        if let Some(mut fields) = node.and_then(|node| Fields::of(node, "consent", &mut self.issues)) {
+            for (key, purpose) in [("set", &mut set), ("say", &mut say)] {
+                if let Some(node) = fields.take(key)
+                    && let Some(found) = word(node, "purpose", &PURPOSES, &mut self.issues)
+                {
+                    *purpose = found;
+                }
+            }
+            fields.finish(&mut self.issues);
+        }
+        (set, say)
+    }
+
+    fn contact(&mut self, node: &Node) -> Contact {
+        let mut contact = Contact::default();
+        let Some(mut fields) = Fields::of(node, "contact", &mut self.issues) else { return contact };
+        let issues = &mut self.issues;
+        contact.budget = fields.take("budget").and_then(|node| quota(node, "a budget", issues));
+        contact.same_action =
+            fields.take("same_action").and_then(|node| quota(node, "a budget per action", issues));
+        contact.quiet = fields.take("quiet").and_then(|node| quiet(node, issues));
+        if let Some(expire) = fields.take("expire").and_then(|node| positive(node, "a link's life", issues)) {
+            contact.expire = expire;
+        }
+        fields.finish(issues);
+        contact
+    }
+
+    fn backoff(&mut self, node: Option<&Node>) -> Option<std::time::Duration> {
+        let mut fields = Fields::of(node?, "backoff", &mut self.issues)?;
+        let ignored = fields.take("ignored").and_then(|node| positive(node, "a back-off", &mut self.issues));
+        for key in ["declined", "complaint"] {
+            if let Some(node) = fields.take(key) {
+                positive(node, "a back-off", &mut self.issues);
+                self.not_yet(node.span, format!("backing off after `{key}`"));
+            }
+        }
+        fields.finish(&mut self.issues);
+        ignored
+    }
+
+    pub(super) fn choose(&mut self, node: Option<&Node>) -> Choose {
+        let mut choose = Choose {
+            relevance_default: 1.0,
+            relevance: BTreeMap::new(),
+            floor: 0.0,
+            propensity_say: PRIOR_SAY,
+            propensity_set: PRIOR_SET,
+        };
+        let Some(mut fields) = node.and_then(|node| Fields::of(node, "choose", &mut self.issues)) else {
+            return choose;
+        };
+        if let Some(node) = fields.take("relevance") {
+            self.relevance(node, &mut choose);
+        }
+        if let Some(floor) = fields.take("floor").and_then(|node| number(node, "a floor", &mut self.issues)) {
+            choose.floor = floor;
+        }
+        if let Some(node) = fields.take("learn") {
+            self.learn(node, &mut choose);
+        }
+        for key in ["explore", "holdout"] {
+            let what = format!("`{key}`");
+            if let Some(node) = fields.take(key)
+                && ratio(node, &what, &mut self.issues).is_some_and(|share| share != 0.0)
+            {
+                self.not_yet(node.span, format!("{what} above zero"));
+            }
+        }
+        fields.finish(&mut self.issues);
+        choose
+    }
+
+    fn relevance(&mut self, node: &Node, choose: &mut Choose) {
+        let Some(mut fields) = Fields::of(node, "relevance", &mut self.issues) else { return };
+        if let Some(weight) = fields.take("default").and_then(|node| self.weight(node)) {
+            choose.relevance_default = weight;
+        }
+        for (moment, span, node) in fields.others() {
+            if !self.moments.contains(moment) {
+                let issue = Issue::new(span, format!("unknown moment `{moment}`"));
+                let known = || self.moments.iter().map(String::as_str);
+                let issue = issue.with_help(match nearest(moment, known()) {
+                    Some(right) => format!("did you mean `{right}`?"),
+                    None => format!("moments of this file: {}", known().collect::<Vec<_>>().join(", ")),
+                });
+                self.issues.push(issue);
+            }
+            let weight = self.weight(node);
+            choose.relevance.extend(weight.map(|weight| (moment.to_owned(), weight)));
+        }
+    }
+
+    fn weight(&mut self, node: &Node) -> Option<f64> {
+        let weight = number(node, "a weight", &mut self.issues)?;
+        if weight < 0.0 {
+            self.issues
+                .push(Issue::new(node.span, format!("expected a weight of zero or more, found {weight}")));
+        }
+        Some(weight)
+    }
+
+    /// The priors are used as they stand; what would move them is not evaluated yet.
+    fn learn(&mut self, node: &Node, choose: &mut Choose) {
+        let Some(mut fields) = Fields::of(node, "learn", &mut self.issues) else { return };
+        for (key, propensity) in [("say", &mut choose.propensity_say), ("set", &mut choose.propensity_set)] {
+            let Some(node) = fields.take(key) else { continue };
+            let Some(prior) = items(node, "a prior [a, b]", &mut self.issues) else { continue };
+            let numbers: Vec<f64> =
+                prior.iter().filter_map(|node| number(node, "a part of a prior", &mut self.issues)).collect();
+            match numbers[..] {
+                [a, b] if a > 0.0 && b > 0.0 => *propensity = a / (a + b),
+                _ if numbers.len() < prior.len() => {}
+                _ => {
+                    let message = "expected a prior of two numbers above zero, as [2, 18] for 2 of 20";
+                    self.issues.push(Issue::new(node.span, message));
+                }
+            }
+        }
+        for (key, what) in [("half_life", "a half-life"), ("credit", "a time for credit")] {
+            if let Some(node) = fields.take(key) {
+                positive(node, what, &mut self.issues);
+                self.not_yet(node.span, format!("learning (`{key}`)"));
+            }
+        }
+        if let Some(node) = fields.take("styles") {
+            for style in items(node, "styles", &mut self.issues).unwrap_or_default() {
+                text(style, "a style's name", &mut self.issues);
+            }
+            self.not_yet(node.span, "learning (`styles`)");
+        }
+        fields.finish(&mut self.issues);
+    }
+
+    pub(super) fn guard(&mut self, node: &Node) -> Option<Guard> {
+        const MODES: [(&str, Option<Mode>); 4] = [
+            ("stop", Some(Mode::Stop)),
+            ("plan", Some(Mode::Plan)),
+            ("live", Some(Mode::Live)),
+            ("canary", None),
+        ];
+        let mut fields = Fields::of(node, "guard", &mut self.issues)?;
+        let mode = fields.require("mode", &mut self.issues).and_then(|node| {
+            let mode = word(node, "mode", &MODES, &mut self.issues)?;
+            if mode.is_none() {
+                self.not_yet(node.span, "`mode: canary`");
+            }
+            // Never run: what is not supported keeps the policy from being used.
+            Some(mode.unwrap_or(Mode::Stop))
+        });
+        if let Some(node) = fields.take("pushes")
+            && let Some(mut pushes) = Fields::of(node, "pushes", &mut self.issues)
+        {
+            for key in ["element", "subscriber", "all"] {
+                if let Some(node) = pushes.take(key) {
+                    rate(node, "a bound on pushes", &mut self.issues);
+                }
+            }
+            pushes.finish(&mut self.issues);
+            self.not_yet(node.span, "bounding pushes");
+        }
+        if let Some(node) = fields.take("canary") {
+            self.canary(node);
+        }
+        if let Some(node) = fields.take("rollback") {
+            self.expression(node, Wants::Truth, Scope::Outcome);
+            self.not_yet(node.span, "rolling back by outcome");
+        }
+        fields.finish(&mut self.issues);
+        Some(Guard { mode: mode? })
+    }
+
+    fn canary(&mut self, node: &Node) {
+        let Some(mut fields) = Fields::of(node, "canary", &mut self.issues) else { return };
+        if let Some(node) = fields.require("steps", &mut self.issues) {
+            let steps = items(node, "steps", &mut self.issues).unwrap_or_default();
+            let shares: Vec<f64> =
+                steps.iter().filter_map(|node| percent(node, "a step", &mut self.issues)).collect();
+            if shares.windows(2).any(|pair| pair[0] >= pair[1]) {
+                self.issues.push(Issue::new(node.span, "expected steps that rise"));
+            }
+        }
+        if let Some(node) = fields.require("bake", &mut self.issues) {
+            positive(node, "how long a step bakes", &mut self.issues);
+        }
+        if let Some(node) = fields.require("min_samples", &mut self.issues) {
+            let samples = number(node, "a number of samples", &mut self.issues);
+            if samples.is_some_and(|samples| samples < 1.0 || samples.fract() != 0.0) {
+                self.issues.push(Issue::new(node.span, "expected a whole number of samples, one or more"));
+            }
+        }
+        fields.finish(&mut self.issues);
+        self.not_yet(node.span, "`canary`");
+    }
+}

@@ -1,0 +1,459 @@
+//! The first three words: facts, moments, actions.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use usher_models::Class;
+
+use super::check::Scope;
+use super::expr::Wants;
+use super::parse::Reading;
+use super::types::{Action, ActionKind, Amount, Change, Fact, Measure, Moment, Stat};
+use super::values::{duration, positive};
+use crate::document::{Fields, Issue, Kind, Node, Span, items, nearest, text, word};
+
+/// Most names under one word: each costs every subscriber memory or time.
+const MAX_NAMES: usize = 256;
+/// Most panes in a window.
+const MAX_PANES: u128 = 1_000;
+/// Longest window evaluated: windows are rebuilt after a restart, and a longer one would be unknown for too long.
+const MAX_WINDOW: Duration = Duration::from_secs(3_600);
+/// Finest step of a window: agents report once a second.
+const MIN_STEP: Duration = Duration::from_secs(1);
+/// Most lateness: what is not yet closed is kept in memory.
+const MAX_LATENESS: Duration = Duration::from_secs(600);
+/// Longest message: two concatenated SMS in the GSM alphabet.
+const MAX_MESSAGE: usize = 306;
+
+/// What a message may leave open, and whether it can be filled in yet.
+const PLACEHOLDERS: [(&str, bool); 6] = [
+    ("country", true),
+    ("price", true),
+    ("expected", true),
+    ("partner", false),
+    ("fit_plan", false),
+    ("saving", false),
+];
+
+/// What of a source can be a fact.
+#[derive(Clone, Copy)]
+enum Of {
+    Evaluated(Measure),
+    /// Of this source, later.
+    NotYet,
+}
+
+impl Reading<'_> {
+    pub(super) fn facts(&mut self, node: Option<&Node>) -> (Duration, BTreeMap<String, Fact>) {
+        let mut lateness = Duration::from_secs(5);
+        let mut facts = BTreeMap::new();
+        let Some(mut fields) = node.and_then(|node| Fields::of(node, "facts", &mut self.issues)) else {
+            return (lateness, facts);
+        };
+        if let Some(node) = fields.take("lateness")
+            && let Some(read) = duration(node, "a lateness", &mut self.issues)
+        {
+            if read > MAX_LATENESS {
+                self.issues
+                    .push(Issue::new(node.span, "a lateness above 10m keeps too much open: expected less"));
+            }
+            lateness = read;
+        }
+        self.check_count(fields.others().count(), "facts", fields.span());
+        for (name, span, node) in fields.others() {
+            self.check_name(name, "a fact", span);
+            let before = self.unsupported.len();
+            let fact = self.fact(node);
+            self.facts.insert(name.to_owned(), self.unsupported.len() == before);
+            facts.extend(fact.map(|fact| (name.to_owned(), fact)));
+        }
+        (lateness, facts)
+    }
+
+    fn fact(&mut self, node: &Node) -> Option<Fact> {
+        const STATS: [(&str, Option<Stat>); 8] = [
+            ("mean", Some(Stat::Mean)),
+            ("sum", Some(Stat::Sum)),
+            ("min", Some(Stat::Min)),
+            ("max", Some(Stat::Max)),
+            ("last", Some(Stat::Last)),
+            ("count", Some(Stat::Count)),
+            ("p95", None),
+            ("ewma", None),
+        ];
+        let mut fields = Fields::of(node, "a fact", &mut self.issues)?;
+        let of = fields.require("of", &mut self.issues);
+        let of = of.and_then(|node| self.source(node));
+        let stat = fields.require("stat", &mut self.issues);
+        let stat = stat.and_then(|node| Some((node, word(node, "statistic", &STATS, &mut self.issues)?)));
+        let (over, every, half_life) = (fields.take("over"), fields.take("every"), fields.take("half_life"));
+        let span = fields.span();
+        fields.finish(&mut self.issues);
+
+        let (node, stat) = stat?;
+        let Some(stat) = stat else {
+            let name = text(node, "a statistic", &mut self.issues)?;
+            self.not_yet(node.span, format!("the statistic `{name}`"));
+            if name == "ewma" {
+                let Some(half_life) = half_life else {
+                    self.issues.push(Issue::new(span, "a fact of `stat: ewma` lacks `half_life`"));
+                    return None;
+                };
+                positive(half_life, "a half-life", &mut self.issues);
+                for node in [over, every].into_iter().flatten() {
+                    self.issues.push(Issue::new(
+                        node.span,
+                        "a fact of `stat: ewma` has a `half_life` and no window",
+                    ));
+                }
+                return None;
+            }
+            self.window(over, every, span);
+            return None;
+        };
+        if let Some(half_life) = half_life {
+            self.issues.push(Issue::new(half_life.span, "`half_life` belongs to `stat: ewma` alone"));
+        }
+        let (over, every) = self.window(over, every, span)?;
+        let (class, measure) = of??;
+        Some(Fact { class, measure, stat, over, every })
+    }
+
+    /// `video.at_cap`: the class and what of it; `Some(None)`: not evaluated yet.
+    #[expect(clippy::option_option, reason = "wrong, right but not yet, and right are three things")]
+    fn source(&mut self, node: &Node) -> Option<Option<(Option<Class>, Measure)>> {
+        const MEASURES: [(&str, Of); 8] = [
+            ("at_cap", Of::Evaluated(Measure::AtCap)),
+            ("bytes", Of::Evaluated(Measure::Bytes)),
+            ("packets", Of::Evaluated(Measure::Packets)),
+            ("drops", Of::Evaluated(Measure::Drops)),
+            ("qoo", Of::NotYet),
+            ("rtt_ms", Of::NotYet),
+            ("up_util", Of::NotYet),
+            ("down_util", Of::NotYet),
+        ];
+        let found = text(node, "a source and a measure, as `video.at_cap`", &mut self.issues)?;
+        let Some((source, measure)) = found.split_once('.') else {
+            let message =
+                format!("`{found}` is no source: expected a class and a measure, as `video.at_cap`");
+            self.issues.push(Issue::new(node.span, message));
+            return None;
+        };
+        let Some((_, of)) = MEASURES.iter().find(|(name, _)| *name == measure) else {
+            let names = || MEASURES.iter().map(|(name, _)| *name);
+            let issue = Issue::new(node.span, format!("unknown measure `{measure}` in `{found}`"));
+            self.issues.push(issue.with_help(match nearest(measure, names()) {
+                Some(right) => format!("did you mean `{source}.{right}`?"),
+                None => format!("expected one of {}", names().collect::<Vec<_>>().join(", ")),
+            }));
+            return None;
+        };
+        self.check_letters(source, "a source", node.span);
+        let class = match source {
+            "all" => None,
+            _ => match source.parse::<Class>() {
+                Ok(class) => Some(class),
+                Err(_) => {
+                    let known = Class::ALL.into_iter().map(Class::name).chain(["all", "access"]);
+                    match nearest(source, known) {
+                        Some("access") | None if !matches!(of, Of::NotYet) => {
+                            self.not_yet(
+                                node.span,
+                                format!("`{found}`: usage of a single app or of the access line"),
+                            );
+                        }
+                        Some(right) if right != source => {
+                            let issue =
+                                Issue::new(node.span, format!("unknown class `{source}` in `{found}`"));
+                            self.issues.push(issue.with_help(format!("did you mean `{right}.{measure}`?")));
+                            return None;
+                        }
+                        _ => self.not_yet(node.span, format!("`{found}`")),
+                    }
+                    return Some(None);
+                }
+            },
+        };
+        match of {
+            Of::NotYet => {
+                self.not_yet(node.span, format!("`{found}`"));
+                Some(None)
+            }
+            Of::Evaluated(Measure::AtCap) if class.is_none() => {
+                let message = "`all.at_cap` has no meaning: each class has a rate of its own";
+                self.issues.push(Issue::new(node.span, message));
+                None
+            }
+            Of::Evaluated(measure) => Some(Some((class, *measure))),
+        }
+    }
+
+    /// `None` where it is wrong, or not evaluated yet.
+    fn window(
+        &mut self,
+        over: Option<&Node>,
+        every: Option<&Node>,
+        fact: Span,
+    ) -> Option<(Duration, Duration)> {
+        let Some(over_node) = over else {
+            self.issues.push(Issue::new(fact, "a fact lacks `over`, the length of its window"));
+            return None;
+        };
+        if matches!(&over_node.kind, Kind::Scalar { text, .. } if text == "bill_cycle") {
+            self.not_yet(over_node.span, "a window over the billing cycle");
+            if let Some(every) = every {
+                self.issues.push(Issue::new(
+                    every.span,
+                    "a window over the billing cycle does not slide: drop `every`",
+                ));
+            }
+            return None;
+        }
+        let over = positive(over_node, "the length of a window", &mut self.issues);
+        let Some(every_node) = every else {
+            self.not_yet(over_node.span, "a tumbling window (`over` without `every`)");
+            return None;
+        };
+        let every = positive(every_node, "the step of a window", &mut self.issues)?;
+        let over = over?;
+        if every > over || over.as_micros() % every.as_micros() != 0 {
+            let message =
+                format!("`over` must be a whole multiple of `every`: {over:?} is none of {every:?}");
+            self.issues.push(Issue::new(over_node.span, message));
+            return None;
+        }
+        if over.as_micros() / every.as_micros() > MAX_PANES {
+            let message = format!("`over` is more than {MAX_PANES} times `every`: expected a longer step");
+            self.issues.push(Issue::new(every_node.span, message));
+            return None;
+        }
+        if every < MIN_STEP {
+            self.issues.push(Issue::new(every_node.span, "`every` is below 1s: agents report once a second"));
+            return None;
+        }
+        if over > MAX_WINDOW {
+            self.not_yet(over_node.span, "a window above 1h (it would not survive a restart)");
+            return None;
+        }
+        Some((over, every))
+    }
+
+    pub(super) fn moments(&mut self, node: &Node) -> BTreeMap<String, Moment> {
+        let mut moments = BTreeMap::new();
+        let Some(fields) = Fields::of(node, "moments", &mut self.issues) else { return moments };
+        self.check_count(fields.others().count(), "moments", fields.span());
+        for (name, span, node) in fields.others() {
+            self.check_name(name, "a moment", span);
+            self.moments.insert(name.to_owned());
+            let Some(mut fields) = Fields::of(node, "a moment", &mut self.issues) else { continue };
+            let when = fields.require("when", &mut self.issues);
+            let when = when.and_then(|node| self.expression(node, Wants::Truth, Scope::Person));
+            let hold = match fields.take("hold") {
+                Some(node) => duration(node, "a hold", &mut self.issues),
+                None => Some(Duration::ZERO),
+            };
+            let rearm = fields.require("rearm", &mut self.issues).and_then(|node| match &node.kind {
+                Kind::Scalar { text, .. } if text == "bill_cycle" => {
+                    self.not_yet(node.span, "rearming with the billing cycle");
+                    Some(Duration::MAX)
+                }
+                _ => positive(node, "a rearm", &mut self.issues),
+            });
+            fields.finish(&mut self.issues);
+            if let (Some(when), Some(hold), Some(rearm)) = (when, hold, rearm) {
+                moments.insert(name.to_owned(), Moment { when, hold, rearm });
+            }
+        }
+        moments
+    }
+
+    pub(super) fn actions(&mut self, node: &Node) -> BTreeMap<String, Action> {
+        let mut actions = BTreeMap::new();
+        let Some(fields) = Fields::of(node, "actions", &mut self.issues) else { return actions };
+        self.check_count(fields.others().count(), "actions", fields.span());
+        for (name, span, node) in fields.others() {
+            self.check_name(name, "an action", span);
+            let action = self.action(name, node);
+            actions.extend(action.map(|action| (name.to_owned(), action)));
+        }
+        actions
+    }
+
+    fn action(&mut self, name: &str, node: &Node) -> Option<Action> {
+        let mut fields = Fields::of(node, format!("action `{name}`"), &mut self.issues)?;
+        let at = fields.require("at", &mut self.issues).map(|node| self.at(node));
+        let (set, say, tap) = (fields.take("set"), fields.take("say"), fields.take("tap"));
+        let only_if = fields.take("if").map(|node| self.expression(node, Wants::Truth, Scope::Person));
+        let value = fields.require("value", &mut self.issues).and_then(|node| self.amount(node, "a value"));
+        let cost = fields.require("cost", &mut self.issues).and_then(|node| self.amount(node, "a cost"));
+        let span = fields.span();
+        fields.finish(&mut self.issues);
+        let kind = match (set, say, tap) {
+            (Some(set), None, None) => {
+                let change = self.change(set, "`set`", true);
+                change.map(ActionKind::Set)
+            }
+            (None, Some(say), tap) => {
+                self.says = self.says.or(Some(say.span));
+                let template = self.template(say);
+                let tap = tap.map(|tap| self.change(tap, "`tap`", false));
+                match (template, tap) {
+                    (Some(template), None) => Some(ActionKind::Say { template, tap: None }),
+                    (Some(template), Some(Some(tap))) => Some(ActionKind::Say { template, tap: Some(tap) }),
+                    _ => None,
+                }
+            }
+            (Some(_), Some(say), _) => {
+                self.issues.push(Issue::new(say.span, "an action sets or says, not both: make two of it"));
+                None
+            }
+            (_, None, Some(tap)) => {
+                self.issues
+                    .push(Issue::new(tap.span, "`tap` belongs to `say`: what is set unasked needs no tap"));
+                None
+            }
+            (None, None, None) => {
+                self.issues.push(Issue::new(span, format!("action `{name}` lacks `set` or `say`")));
+                None
+            }
+        };
+        // An `if` that is wrong takes the action with it: without it the action would reach further than written.
+        let only_if = match only_if {
+            Some(None) => return None,
+            Some(only_if) => only_if,
+            None => None,
+        };
+        Some(Action { at: at?, kind: kind?, only_if, value: value?, cost: cost? })
+    }
+
+    fn at(&mut self, node: &Node) -> Vec<String> {
+        let mut at = Vec::new();
+        let nodes = items(node, "moments", &mut self.issues).unwrap_or_default();
+        if nodes.is_empty() && matches!(node.kind, Kind::List(_)) {
+            self.issues
+                .push(Issue::new(node.span, "an action at no moment never happens: expected at least one"));
+        }
+        for node in nodes {
+            let Some(name) = text(node, "a moment's name", &mut self.issues) else { continue };
+            if at.iter().any(|other| other == name) {
+                self.issues.push(Issue::new(node.span, format!("moment `{name}` stands here twice")));
+            } else if self.moments.contains(name) {
+                at.push(name.to_owned());
+            } else {
+                let known = || self.moments.iter().map(String::as_str);
+                let issue = Issue::new(node.span, format!("unknown moment `{name}`"));
+                let issue = issue.with_help(match nearest(name, known()) {
+                    Some(right) => format!("did you mean `{right}`?"),
+                    None => format!("moments of this file: {}", known().collect::<Vec<_>>().join(", ")),
+                });
+                self.issues.push(issue);
+            }
+        }
+        at
+    }
+
+    /// Settings and `for`. `None` where it is wrong, or not evaluated yet.
+    fn change(&mut self, node: &Node, what: &str, needs_end: bool) -> Option<Change> {
+        let mut fields = Fields::of(node, what, &mut self.issues)?;
+        let end = fields.take("for");
+        let duration = end.map(|node| positive(node, "how long it holds", &mut self.issues));
+        let mut entries: Vec<_> = fields.others().collect();
+        entries.sort_by_key(|(name, ..)| *name);
+        let span = fields.span();
+        let mut values = BTreeMap::new();
+        let mut places = Vec::new();
+        let mut evaluated = true;
+        for (name, span, node) in entries {
+            self.check_letters(name, "a setting", span);
+            let Some(value) = text(node, "a setting's value", &mut self.issues) else { continue };
+            if value.contains(['{', '}']) {
+                self.placeholders(value, node.span);
+                self.not_yet(node.span, "a placeholder in a setting's value");
+                evaluated = false;
+            }
+            values.insert(name.to_owned(), value.to_owned());
+            places.push(span);
+        }
+        if values.is_empty() {
+            self.issues.push(Issue::new(
+                span,
+                format!("{what} changes nothing: expected a setting, as `video: hd`"),
+            ));
+            return None;
+        }
+        match duration {
+            Some(duration) => Some(Change { values, places, duration: duration? }),
+            None if needs_end => {
+                self.issues.push(Issue::new(
+                    span,
+                    format!("{what} lacks `for`: what is set always ends, as `for: 3h`"),
+                ));
+                None
+            }
+            None => {
+                if evaluated {
+                    self.not_yet(span, format!("{what} without `for` (a change that stays)"));
+                }
+                None
+            }
+        }
+    }
+
+    fn template(&mut self, node: &Node) -> Option<String> {
+        let template = text(node, "a message", &mut self.issues)?;
+        if template.chars().count() > MAX_MESSAGE {
+            let message = format!("a message of more than {MAX_MESSAGE} characters: expected a short one");
+            self.issues.push(Issue::new(node.span, message));
+        }
+        for name in self.placeholders(template, node.span) {
+            if PLACEHOLDERS.iter().any(|(known, supported)| *known == name && !supported) {
+                self.not_yet(node.span, format!("the placeholder `{{{name}}}`"));
+            }
+        }
+        Some(template.to_owned())
+    }
+
+    /// The known names between braces; others are reported.
+    fn placeholders(&mut self, template: &str, span: Span) -> Vec<&'static str> {
+        let mut found = Vec::new();
+        let mut rest = template;
+        while let Some(at) = rest.find(['{', '}']) {
+            let Some(inner) = rest[at..].strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
+                self.issues.push(Issue::new(span, "a brace without its other half: expected `{name}`"));
+                break;
+            };
+            match PLACEHOLDERS.iter().find(|(name, _)| *name == inner.0) {
+                Some((name, _)) => found.push(*name),
+                None => {
+                    let known = || PLACEHOLDERS.iter().map(|(name, _)| *name);
+                    let issue = Issue::new(span, format!("unknown placeholder `{{{}}}`", inner.0));
+                    self.issues.push(issue.with_help(match nearest(inner.0, known()) {
+                        Some(right) => format!("did you mean `{{{right}}}`?"),
+                        None => format!("known: {}", known().collect::<Vec<_>>().join(", ")),
+                    }));
+                }
+            }
+            rest = inner.1;
+        }
+        found
+    }
+
+    fn amount(&mut self, node: &Node, what: &str) -> Option<Amount> {
+        let found = text(node, what, &mut self.issues)?;
+        match found.parse::<f64>() {
+            Ok(number) if number.is_finite() => Some(Amount::Fixed(number)),
+            Ok(_) => {
+                let message = format!("expected {what} as a finite number or an expression, found `{found}`");
+                self.issues.push(Issue::new(node.span, message));
+                None
+            }
+            Err(_) => self.expression(node, Wants::Number, Scope::Person).map(Amount::Computed),
+        }
+    }
+
+    fn check_count(&mut self, count: usize, what: &str, span: Span) {
+        if count > MAX_NAMES {
+            self.issues.push(Issue::new(span, format!("{count} {what}: expected at most {MAX_NAMES}")));
+        }
+    }
+}
