@@ -5,6 +5,7 @@ pub mod agents;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod document;
 pub mod elements;
 pub mod engine;
 pub mod error;
