@@ -124,6 +124,7 @@ mod tests {
             action: "roam_pass".into(),
             text: "You're in Testland.".into(),
             tap: BTreeMap::new(),
+            tap_seconds: 86_400,
             expires,
         };
         InputRecord { at: Micros::now(), effects: vec![Effect::Say(say)], ..InputRecord::default() }
