@@ -109,13 +109,13 @@ impl Refused {
     pub const ALL: [Self; 5] =
         [Self::NotIp, Self::Truncated, Self::Malformed, Self::TooDeep, Self::UnknownLink];
 
-    /// As counters call it.
+    /// As counters call it; the probe's words where it has them.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NotIp => "not_ip",
-            Self::Truncated => "truncated_frame",
-            Self::Malformed => "malformed_ip",
-            Self::TooDeep => "too_deep",
+            Self::Truncated => "truncated_link",
+            Self::Malformed => "bad_ip",
+            Self::TooDeep => "too_many_tags",
             Self::UnknownLink => "unknown_link",
         }
     }

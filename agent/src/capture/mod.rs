@@ -104,9 +104,15 @@ impl Capture {
         self.table.unbind(prefix);
     }
 
-    /// Counts the flow's further packets in `class`, and goes on handing out their first bytes or not.
-    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) {
-        self.table.name_flow(flow, class, sampling);
+    /// All bindings.
+    pub fn bindings(&self) -> Vec<(IpNet, u32)> {
+        self.table.bindings()
+    }
+
+    /// Counts the flow's further packets in `class`, and goes on handing out their first bytes or not. False where the flow
+    /// is not known any more.
+    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> bool {
+        self.table.name_flow(flow, class, sampling)
     }
 
     /// Holds what enforcement would do with a slot.
@@ -140,9 +146,9 @@ impl Capture {
         counters
     }
 
-    /// Forgets idle flows.
-    pub fn sweep(&mut self, now: Micros) {
-        self.table.sweep(now);
+    /// Forgets idle flows; says how many.
+    pub fn sweep(&mut self, now: Micros) -> usize {
+        self.table.sweep(now).len()
     }
 
     /// How many flows are held.

@@ -18,6 +18,8 @@ use super::pace::{Pace, Pacer};
 const WAITING_FRAMES: usize = 4_096;
 /// Bytes of a frame that are kept; its length is kept whole.
 pub(super) const KEPT_BYTES: usize = 4_608;
+/// More than any frame has on the wire, segmentation offload included.
+const MAX_WIRE: usize = 1024 * 1024;
 /// How long a live read waits before it looks whether it should stop.
 const LIVE_TIMEOUT_MS: i32 = 100;
 /// Kernel memory for frames of an interface that wait to be read.
@@ -213,6 +215,16 @@ pub fn stamp(header: &pcap::PacketHeader) -> Micros {
     Micros::new(seconds.saturating_add(header.ts.tv_usec))
 }
 
+/// Bytes the frame had on the wire; a file may say less than it holds, or more than any frame.
+pub fn wire(packet: &pcap::Packet<'_>) -> usize {
+    usize::try_from(packet.header.len).unwrap_or(MAX_WIRE).min(MAX_WIRE).max(packet.data.len())
+}
+
+/// The error of a source that broke off.
+pub fn broken(from: &str, error: &pcap::Error) -> CaptureError {
+    CaptureError::Broken { from: from.to_owned(), message: message(error) }
+}
+
 /// The far end, on its own thread.
 struct Reader {
     to: mpsc::Sender<Frame>,
@@ -276,8 +288,7 @@ impl Reader {
     /// Whether to go on.
     fn send(&self, packet: &pcap::Packet<'_>, seen: Micros) -> bool {
         let bytes = packet.data.get(..KEPT_BYTES).unwrap_or(packet.data).to_vec();
-        let wire = usize::try_from(packet.header.len).unwrap_or(usize::MAX).max(packet.data.len());
-        self.to.blocking_send(Frame { seen, wire, bytes }).is_ok()
+        self.to.blocking_send(Frame { seen, wire: wire(packet), bytes }).is_ok()
     }
 
     fn count_drops<T: Activated>(&self, capture: &mut pcap::Capture<T>) {
@@ -288,7 +299,7 @@ impl Reader {
     }
 
     fn broke(&self, error: &pcap::Error) {
-        let error = CaptureError::Broken { from: self.from.clone(), message: message(error) };
+        let error = broken(&self.from, error);
         tracing::warn!(%error, "the capture broke off");
         if let Ok(mut broken) = self.health.broken.lock() {
             *broken = Some(error);

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 use usher_models::Class;
 use usher_models::units::Micros;
-use usher_models::wire::{ANONYMOUS, Direction, FlowKey, SlotUsage};
+use usher_models::wire::{ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage};
 
 use super::frame::{self, Found, Layers, Refused};
 use crate::classify::packet::{self, Packet, Payload};
@@ -44,7 +44,7 @@ impl Default for TableLimits {
             flows: 262_144,
             bindings: 1_048_576,
             samples: 24,
-            sample_bytes: 4_096,
+            sample_bytes: MAX_FIRST_BYTES,
             idle: Duration::from_secs(300),
         }
     }
@@ -155,12 +155,18 @@ impl Table {
         self.usage.get(&slot).map_or_else(SlotUsage::default, |usage| **usage)
     }
 
-    /// Counts the flow's further packets in `class`, and goes on handing them out or not.
-    pub fn name_flow(&mut self, key: &FlowKey, class: Class, sampling: bool) {
-        if let Some(flow) = self.flows.get_mut(key) {
-            flow.class = class;
-            flow.sampling = sampling;
-        }
+    /// All bindings.
+    pub fn bindings(&self) -> Vec<(IpNet, u32)> {
+        self.bindings.iter().map(|(prefix, slot)| (prefix, *slot)).collect()
+    }
+
+    /// Counts the flow's further packets in `class`, and goes on handing them out or not. False where the flow is not known
+    /// any more.
+    pub fn name_flow(&mut self, key: &FlowKey, class: Class, sampling: bool) -> bool {
+        let Some(flow) = self.flows.get_mut(key) else { return false };
+        flow.class = class;
+        flow.sampling = sampling;
+        true
     }
 
     /// Forgets flows silent for long, and returns them.

@@ -219,16 +219,21 @@ impl Classifier {
     /// Concludes flows whose first bytes have taken too long, and forgets what has passed.
     pub fn expire(&mut self, now: Micros) -> Vec<(FlowKey, Observation)> {
         let mut concluded = Vec::new();
-        while let Some((flow, _)) =
-            self.streams.oldest().filter(|(_, stream)| now.since(stream.since) > self.limits.stream_age)
+        while self
+            .streams
+            .oldest()
+            .is_some_and(|(_, stream)| now.since(stream.since) > self.limits.stream_age)
         {
-            let flow = *flow;
-            let Some(stream) = self.take_stream(&flow) else { break };
             self.counters.streams_expired += 1;
-            concluded.push((flow, self.conclude(flow, stream.slot, None, stream.start(), now)));
+            concluded.extend(self.conclude_oldest());
         }
         self.answers.expire(now);
         concluded
+    }
+
+    /// Concludes all flows in progress: no more samples will come.
+    pub fn finish(&mut self) -> Vec<(FlowKey, Observation)> {
+        std::iter::from_fn(|| self.conclude_oldest()).collect()
     }
 
     /// How often each bound and refusal took effect, by reason.
@@ -369,6 +374,13 @@ impl Classifier {
             name: Some(name),
             keeps_sampling: false,
         }
+    }
+
+    /// By what was known when it began.
+    fn conclude_oldest(&mut self) -> Option<(FlowKey, Observation)> {
+        let flow = *self.streams.oldest()?.0;
+        let stream = self.take_stream(&flow)?;
+        Some((flow, self.conclude(flow, stream.slot, None, stream.start(), stream.since)))
     }
 
     fn put_stream(&mut self, sample: &Sample, stream: InProgress) {
