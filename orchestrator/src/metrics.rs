@@ -69,6 +69,12 @@ pub struct Metrics {
     pub effects: Family<Reason, Counter>,
     /// Parts of pushes that ended, by element and outcome.
     pub pushes: Family<PushLabels, Counter>,
+    /// Pushes that came to an end, by how.
+    pub pushes_ended: Family<Reason, Counter>,
+    /// Attempts at pushes that failed and will be made again.
+    pub pushes_retried: Counter,
+    /// Pushes that wait for their turn or for their next attempt.
+    pub pushes_waiting: Gauge,
     /// From desired to in force on every element.
     pub push_seconds: Histogram,
     /// Taps by result.
@@ -127,6 +133,9 @@ impl Metrics {
             decisions: Family::default(),
             effects: Family::default(),
             pushes: Family::default(),
+            pushes_ended: Family::default(),
+            pushes_retried: Counter::default(),
+            pushes_waiting: Gauge::default(),
             push_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
             taps: Family::default(),
             ledger_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
@@ -187,6 +196,17 @@ impl Metrics {
             "pushes",
             "Parts of pushes that ended, by element and outcome",
             self.pushes.clone(),
+        );
+        registry.register("pushes_ended", "Pushes that came to an end, by how", self.pushes_ended.clone());
+        registry.register(
+            "pushes_retried",
+            "Attempts at pushes that failed and will be made again",
+            self.pushes_retried.clone(),
+        );
+        registry.register(
+            "pushes_waiting",
+            "Pushes that wait for their turn or for their next attempt",
+            self.pushes_waiting.clone(),
         );
         registry.register_with_unit(
             "push",

@@ -98,8 +98,8 @@ pub struct PushesConfig {
 impl Default for PushesConfig {
     fn default() -> Self {
         Self {
-            at_once: 8,
-            attempts: 10,
+            at_once: 64,
+            attempts: 60,
             first_retry: Duration::from_secs(1),
             longest_retry: Duration::from_mins(1),
         }

@@ -4,6 +4,7 @@
 //! executor. Refuses to know why something is desired: it is told the settings and brings the elements there, all or none.
 
 mod config;
+mod executor;
 mod gateway;
 pub mod netconf;
 mod push;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use usher_models::units::Micros;
 
 pub use config::{ElementsConfig, GatewayConfig, NetconfConfig, PushesConfig};
+pub use executor::{Executor, Wake};
 use gateway::GatewayWork;
 pub use gateway::{Answer, Ask, AskError};
 use netconf::{NetconfElement, NetconfWork};

@@ -97,7 +97,7 @@ pub struct Session {
     open: bool,
     next_id: u64,
     capabilities: BTreeSet<String>,
-    session_id: u32,
+    number: u32,
 }
 
 impl Default for Session {
@@ -121,7 +121,7 @@ impl Session {
             open: false,
             next_id: 1,
             capabilities: BTreeSet::new(),
-            session_id: 0,
+            number: 0,
         }
     }
 
@@ -142,7 +142,7 @@ impl Session {
 
     /// The session's id at the peer, as it stands in lock-denied errors.
     pub fn session_id(&self) -> u32 {
-        self.session_id
+        self.number
     }
 
     /// Queues a request: `operation` is the element inside `rpc`. Returns its message id.
@@ -175,7 +175,7 @@ impl Session {
         if hello.name.local != "hello" || hello.name.namespace != BASE {
             return Err(SessionError::NoHello);
         }
-        self.session_id = hello
+        self.number = hello
             .child("session-id")
             .and_then(Node::text)
             .and_then(|text| text.parse().ok())

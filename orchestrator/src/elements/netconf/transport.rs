@@ -133,7 +133,7 @@ impl Link {
 
     fn read(&mut self, deadline: Instant, timeout: Duration) -> Result<(), NetconfError> {
         self.wait_until(deadline, timeout)?;
-        let mut buffer = [0_u8; 32 << 10];
+        let mut buffer = [0_u8; 16 << 10];
         match self.channel.read(&mut buffer) {
             Ok(0) => Err(NetconfError::Lost("closed by the device".to_owned())),
             Ok(length) => Ok(self.session.receive(&buffer[..length])?),
@@ -205,7 +205,7 @@ fn known_keys(known_hosts: &Path, host: &str, port: u16) -> Vec<(String, String)
             let names = fields.next().filter(|names| !names.starts_with(['#', '@']))?;
             let ours = names
                 .split(',')
-                .any(|name| name == with_port || (port == 22 && name == host) || name == host);
+                .any(|name| name == with_port || name == host);
             let (kind, key) = (fields.next()?, fields.next()?);
             ours.then(|| (kind.to_owned(), key.to_owned()))
         })
@@ -330,7 +330,7 @@ fn log_in(ssh: &ssh2::Session, config: &NetconfConfig) -> Result<(), NetconfErro
 struct Prompt<'a>(&'a str);
 
 impl ssh2::KeyboardInteractivePrompt for Prompt<'_> {
-    fn prompt<'a>(&mut self, _: &str, _: &str, prompts: &[ssh2::Prompt<'a>]) -> Vec<String> {
+    fn prompt(&mut self, _: &str, _: &str, prompts: &[ssh2::Prompt<'_>]) -> Vec<String> {
         prompts.iter().map(|_| self.0.to_owned()).collect()
     }
 }

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -94,6 +94,8 @@ fn gone() -> NetconfError {
 
 fn work(config: &NetconfConfig, requires: &[String], commands: &Receiver<Command>, connects: &AtomicU64) {
     let mut link: Option<(Tag, Link)> = None;
+    // While a device cannot be connected to, those who wait for it are told so at once instead of one after the other.
+    let mut unreachable: Option<(Instant, NetconfError)> = None;
     loop {
         match commands.recv_timeout(KEEP_ALIVE) {
             Err(RecvTimeoutError::Disconnected) => return,
@@ -111,13 +113,20 @@ fn work(config: &NetconfConfig, requires: &[String], commands: &Receiver<Command
                 {
                     link = None;
                 }
-                let opened = match &link {
-                    Some((tag, _)) => Ok(*tag),
-                    None => connect(config, requires).map(|new| {
+                let opened = match (&link, &unreachable) {
+                    (Some((tag, _)), _) => Ok(*tag),
+                    (None, Some((since, error))) if since.elapsed() < config.connect => Err(error.clone()),
+                    (None, _) => connect(config, requires).map(|new| {
                         let tag = Tag(connects.fetch_add(1, Ordering::Relaxed) + 1);
                         link = Some((tag, new));
                         tag
                     }),
+                };
+                unreachable = match &opened {
+                    Ok(_) => None,
+                    Err(error) => unreachable
+                        .filter(|(since, _)| since.elapsed() < config.connect)
+                        .or_else(|| Some((Instant::now(), error.clone()))),
                 };
                 let _ = answer.send(opened);
             }
