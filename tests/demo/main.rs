@@ -55,24 +55,7 @@ fn main() -> ExitCode {
 
 /// True where every step held.
 fn run(arguments: &Arguments) -> Result<bool> {
-    let mode = match arguments.mode {
-        Wanted::Probe => Mode::Probe,
-        Wanted::Capture => Mode::Capture,
-        Wanted::Auto => match skip::why_no_probe() {
-            None => Mode::Probe,
-            Some(reason) => {
-                say(&format!(
-                    "the probe cannot be used here ({reason}): the same loop runs from the recording in \
-                     tests/demo/, and the gateway element is in dry-run"
-                ));
-                Mode::Capture
-            }
-        },
-    };
-    let mut story = match mode {
-        Mode::Probe => stage::in_lab(Report::new(mode, false))?,
-        Mode::Capture => stage::on_loopback(Report::new(mode, false))?,
-    };
+    let mut story = set(arguments.mode)?;
     if arguments.keep {
         let place = story.site.ground_mut().place_mut();
         place.keep();
@@ -94,6 +77,25 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     say(&format!("\n{}\n\nthe same in {}", story.report.table(), arguments.report.display()));
     Ok(story.report.held())
+}
+
+/// The stage: with the probe where that can be, and is wanted.
+fn set(wanted: Wanted) -> Result<Story> {
+    let reason = match (wanted, skip::why_no_probe()) {
+        (Wanted::Capture, _) => return stage::on_loopback(Report::new(Mode::Capture, false)),
+        (Wanted::Probe, _) => return stage::in_lab(Report::new(Mode::Probe, false)),
+        (Wanted::Auto, Some(reason)) => reason,
+        (Wanted::Auto, None) => match stage::in_lab(Report::new(Mode::Probe, false)) {
+            // The kernel's own word (EPERM), or the agent's: namespaces or BPF are not for us, root or not.
+            Err(error) if format!("{error:#}").contains("ot permitted") => format!("{error:#}"),
+            set => return set,
+        },
+    };
+    say(&format!(
+        "the probe cannot be used here ({reason}): the same loop runs from the recording in tests/demo/, and the \
+         gateway element is in dry-run"
+    ));
+    stage::on_loopback(Report::new(Mode::Capture, false))
 }
 
 fn recorded(story: &mut Story, file: &Path) -> Result<()> {

@@ -269,13 +269,16 @@ fn ip<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     process::command("ip", arguments)
 }
 
-/// Removes what runs that are dead have left behind.
+/// Removes what runs of the same user that are dead have left behind.
 fn sweep() {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = rustix::process::geteuid().as_raw();
     let entries = |folder: &Path| {
         fs::read_dir(folder)
             .into_iter()
             .flatten()
             .flatten()
+            .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.uid() == own))
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect::<Vec<_>>()
     };
