@@ -3,6 +3,7 @@
 //! Nothing here stands in for a part of Usher. It starts what an operator would start, looks where an operator would
 //! look, and removes what it made.
 
+pub mod netconfd;
 pub mod netns;
 pub mod nginx;
 pub mod packets;

@@ -203,9 +203,7 @@ fn known_keys(known_hosts: &Path, host: &str, port: u16) -> Vec<(String, String)
         .filter_map(|line| {
             let mut fields = line.split_ascii_whitespace();
             let names = fields.next().filter(|names| !names.starts_with(['#', '@']))?;
-            let ours = names
-                .split(',')
-                .any(|name| name == with_port || name == host);
+            let ours = names.split(',').any(|name| name == with_port || name == host);
             let (kind, key) = (fields.next()?, fields.next()?);
             ours.then(|| (kind.to_owned(), key.to_owned()))
         })
