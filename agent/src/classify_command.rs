@@ -156,7 +156,9 @@ impl Listing {
             if ticked.is_none_or(|ticked| now.since(ticked) > TICK) {
                 ticked = Some(now);
                 let expired = self.classifier.expire(now);
-                expired.into_iter().for_each(|(flow, observation)| self.note(&flow, observation));
+                for (flow, observation) in expired {
+                    self.note(&flow, observation);
+                }
                 // Memory stays bounded on captures of any length: what has long been silent is listed early.
                 if self.table.is_full() {
                     let idle = self.table.sweep(now);

@@ -16,7 +16,7 @@ pub enum Pace {
 }
 
 /// A silence in a file longer than this lasts this long: time stamps of merged or broken files would stop the world.
-pub const MAX_SILENCE: Duration = Duration::from_secs(300);
+pub const MAX_SILENCE: Duration = Duration::from_mins(5);
 
 /// Moves a file's time stamps.
 #[derive(Debug, Clone)]

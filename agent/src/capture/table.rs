@@ -45,7 +45,7 @@ impl Default for TableLimits {
             bindings: 1_048_576,
             samples: 24,
             sample_bytes: MAX_FIRST_BYTES,
-            idle: Duration::from_secs(300),
+            idle: Duration::from_mins(5),
         }
     }
 }
@@ -126,14 +126,11 @@ impl Table {
         };
         let of_session =
             packets.iter().rev().find_map(|found| Some((found, self.session_side(&found.packet)?)));
-        let (found, (slot, direction)) = match of_session {
-            Some(of_session) => of_session,
-            None => {
-                let innermost = packets.last()?;
-                (innermost, (ANONYMOUS, self.anonymous_direction(&innermost.packet)))
-            }
-        };
-        self.count(found, slot, direction, seen)
+        if let Some((found, (slot, direction))) = of_session {
+            return self.count(found, slot, direction, seen);
+        }
+        let innermost = packets.last()?;
+        self.count(innermost, ANONYMOUS, self.anonymous_direction(&innermost.packet), seen)
     }
 
     /// Binds a prefix to a slot; a narrower prefix wins over a wider one.

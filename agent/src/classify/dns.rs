@@ -27,9 +27,9 @@ const MAX_RECORDS: usize = 64;
 /// Addresses a message may add to the memory.
 const MAX_ADDRESSES: usize = 32;
 /// An answer is remembered at least this long, for a device may open its flow after the time to live has passed.
-const MIN_AGE: Duration = Duration::from_secs(300);
+const MIN_AGE: Duration = Duration::from_mins(5);
 /// An answer is remembered at most this long, whatever its time to live.
-const MAX_AGE: Duration = Duration::from_secs(6 * 3600);
+const MAX_AGE: Duration = Duration::from_hours(6);
 
 /// What one message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +100,7 @@ fn addresses(message: &Wire<&[u8]>, question: &ParsedName<&[u8]>) -> Vec<(IpAddr
 /// A DNS name as a canonical host name.
 fn host_name(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
     let mut text = Vec::with_capacity(name::MAX_NAME + 1);
-    for label in wire.iter() {
+    for label in wire {
         if label.is_root() {
             break;
         }
@@ -260,5 +260,172 @@ impl Pool {
             }
         }
         gone as u64
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::net::Ipv4Addr;
+
+    use domain::base::MessageBuilder;
+    use domain::base::iana::Rcode;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn wire_name(name: &str) -> Name<Vec<u8>> {
+        name.parse().unwrap()
+    }
+
+    /// An answer to a question for `name`.
+    pub(crate) fn answer(name: &str, addresses: &[[u8; 4]], ttl: u32) -> Vec<u8> {
+        answer_with_aliases(name, &[], addresses, ttl)
+    }
+
+    /// An answer whose addresses are those of the last alias.
+    fn answer_with_aliases(name: &str, aliases: &[(&str, &str)], addresses: &[[u8; 4]], ttl: u32) -> Vec<u8> {
+        let mut question = MessageBuilder::new_vec().question();
+        question.push((wire_name(name), Rtype::A)).unwrap();
+        let mut asked = question.into_message();
+        asked.header_mut().set_id(7);
+        let mut builder = MessageBuilder::new_vec().start_answer(&asked, Rcode::NOERROR).unwrap();
+        for (from, to) in aliases {
+            builder.push((wire_name(from), ttl, Cname::new(wire_name(to)))).unwrap();
+        }
+        let owner = aliases.last().map_or(name, |(_, to)| to);
+        for address in addresses {
+            builder.push((wire_name(owner), ttl, A::new(Ipv4Addr::from(*address)))).unwrap();
+        }
+        builder.finish()
+    }
+
+    fn at(seconds: i64) -> Micros {
+        Micros::new(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn an_answer_is_that_of_the_name_asked_for_along_its_aliases() {
+        let bytes = answer_with_aliases(
+            "WWW.Streams.example",
+            &[("www.streams.example", "cdn.test"), ("CDN.test", "edge.cdn.test")],
+            &[[192, 0, 2, 1], [192, 0, 2, 2]],
+            60,
+        );
+        let message = Message::parse(&bytes).unwrap();
+        assert!(message.response);
+        assert_eq!(message.question.as_deref(), Some("www.streams.example"));
+        let minute = Duration::from_mins(1);
+        let expected = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|address| (IpAddr::from(address), minute));
+        assert_eq!(message.addresses, expected);
+    }
+
+    #[test]
+    fn records_the_question_does_not_lead_to_are_not_believed() {
+        let bytes = answer_with_aliases("a.test", &[("b.test", "c.test")], &[[192, 0, 2, 1]], 60);
+        assert_eq!(Message::parse(&bytes).unwrap().addresses, []);
+    }
+
+    #[test]
+    fn of_thousands_of_records_a_few_are_taken() {
+        let addresses: Vec<[u8; 4]> =
+            (0..2_000_u16).map(|n| [192, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]]).collect();
+        let message = Message::parse(&answer("a.test", &addresses, 60)).unwrap();
+        assert_eq!(message.addresses.len(), MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn a_query_and_a_refusal_are_dns_without_addresses() {
+        let mut builder = MessageBuilder::new_vec().question();
+        builder.push((wire_name("a.test"), Rtype::AAAA)).unwrap();
+        let query = Message::parse(&builder.finish()).unwrap();
+        assert_eq!((query.response, query.question.as_deref()), (false, Some("a.test")));
+        for short in [&b""[..], &[0; 11], &[0; 12]] {
+            assert_eq!(Message::parse(short), None);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_remembered_for_its_time() {
+        let mut answers = Answers::new(AnswerLimits::default());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let (asker, octets) = (Asker::Slot(1), packet::octets(address));
+        answers.remember(asker, address, "a.test", Duration::from_mins(10), at(0));
+        assert_eq!(answers.name(asker, &octets, at(599)), Some("a.test"));
+        assert_eq!(answers.name(asker, &octets, at(600)), None);
+        answers.expire(at(599));
+        assert_eq!(answers.len(), 1);
+        answers.expire(at(600));
+        assert!(answers.is_empty());
+    }
+
+    #[test]
+    fn the_latest_name_of_an_address_holds() {
+        let mut answers = Answers::new(AnswerLimits::default());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        for name in ["a.test", "b.test"] {
+            answers.remember(Asker::Slot(1), address, name, Duration::ZERO, at(0));
+        }
+        assert_eq!(answers.name(Asker::Slot(1), &packet::octets(address), at(1)), Some("b.test"));
+        assert_eq!((answers.len(), answers.evicted), (1, 0));
+    }
+
+    #[test]
+    fn a_flood_of_answers_forgets_the_askers_own_and_nobody_elses() {
+        let limits = AnswerLimits { askers: 4, answers: 8, total: 1_000 };
+        let mut answers = Answers::new(limits);
+        let quiet = IpAddr::from([192, 0, 2, 1]);
+        answers.remember(Asker::Slot(1), quiet, "a.test", Duration::ZERO, at(0));
+        for number in 0..10_000_u32 {
+            let address = IpAddr::from(Ipv4Addr::from_bits(number));
+            answers.remember(Asker::Slot(2), address, "flood.test", Duration::ZERO, at(0));
+            let forged = packet::octets(IpAddr::from(Ipv4Addr::from_bits(number)));
+            answers.remember(Asker::Anonymous(forged), address, "flood.test", Duration::ZERO, at(0));
+        }
+        assert_eq!(answers.name(Asker::Slot(1), &packet::octets(quiet), at(1)), Some("a.test"));
+        assert_eq!(answers.len(), 1 + 8 + 4);
+        assert_eq!(answers.evicted, 10_000 - 8 + 10_000 - 4);
+    }
+
+    #[test]
+    fn at_the_total_bound_the_longest_silent_asker_loses_its_oldest() {
+        let limits = AnswerLimits { askers: 10, answers: 10, total: 3 };
+        let mut answers = Answers::new(limits);
+        let address = |n: u8| IpAddr::from([192, 0, 2, n]);
+        for (slot, n) in [(1, 1), (1, 2), (2, 3), (3, 4), (3, 5)] {
+            answers.remember(Asker::Slot(slot), address(n), "a.test", Duration::ZERO, at(0));
+        }
+        assert_eq!(answers.len(), 3);
+        let known: Vec<u8> = [(1, 1), (1, 2), (2, 3), (3, 4), (3, 5)]
+            .into_iter()
+            .filter(|(slot, n)| {
+                answers.name(Asker::Slot(*slot), &packet::octets(address(*n)), at(1)).is_some()
+            })
+            .map(|(_, n)| n)
+            .collect();
+        assert_eq!(known, [3, 4, 5]);
+        answers.forget(Asker::Slot(3));
+        assert_eq!(answers.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = Message::parse(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_answer_is_read_within_bounds(
+            at in any::<proptest::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut bytes = answer_with_aliases("a.b.test", &[("a.b.test", "c.test")], &[[192, 0, 2, 1]; 5], 60);
+            let place = at.index(bytes.len());
+            bytes[place] = byte;
+            bytes.truncate(cut.index(bytes.len() + 1));
+            if let Some(message) = Message::parse(&bytes) {
+                prop_assert!(message.addresses.len() <= MAX_ADDRESSES);
+            }
+        }
     }
 }

@@ -143,6 +143,10 @@ impl InProgress {
                 step
             }
             Client::Unknown(early) => {
+                let repeat = |before: &Early| before.direction == direction && before.sequence == sequence;
+                if early.iter().any(repeat) {
+                    return Step::More;
+                }
                 if early.len() >= MAX_UNKNOWN {
                     return Step::TooMuch;
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{MAX_KEYS, MAX_PREFIXES, MAX_SESSIONS, Session, Sessions, SessionsError};
+use super::{MAX_KEYS, MAX_PREFIXES, MAX_SESSIONS, Overlap, Session, Sessions, SessionsError};
 use crate::place::Place;
 
 /// A value and where it stands.
@@ -36,7 +36,7 @@ struct Claim {
 }
 
 pub(super) fn sessions(
-    rows: Vec<Row>,
+    rows: &[Row],
     file: &Arc<str>,
     home_plmns: &[String],
 ) -> Result<Sessions, SessionsError> {
@@ -59,14 +59,14 @@ pub(super) fn sessions(
         by_id.insert(session.id.clone(), session);
     }
     if let Some((earlier, later)) = first_overlap(&mut claims) {
-        return Err(SessionsError::Overlap {
+        return Err(SessionsError::Overlap(Box::new(Overlap {
             place: check.place(later.at),
             id: rows[later.row].id.text.clone(),
             prefix: later.prefix,
             other: check.place(earlier.at),
             other_id: rows[earlier.row].id.text.clone(),
             other_prefix: earlier.prefix,
-        });
+        })));
     }
     Ok(Sessions { by_id })
 }

@@ -100,23 +100,28 @@ pub enum SessionsError {
         id: String,
     },
     /// Two sessions share addresses.
-    #[error(
-        "{place}: prefix {prefix} of session `{id}` overlaps {other_prefix} of session `{other_id}` at {other}: an address belongs to one session"
-    )]
-    Overlap {
-        /// The later of the two in the file.
-        place: Place,
-        /// Its session.
-        id: String,
-        /// Its prefix.
-        prefix: IpNet,
-        /// The earlier of the two.
-        other: Place,
-        /// Its session.
-        other_id: String,
-        /// Its prefix.
-        other_prefix: IpNet,
-    },
+    #[error(transparent)]
+    Overlap(Box<Overlap>),
+}
+
+/// Two sessions that share addresses.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{place}: prefix {prefix} of session `{id}` overlaps {other_prefix} of session `{other_id}` at {other}: an address belongs to one session"
+)]
+pub struct Overlap {
+    /// The later of the two in the file.
+    pub place: Place,
+    /// Its session.
+    pub id: String,
+    /// Its prefix.
+    pub prefix: IpNet,
+    /// The earlier of the two.
+    pub other: Place,
+    /// Its session.
+    pub other_id: String,
+    /// Its prefix.
+    pub other_prefix: IpNet,
 }
 
 /// All sessions of a file, by id.
@@ -150,13 +155,13 @@ impl Sessions {
     /// Reads YAML text that came from `file`.
     pub fn from_yaml(file: &str, text: &str, home_plmns: &[String]) -> Result<Self, SessionsError> {
         let file: Arc<str> = file.into();
-        check::sessions(yaml_file::rows(&file, text)?, &file, home_plmns)
+        check::sessions(&yaml_file::rows(&file, text)?, &file, home_plmns)
     }
 
     /// Reads CSV text (RFC 4180) that came from `file`.
     pub fn from_csv(file: &str, text: &str, home_plmns: &[String]) -> Result<Self, SessionsError> {
         let file: Arc<str> = file.into();
-        check::sessions(csv_file::rows(&file, text)?, &file, home_plmns)
+        check::sessions(&csv_file::rows(&file, text)?, &file, home_plmns)
     }
 
     /// The session of an id.
