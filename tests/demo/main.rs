@@ -102,7 +102,7 @@ fn recorded(story: &mut Story, file: &Path) -> Result<()> {
     story.unhurried();
     let recording = record::Recording::start(story.site.lab()?)?;
     story.play(&mut |_, _| Ok(()))?;
-    recording.finish(file)
+    recording.finish(story.report.bytes.interface, file)
 }
 
 /// Ctrl-C and SIGTERM end every wait, so that the story ends and everything is cleaned up on the way out.

@@ -154,7 +154,7 @@ fn recorded_rate(site: &Site, who: Who, expected: &RangeInclusive<u64>) -> Resul
 }
 
 /// The lengths of all frames in a capture file, on the wire.
-fn frame_bytes(file: &Path) -> Result<u64> {
+pub fn frame_bytes(file: &Path) -> Result<u64> {
     let mut capture = pcap::Capture::from_file(file).with_context(|| format!("open {}", file.display()))?;
     let mut bytes = 0;
     loop {
@@ -170,6 +170,11 @@ fn frame_bytes(file: &Path) -> Result<u64> {
 pub fn recording(folder: &Path) -> Result<PathBuf> {
     let packed = folder.join("demo.pcap.gz");
     std::fs::write(&packed, include_bytes!("../demo/demo.pcap.gz"))?;
-    process::run(&mut process::command("gzip", [&std::ffi::OsString::from("-d"), packed.as_os_str()]))?;
-    Ok(folder.join("demo.pcap"))
+    unpack(&packed)
+}
+
+/// Unpacks `FILE.gz` to `FILE` beside it.
+pub fn unpack(packed: &Path) -> Result<PathBuf> {
+    process::run(&mut process::command("gzip", ["-d", "-f", &packed.to_string_lossy()]))?;
+    Ok(packed.with_extension(""))
 }

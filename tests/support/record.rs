@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::netns::{ACCESS, Lab, Side};
+use crate::packets;
 use crate::process::{self, Running};
 use crate::wait::{self, Seen};
 
@@ -41,8 +42,14 @@ impl Recording {
         Ok(Self { tcpdump, raw })
     }
 
-    /// Stops it, and writes what it saw, cut short, to `file`.
-    pub fn finish(mut self, file: &Path) -> Result<()> {
+    /// Stops it once it has seen the `passed` bytes of frames there were, and writes them, cut short, to `file`.
+    pub fn finish(mut self, passed: u64, file: &Path) -> Result<()> {
+        wait::until("tcpdump having written everything", Duration::from_secs(10), || {
+            self.tcpdump.expect_running()?;
+            // While it writes, the file may end in the middle of a packet.
+            let seen = packets::frame_bytes(&self.raw).unwrap_or_default();
+            Ok(Seen::when(seen == passed, (), format!("{seen} of {passed} bytes")))
+        })?;
         self.tcpdump.stop(Duration::from_secs(10))?;
         let printed = self.tcpdump.printed();
         if !printed.contains("\n0 packets dropped by kernel") {

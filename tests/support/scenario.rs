@@ -71,7 +71,7 @@ impl std::fmt::Debug for Story {
 }
 
 impl Story {
-    /// The stage: orchestrator and agent are up, the line is plugged in, A's and C's devices are there.
+    /// The stage: orchestrator and agent are up; the line is still unplugged.
     pub fn new(
         mut site: Site,
         packets: Packets,
@@ -80,11 +80,6 @@ impl Story {
     ) -> Result<Self> {
         site.start_orchestrator()?;
         site.start_agent()?;
-        if let Ground::Lab(lab) = site.ground() {
-            lab.connect()?;
-        }
-        packets.appear(&site, Who::A)?;
-        packets.appear(&site, Who::C)?;
         Ok(Self { packets, site, report, device, patience: 1 })
     }
 
@@ -95,6 +90,11 @@ impl Story {
 
     /// Tells it.
     pub fn play(&mut self, disturb: Disturb<'_>) -> Result<()> {
+        if let Ground::Lab(lab) = self.site.ground() {
+            lab.connect()?;
+        }
+        self.packets.appear(&self.site, Who::A)?;
+        self.packets.appear(&self.site, Who::C)?;
         self.stream(disturb)?;
         self.raise(disturb)?;
         self.roam(disturb)?;
