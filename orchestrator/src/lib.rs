@@ -14,5 +14,7 @@ pub mod inputs;
 pub mod ledger;
 pub mod messenger;
 pub mod metrics;
+pub mod panel;
 pub mod pki;
 pub mod policy;
+pub mod run;

@@ -18,7 +18,7 @@ const AT_ONCE: u32 = 64;
 /// Pause after a channel refused; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// What it works with.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Messenger {
             };
             tokio::select! {
                 () = wait => {}
-                _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+                () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => return Ok(()),
             }
             pause = if refused { (pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
         }
@@ -145,7 +145,7 @@ mod tests {
     async fn what_was_pending_at_the_kill_is_sent_once_after_it() {
         let dir = tempfile::tempdir().unwrap();
         let messenger = messenger(dir.path());
-        let soon = Micros::now().after(Duration::from_secs(60));
+        let soon = Micros::now().after(Duration::from_mins(1));
         messenger.ledger.apply(&say("d1", soon)).unwrap();
         // Delivered, but killed before that was noted.
         let row = messenger.ledger.pending_messages(1).unwrap().remove(0);
@@ -160,7 +160,7 @@ mod tests {
     async fn a_channel_that_refuses_keeps_messages_pending_until_it_takes_them() {
         let dir = tempfile::tempdir().unwrap();
         let messenger = messenger(dir.path());
-        let soon = Micros::now().after(Duration::from_secs(60));
+        let soon = Micros::now().after(Duration::from_mins(1));
         messenger.ledger.apply(&say("d1", soon)).unwrap();
         messenger.ledger.apply(&say("d2", soon)).unwrap();
         assert!(messenger.send_pending().await.unwrap(), "there is room for one");

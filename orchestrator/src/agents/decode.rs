@@ -32,7 +32,7 @@ const WORD_MAX: usize = 64;
 /// Most bytes, or packets, one record can add: a terabit a second for two and a half hours.
 const AMOUNT_MAX: u64 = 1 << 50;
 /// How far a gateway's clock may run ahead of ours before its times are not believed.
-const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(60);
+const CLOCK_AHEAD_MAX: Duration = Duration::from_mins(1);
 
 /// Why a whole batch was refused. Nothing of it was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

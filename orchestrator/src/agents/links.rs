@@ -222,7 +222,7 @@ mod tests {
     use super::*;
     use crate::metrics;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     fn links() -> Links {
         let metrics = Metrics::register(&mut metrics::registry());

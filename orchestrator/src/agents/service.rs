@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
@@ -61,6 +61,8 @@ pub struct Service {
     pub ledger: Ledger,
     /// What is counted.
     pub metrics: Metrics,
+    /// Turns true when the daemon stops: every stream is ended then.
+    pub stopped: watch::Receiver<bool>,
 }
 
 impl Service {
@@ -73,23 +75,22 @@ impl Service {
             let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
             match all {
                 Ok(all) if !all.is_empty() => {}
-                Ok(_) => return Err(tls(path, "no certificate in it")),
-                Err(error) => return Err(tls(path, error)),
+                Ok(_) => return Err(tls(path, &"no certificate in it")),
+                Err(error) => return Err(tls(path, &error)),
             }
         }
-        PrivateKeyDer::from_pem_slice(&key).map_err(|error| tls(&files.key, error))?;
+        PrivateKeyDer::from_pem_slice(&key).map_err(|error| tls(&files.key, &error))?;
         Ok(ServerTlsConfig::new()
             .identity(Identity::from_pem(certificate, key))
             .client_ca_root(Certificate::from_pem(ca)))
     }
 
-    /// Serves agents on `listener` until `stop` resolves; open streams are ended then.
-    pub async fn serve(
-        self,
-        listener: TcpListener,
-        tls: ServerTlsConfig,
-        stop: impl Future<Output = ()> + Send,
-    ) -> Result<(), ServeError> {
+    /// Serves agents on `listener` until the daemon stops.
+    pub async fn serve(self, listener: TcpListener, tls: ServerTlsConfig) -> Result<(), ServeError> {
+        let mut stopped = self.stopped.clone();
+        let stop = async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
         let telemetry = TelemetryServer::new(self).max_decoding_message_size(MESSAGE_MAX);
         Server::builder()
             .tls_config(tls)?
@@ -232,7 +233,7 @@ impl Telemetry for Service {
             dry_run: hello.dry_run,
         };
         let (down, stream) = mpsc::channel(DOWN_MAX);
-        let (pushes, pushed) = mpsc::channel(DOWN_MAX);
+        let (pushes, to_forward) = mpsc::channel(DOWN_MAX);
         let (place, taken_over) = self.links.enter(connected, pushes);
         // The queue is new: there is room for the first message.
         let _ = down.try_send(Ok(welcome));
@@ -243,7 +244,7 @@ impl Telemetry for Service {
             "agent connected"
         );
         let uplink = Uplink { up, down, place };
-        tokio::spawn(self.clone().run(hello.agent, uplink, pushed, taken_over));
+        tokio::spawn(self.clone().run(hello.agent, uplink, to_forward, taken_over));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -257,6 +258,7 @@ impl Service {
         taken_over: oneshot::Receiver<()>,
     ) {
         let down = uplink.down.clone();
+        let mut stopped = self.stopped.clone();
         let forward = async {
             while let Some(push) = pushed.recv().await {
                 if down.send(Ok(push)).await.is_err() {
@@ -267,6 +269,7 @@ impl Service {
         let end = tokio::select! {
             end = self.follow(&agent, &mut uplink) => end,
             () = forward => Ok(()),
+            () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => Err(Status::unavailable("the orchestrator is stopping")),
             _ = taken_over => Err(Status::aborted("another uplink of this agent has taken over")),
         };
         match &end {
@@ -281,10 +284,10 @@ impl Service {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ServeError> {
-    std::fs::read(path).map_err(|error| tls(path, error))
+    std::fs::read(path).map_err(|error| tls(path, &error))
 }
 
-fn tls(path: &Path, why: impl ToString) -> ServeError {
+fn tls(path: &Path, why: &impl ToString) -> ServeError {
     ServeError::Tls { path: path.to_owned(), why: why.to_string() }
 }
 

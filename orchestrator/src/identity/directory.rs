@@ -1,6 +1,7 @@
 //! The profiles file as tables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 
 use usher_models::units::SubscriberId;
 
@@ -59,8 +60,14 @@ impl Directory {
     }
 
     /// All subscribers, in the order of their ids.
-    pub fn profiles(&self) -> impl Iterator<Item = &Profile> {
+    pub fn profiles(&self) -> impl ExactSizeIterator<Item = &Profile> {
         self.profiles.values()
+    }
+
+    /// Subscribers whose ids come after `after`, in order; all of them where it is `None`.
+    pub fn profiles_after(&self, after: Option<&SubscriberId>) -> impl Iterator<Item = &Profile> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.profiles.range((from, Bound::Unbounded)).map(|(_, profile)| profile)
     }
 
     /// All plans by name.

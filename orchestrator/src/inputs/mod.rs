@@ -3,11 +3,21 @@
 //! Each input is stepped through the engine and made durable with everything it led to, in one transaction, before it
 //! is answered. What it led to is then carried out elsewhere, from the ledger, so that it survives the process.
 
+mod sessions;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot};
 
 use crate::agents::Batch;
+use crate::identity::Directory;
 use crate::ledger::BatchMark;
-use crate::metrics::Metrics;
+use crate::policy::{Policy, PolicyErrors};
+
+pub use task::{Bells, EngineTask, Queues, TaskError};
 
 /// Inputs that may wait. A sender waits when they do: an agent's batches then stay in its spool.
 const WAITING_MAX: usize = 64;
@@ -22,13 +32,27 @@ pub enum Request {
         /// The last batch of its boot that is applied and durable.
         answer: oneshot::Sender<Result<BatchMark, Refusal>>,
     },
-    /// The operator's kill switch: true stops every decision.
-    Stop {
-        /// Its new position.
-        stop: bool,
-        /// Sent once it is durable.
+    /// Is the task alive?
+    Ping {
+        /// Yes.
         answer: oneshot::Sender<()>,
     },
+    /// Another policy and other profiles.
+    Book {
+        /// Each parsed without a mistake.
+        book: Arc<Book>,
+        /// Sent once they are in force, or with what keeps them from it.
+        answer: oneshot::Sender<Result<(), PolicyErrors>>,
+    },
+}
+
+/// What the operator wrote: the policy, and whom it is about. One is never in force without the other it was read with.
+#[derive(Debug, Clone)]
+pub struct Book {
+    /// What to look for and what to do.
+    pub policy: Policy,
+    /// Plans, countries and subscribers.
+    pub directory: Directory,
 }
 
 /// Why a batch that is well-formed was not applied. Nothing was changed.
@@ -51,14 +75,13 @@ pub enum Refusal {
 #[derive(Debug, Clone)]
 pub struct Inbox {
     queue: mpsc::Sender<Request>,
-    metrics: Metrics,
 }
 
 impl Inbox {
     /// A queue: its sending end, and the end the engine task reads.
-    pub fn new(metrics: Metrics) -> (Self, mpsc::Receiver<Request>) {
+    pub fn new() -> (Self, mpsc::Receiver<Request>) {
         let (queue, requests) = mpsc::channel(WAITING_MAX);
-        (Self { queue, metrics }, requests)
+        (Self { queue }, requests)
     }
 
     /// Has a batch applied. Returns once it is durable, or once it is clear that it was before.
@@ -68,17 +91,21 @@ impl Inbox {
         applied.await.map_err(|_| Refusal::Stopping)?
     }
 
-    /// Sets the kill switch. Returns once it is durable.
-    pub async fn stop(&self, stop: bool) -> Result<(), Refusal> {
-        let (answer, done) = oneshot::channel();
-        self.send(Request::Stop { stop, answer }).await?;
-        done.await.map_err(|_| Refusal::Stopping)
+    /// Puts another policy and other profiles in force. Returns once they are, or with what keeps them from it.
+    pub async fn book(&self, book: Arc<Book>) -> Result<Result<(), PolicyErrors>, Refusal> {
+        let (answer, loaded) = oneshot::channel();
+        self.send(Request::Book { book, answer }).await?;
+        loaded.await.map_err(|_| Refusal::Stopping)
+    }
+
+    /// Returns once the engine task has come to this.
+    pub async fn ping(&self) -> Result<(), Refusal> {
+        let (answer, alive) = oneshot::channel();
+        self.send(Request::Ping { answer }).await?;
+        alive.await.map_err(|_| Refusal::Stopping)
     }
 
     async fn send(&self, request: Request) -> Result<(), Refusal> {
-        self.metrics.inputs_waiting.inc();
-        let sent = self.queue.send(request).await;
-        self.metrics.inputs_waiting.dec();
-        sent.map_err(|_| Refusal::Stopping)
+        self.queue.send(request).await.map_err(|_| Refusal::Stopping)
     }
 }

@@ -16,7 +16,7 @@ use crate::ledger::{AppRecord, BatchRecord, Reassigned, SessionRecord, SessionRo
 /// Sessions known of one agent, closed ones included. Usage of further ones counts as anonymous.
 const SESSIONS_MAX: usize = 1 << 19;
 /// How long a closed session is known.
-const CLOSED_KEPT: Duration = Duration::from_secs(3600);
+const CLOSED_KEPT: Duration = Duration::from_hours(1);
 
 /// All sessions of all agents.
 #[derive(Debug, Default)]
@@ -58,8 +58,11 @@ impl Sessions {
     /// As the ledger has them.
     pub(super) fn restore(rows: Vec<SessionRow>) -> Self {
         let mut sessions = Self::default();
-        let mut closed: Vec<_> =
-            rows.iter().filter(|row| !row.open).map(|row| (row.changed, row.agent.clone(), row.session.clone())).collect();
+        let mut closed: Vec<_> = rows
+            .iter()
+            .filter(|row| !row.open)
+            .map(|row| (row.changed, row.agent.clone(), row.session.clone()))
+            .collect();
         closed.sort();
         for row in rows {
             let known = Known {
@@ -269,17 +272,18 @@ impl Totals {
     }
 
     fn seen(&self) -> Vec<UsageSeen> {
-        let of_known = |((subscriber, class, direction), total): (&(Option<SubscriberId>, _, Direction), &Total)| {
-            Some(UsageSeen {
-                subscriber: subscriber.clone()?,
-                class: *class,
-                direction: (*direction).into(),
-                bytes: Bytes(total.bytes),
-                packets: total.packets,
-                dropped_packets: total.dropped_packets,
-                at_cap: total.at_cap,
-            })
-        };
+        let of_known =
+            |((subscriber, class, direction), total): (&(Option<SubscriberId>, _, Direction), &Total)| {
+                Some(UsageSeen {
+                    subscriber: subscriber.clone()?,
+                    class: *class,
+                    direction: (*direction).into(),
+                    bytes: Bytes(total.bytes),
+                    packets: total.packets,
+                    dropped_packets: total.dropped_packets,
+                    at_cap: total.at_cap,
+                })
+            };
         self.by_kind.iter().filter_map(of_known).collect()
     }
 

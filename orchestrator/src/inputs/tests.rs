@@ -1,0 +1,1 @@
+//! The engine task on a real ledger, killed and restarted.
