@@ -12,3 +12,6 @@ pub use profile::{Consent, Country, Plan, Profile};
 
 /// Everything wrong with a profiles file.
 pub type DirectoryErrors = crate::document::Issues;
+
+#[cfg(test)]
+mod tests;

@@ -99,7 +99,7 @@ impl Checker<'_> {
                 for error in errors.errors {
                     let column = usize::try_from(error.pos.1).unwrap_or(1).saturating_sub(1);
                     let span = place.part(source, column, 1);
-                    self.issues.push(Issue::new(span, format!("not CEL: {}", first_line(&error.msg))));
+                    self.issues.push(Issue::new(span, format!("not CEL: {}", in_short(&error.msg))));
                 }
                 return None;
             }
@@ -183,7 +183,7 @@ pub(super) fn mistakes(compiled: &Compiled, plan: impl Fn(&Read) -> Option<Known
     let mut found = Vec::new();
     let kind = Kinds { compiled, context: &context }.check(compiled.program.expression(), &mut found);
     let wanted = match compiled.wants {
-        Wants::Truth => "a bool",
+        Wants::Truth => BOOL,
         Wants::Number => DOUBLE,
     };
     match kind {
@@ -211,8 +211,10 @@ fn inside(text: &str, span: Span, source: &str) -> Option<usize> {
     raw.get(quote..).is_some_and(|raw| raw.starts_with(source)).then_some(quote)
 }
 
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+/// The message without the list of every token the grammar could go on with.
+fn in_short(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or_default();
+    line.split_once(" expecting ").map_or(line, |(short, _)| short)
 }
 
 /// Finds what an expression reads.
@@ -355,6 +357,13 @@ impl Walk<'_, '_> {
 fn span_of(program: &Program, place: Place, source: &str, expr: &IdedExpr) -> Span {
     fn widen(program: &Program, expr: &IdedExpr, range: &mut Option<(u32, u32)>) {
         if let Some((start, stop)) = program.source_info().offset_for(expr.id) {
+            // A call stands at its bracket; its name is before it.
+            let start = match &expr.expr {
+                Expr::Call(call) if call.func_name.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+                    start.saturating_sub(u32::try_from(call.func_name.len()).unwrap_or_default())
+                }
+                _ => start,
+            };
             let (first, last) = range.unwrap_or((start, stop));
             *range = Some((first.min(start), last.max(stop)));
         }
@@ -408,6 +417,26 @@ impl Kinds<'_> {
             found.push(Issue::new(self.span(expr), message));
             return None;
         }
+        // What is decided by one operand would hide a wrong kind of the other.
+        let conditions = match call.func_name.as_str() {
+            "_&&_" | "_||_" | "!_" => parts.as_slice(),
+            "_?_:_" => parts.get(..1).unwrap_or_default(),
+            _ => &[],
+        };
+        if let Some(kind) = conditions.iter().flatten().find(|kind| **kind != BOOL) {
+            let operator = name_of_operator(&call.func_name);
+            found.push(Issue::new(self.span(expr), format!("`{operator}` wants bools, found {kind}")));
+            return None;
+        }
+        if let ("_?_:_", [_, Some(left), Some(right)]) = (call.func_name.as_str(), parts.as_slice())
+            && left != right
+        {
+            found.push(Issue::new(
+                self.span(expr),
+                format!("`?:` gives {left} or {right}: expected one kind"),
+            ));
+            return None;
+        }
         match Value::resolve(expr, self.context) {
             Ok(value) => Some(name_of(&value)),
             Err(error) => {
@@ -434,7 +463,7 @@ impl Kinds<'_> {
 }
 
 fn explain(span: Span, function: &str, kinds: &[&str], error: &cel::ExecutionError) -> Issue {
-    let operator: String = function.chars().filter(|c| !matches!(c, '_' | '@' | ':')).collect();
+    let operator = name_of_operator(function);
     let is_operator = function.starts_with(['_', '!', '-', '@']);
     let message = match (is_operator, kinds) {
         (true, [one]) => format!("`{operator}` does not apply to {one}"),
@@ -448,6 +477,12 @@ fn explain(span: Span, function: &str, kinds: &[&str], error: &cel::ExecutionErr
     issue
 }
 
+/// `_&&_` as it is written.
+fn name_of_operator(function: &str) -> String {
+    function.chars().filter(|c| !matches!(c, '_' | '@')).collect()
+}
+
+const BOOL: &str = "a bool";
 const DOUBLE: &str = "a double";
 const INT: &str = "an int";
 const UNSIGNED: &str = "an unsigned int";
@@ -462,7 +497,7 @@ fn name_of(value: &Value) -> &'static str {
         Value::UInt(_) => UNSIGNED,
         Value::Float(_) => DOUBLE,
         Value::String(_) => "a string",
-        Value::Bool(_) => "a bool",
+        Value::Bool(_) => BOOL,
         Value::List(_) => "a list",
         Value::Map(_) => "a map",
         Value::Null => "null",
