@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -96,7 +98,14 @@ async fn show(State(state): State<PageState>, token: Result<Path<String>, BadPat
     }
 }
 
-async fn accept(State(state): State<PageState>, token: Result<Path<String>, BadPath>) -> Response {
+async fn accept(
+    State(state): State<PageState>,
+    token: Result<Path<String>, BadPath>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    if let Err(rejection) = body {
+        return notice(rejection.status(), "Nothing here", INCOMPLETE);
+    }
     let now = Micros::now();
     let decision = match open(&state, token, now) {
         Ok(decision) => decision,
@@ -130,7 +139,7 @@ enum Closed {
     Refused(Box<Response>),
 }
 
-type BadPath = axum::extract::rejection::PathRejection;
+type BadPath = PathRejection;
 
 fn open(state: &PageState, token: Result<Path<String>, BadPath>, now: Micros) -> Result<DecisionId, Closed> {
     let opened = match token {
