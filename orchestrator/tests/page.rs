@@ -12,7 +12,7 @@ use usher_models::units::{Micros, SubscriberId};
 use usher_orchestrator::advice::page::{PageState, router};
 use usher_orchestrator::advice::{Ask, LinkLabels, LinkResult, Links, Metrics, Offer, Tapped};
 use usher_orchestrator::api::TcpDoor;
-use usher_orchestrator::engine::io::{Cause, Decision, DecisionId, Desire, Effect, Say};
+use usher_orchestrator::engine::io::{Cause, Decision, DecisionId, Desire, Effect, Mode, Say};
 use usher_orchestrator::ledger::pushes::PushFilter;
 use usher_orchestrator::ledger::{InputRecord, Ledger};
 
@@ -69,7 +69,9 @@ fn sent(ledger: &Ledger, id: &str, at: Micros, expires: Micros) {
         episode: 1,
         at,
         policy: "p".into(),
+        mode: Mode::Live,
         facts: BTreeMap::new(),
+        words: BTreeMap::new(),
         candidates: Vec::new(),
         chosen: Some("roam_pass".into()),
     };
@@ -79,6 +81,7 @@ fn sent(ledger: &Ledger, id: &str, at: Micros, expires: Micros) {
         action: "roam_pass".into(),
         text: TEXT.into(),
         tap: BTreeMap::from([("roam_pass".to_owned(), "day".to_owned())]),
+        tap_seconds: 3600,
         expires,
     };
     let effects = vec![Effect::Decided(decision), Effect::Say(say)];

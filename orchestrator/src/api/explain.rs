@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use usher_models::units::Micros;
 
-use super::model::{Decision, Explanation, Push, Sending, Session, Subscriber, Time};
+use super::model::{Decision, Explanation, FiredMoment, Push, Sending, Session, Subscriber, Time};
 use super::routes::settings_now;
 use crate::elements::PushState;
-use crate::engine::io::{Cause, DecisionId, Gate};
+use crate::engine::SubscriberState;
+use crate::engine::io::{Cause, DecisionId, Gate, Mode};
 use crate::identity::Profile;
 use crate::ledger::pushes::PushFilter;
 use crate::ledger::{DecisionRow, Ledger, LedgerError};
@@ -37,10 +38,26 @@ pub(super) fn explain(
         summary: Vec::new(),
         sessions,
         settings: settings_now(ledger, &profile.id)?,
+        moments: moments(ledger, profile)?,
         decisions,
     };
     explanation.summary = summary(&explanation, ledger.stopped()?);
     Ok(explanation)
+}
+
+/// What the engine keeps of the moments of this line.
+fn moments(ledger: &Ledger, profile: &Profile) -> Result<Vec<FiredMoment>, LedgerError> {
+    let Some(row) = ledger.engine_row(&profile.id)? else { return Ok(Vec::new()) };
+    let state: SubscriberState = serde_json::from_str(&row).map_err(|error| LedgerError::Corrupt {
+        what: format!("engine state of {}", profile.id),
+        why: error.to_string(),
+    })?;
+    let fired = state.moments.into_iter().map(|(moment, fired)| FiredMoment {
+        moment,
+        episodes: fired.episodes,
+        silent_until: fired.silent_until.into(),
+    });
+    Ok(fired.collect())
 }
 
 /// A decision with the push that carried it out: its own, or the one its tap led to.
@@ -103,6 +120,9 @@ fn of_decision(decision: &Decision) -> String {
     let Some(chosen) = &decision.chosen else {
         return format!("{what}: nothing was done, because {}.", why_nothing(decision));
     };
+    if decision.mode != Mode::Live {
+        return format!("{what}: {chosen} would have been chosen, but guard.mode was not live.");
+    }
     let outcome = match (&decision.message, decision.tapped, &decision.push) {
         (_, _, Some(push)) => of_push(push),
         (Some(Sending::Pending), _, None) => "its message waits to be sent".to_owned(),

@@ -10,6 +10,7 @@
 
 mod error;
 mod explain;
+pub(crate) mod lint;
 pub mod listen;
 mod metrics;
 pub mod model;

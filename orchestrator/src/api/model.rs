@@ -8,7 +8,7 @@ use usher_models::Class;
 use usher_models::units::{Micros, SubscriberId};
 
 use crate::elements::{Change, ElementOutcome, ElementState, PushState};
-use crate::engine::io::{Candidate, Cause, DecisionId, DirectionName};
+use crate::engine::io::{Candidate, Cause, DecisionId, DirectionName, Mode};
 use crate::identity::{Consent, Profile};
 use crate::ledger::pushes::PushRecord;
 use crate::ledger::{AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
@@ -376,8 +376,13 @@ pub struct Decision {
     pub at: Time,
     /// Revision of the policy that decided.
     pub policy: String,
-    /// The facts and profile fields its condition read; null: unknown.
+    /// `stop`, `plan` or `live`; only `live` decisions are carried out.
+    pub mode: Mode,
+    /// The numbers its condition read (truth is 1); null: unknown.
     pub facts: BTreeMap<String, Option<f64>>,
+    /// The words it read.
+    #[serde(default)]
+    pub words: BTreeMap<String, String>,
     /// Every action at this moment, with the first gate that stopped it.
     pub candidates: Vec<Candidate>,
     /// The action taken; null: nothing was worth doing.
@@ -403,7 +408,9 @@ impl From<DecisionRow> for Decision {
             episode: decision.episode,
             at: decision.at.into(),
             policy: decision.policy,
+            mode: decision.mode,
             facts: decision.facts,
+            words: decision.words,
             candidates: decision.candidates,
             chosen: decision.chosen,
             message: row.message.map(Sending::from),
@@ -448,6 +455,8 @@ pub struct Message {
     pub text: String,
     /// What a tap sets.
     pub tap: BTreeMap<String, String>,
+    /// For how many seconds from the tap.
+    pub tap_seconds: u64,
     /// When it was decided.
     pub at: Time,
     /// When its link ends.
@@ -467,6 +476,7 @@ impl From<MessageRow> for Message {
             action: row.say.action,
             text: row.say.text,
             tap: row.say.tap,
+            tap_seconds: row.say.tap_seconds,
             at: row.at.into(),
             expires: row.say.expires.into(),
             state: row.state.into(),
@@ -601,8 +611,21 @@ pub struct Explanation {
     pub sessions: Vec<Session>,
     /// Its settings (as they are now).
     pub settings: Vec<SettingRow>,
+    /// Moments that have fired for it (as they are now).
+    pub moments: Vec<FiredMoment>,
     /// Its decisions up to `at`, newest first, each with the push that carried it out.
     pub decisions: Vec<Decision>,
+}
+
+/// A moment that has fired for a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FiredMoment {
+    /// Its name.
+    pub moment: String,
+    /// How often.
+    pub episodes: u64,
+    /// It does not fire again before this.
+    pub silent_until: Time,
 }
 
 /// A policy to be checked.

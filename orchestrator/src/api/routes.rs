@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
@@ -15,10 +15,10 @@ use usher_models::units::{Micros, SubscriberId};
 use super::error::ApiError;
 use super::metrics::RequestLabels;
 use super::model::{
-    Agent, App, Decision, Element, LastBatch, LastPart, Message, Page, Push, Session, SettingRow, Status,
-    Subscriber, SubscriberDetail, Switched, Usage, settings_of,
+    Agent, App, Decision, Element, LastBatch, LastPart, Lint, LintRequest, Message, Page, Push, Session,
+    SettingRow, Status, Subscriber, SubscriberDetail, Switched, Usage, settings_of,
 };
-use super::{ApiState, Ask, LiveElement, explain};
+use super::{ApiState, Ask, LiveElement, explain, lint};
 use crate::elements::{PushId, PushState};
 use crate::engine::io::{DecisionId, DirectionName};
 use crate::ledger::pushes::PushFilter;
@@ -44,6 +44,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/status", get(status))
         .route("/stop", post(async |state| switch(state, true).await))
         .route("/resume", post(async |state| switch(state, false).await))
+        .route("/lint", post(check))
         .route("/subscribers", get(subscribers))
         .route("/subscribers/{id}", get(subscriber))
         .route("/explain/{id}", get(explained))
@@ -177,6 +178,12 @@ async fn switch(State(state): State<ApiState>, stop: bool) -> Answer<Switched> {
     let changed = answered.await.map_err(|_| ApiError::busy())?;
     tracing::warn!(stop, changed, "the kill switch was turned");
     Ok(Json(Switched { stopped: stop, changed }))
+}
+
+async fn check(body: Result<Json<LintRequest>, JsonRejection>) -> Answer<Lint> {
+    let Json(request) = body.map_err(|error| ApiError::new(error.status(), error.body_text()))?;
+    let linted = tokio::task::spawn_blocking(move || lint::lint(&request)).await;
+    linted.map(Json).map_err(|_| ApiError::busy())
 }
 
 async fn subscribers(State(state): State<ApiState>, query: Query_) -> Answer<Page<Subscriber>> {

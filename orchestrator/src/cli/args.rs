@@ -126,6 +126,17 @@ pub enum Command {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
+    /// Check a policy file; needs no orchestrator
+    #[command(
+        after_help = "Examples:\n  usher lint policy.yaml\n  usher lint policy.yaml --profiles profiles.yaml -o json\n  generate-policy | usher lint -"
+    )]
+    Lint {
+        /// The policy file; `-` reads standard input
+        policy: PathBuf,
+        /// The profiles it is to work with
+        #[arg(long, value_name = "FILE")]
+        profiles: Option<PathBuf>,
+    },
     /// Transactions on elements
     #[command(
         subcommand,

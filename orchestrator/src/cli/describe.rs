@@ -8,7 +8,7 @@ use crate::api::gate_name;
 use crate::api::model::{
     Agent, Decision, Element, Explanation, Part, Push, Sending, Status, SubscriberDetail,
 };
-use crate::engine::io::{Candidate, Cause};
+use crate::engine::io::{Candidate, Cause, Mode};
 
 pub(super) fn status(status: &Status) -> String {
     let mut sheet = Sheet::default();
@@ -193,6 +193,7 @@ fn trace(decision: &Decision) -> String {
     sheet
         .line("Moment", format!("{} (episode {})", decision.moment, decision.episode))
         .line("At", when(decision.at))
+        .line("Mode", if decision.mode == Mode::Live { "" } else { "not live: nothing was carried out" })
         .line("Facts", facts(decision));
     for candidate in &decision.candidates {
         sheet.line(&format!("Action {}", candidate.action), verdict(candidate));
@@ -223,11 +224,12 @@ fn trace(decision: &Decision) -> String {
 }
 
 fn facts(decision: &Decision) -> String {
-    let facts = decision.facts.iter().map(|(name, value)| match value {
+    let numbers = decision.facts.iter().map(|(name, value)| match value {
         Some(value) => format!("{name} = {}", number(*value)),
         None => format!("{name} unknown"),
     });
-    facts.collect::<Vec<_>>().join(", ")
+    let words = decision.words.iter().map(|(name, word)| format!("{name} = {word}"));
+    numbers.chain(words).collect::<Vec<_>>().join(", ")
 }
 
 fn verdict(candidate: &Candidate) -> String {
@@ -269,7 +271,8 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
         .line("As of", when(explanation.at))
         .section("In short", &explanation.summary.join("\n"))
         .section("Open sessions", &listing::sessions(&explanation.sessions))
-        .section("Settings", &listing::settings(&explanation.settings));
+        .section("Settings", &listing::settings(&explanation.settings))
+        .section("Moments", &listing::moments(&explanation.moments));
     for decision in &explanation.decisions {
         sheet.section(&format!("Decision {}", decision.id), &trace(decision));
     }

@@ -4,7 +4,8 @@ use usher_models::units::{Bytes, SubscriberId};
 
 use super::output::{Field, Mood, ago, table, when, when_any, yes_no};
 use crate::api::model::{
-    Agent, App, Decision, Element, Message, Push, Sending, Session, SettingRow, Subscriber, Usage,
+    Agent, App, Decision, Element, FiredMoment, Message, Push, Sending, Session, SettingRow, Subscriber,
+    Usage,
 };
 use crate::elements::{ElementState, PushState};
 use crate::engine::io::{Cause, DirectionName};
@@ -143,6 +144,13 @@ pub(super) fn apps(items: &[App]) -> String {
         ]
     });
     table(&["APP", "CLASS", "VIA", "FLOWS", "LAST", "VERDICT AFTER"], rows.collect(), "none seen")
+}
+
+pub(super) fn moments(items: &[FiredMoment]) -> String {
+    let rows = items.iter().map(|item| {
+        vec![Field::text(&item.moment), Field::number(item.episodes), Field::text(when(item.silent_until))]
+    });
+    table(&["MOMENT", "FIRED", "SILENT UNTIL"], rows.collect(), "none has fired")
 }
 
 pub(super) fn decisions(items: &[Decision]) -> String {

@@ -4,6 +4,7 @@
 //! `pki` and `completion` work by themselves, without an orchestrator.
 
 mod args;
+mod check;
 mod client;
 mod describe;
 mod error;
@@ -25,6 +26,7 @@ use crate::pki;
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     let format = cli.global.output;
     match &cli.command {
+        Command::Lint { policy, profiles } => return check::lint(format, policy, profiles.as_deref()),
         Command::Pki(command) => return certificates(command),
         Command::Completion { shell } => return completion(*shell),
         _ => {}
@@ -46,7 +48,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Push(PushCommand::Show { id }) => describe(&client, format, Describable::Push, &id).await,
         Command::Stop => switch(&client, format, "stop").await,
         Command::Resume => switch(&client, format, "resume").await,
-        Command::Pki(_) | Command::Completion { .. } => Ok(()),
+        Command::Lint { .. } | Command::Pki(_) | Command::Completion { .. } => Ok(()),
     }
 }
 

@@ -1,0 +1,111 @@
+//! `usher lint`: a policy and its profiles checked as the daemon would, with the places shown in the text.
+
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+
+use super::args::Format;
+use super::error::CliError;
+use super::output::{self, coloured};
+use crate::api::lint::{examine, mistakes};
+use crate::api::model::Lint;
+use crate::document::{Issue, Issues};
+
+/// Largest file that is read.
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+pub(super) fn lint(format: Format, policy: &Path, profiles: Option<&Path>) -> Result<(), CliError> {
+    let (name, text) = read(policy)?;
+    let profiles = profiles.map(read).transpose()?;
+    let profiles = profiles.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+    match examine(&name, &text, profiles) {
+        Ok(policy) => {
+            let revision = policy.revision().to_owned();
+            match format {
+                Format::Table => output::print(&format!("{name}: no mistakes (revision {revision})")),
+                Format::Json | Format::Yaml => output::structured(
+                    format,
+                    &Lint { ok: true, revision: Some(revision), mistakes: Vec::new() },
+                ),
+            }
+        }
+        Err(wrong) => {
+            match format {
+                Format::Table => output::print(&wrong.iter().map(show).collect::<String>())?,
+                Format::Json | Format::Yaml => {
+                    let lint = Lint {
+                        ok: false,
+                        revision: None,
+                        mistakes: wrong.iter().flat_map(mistakes).collect(),
+                    };
+                    output::structured(format, &lint)?;
+                }
+            }
+            Err(CliError::Mistakes)
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<(String, String), CliError> {
+    let name = path.display().to_string();
+    let failed = |error: io::Error| CliError::Failed(format!("cannot read {name}: {error}"));
+    let mut text = String::new();
+    if path == Path::new("-") {
+        io::stdin().take(BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+        return Ok(("standard input".to_owned(), text));
+    }
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    Ok((name, text))
+}
+
+/// Every mistake of a file: one line that tools can read, then the place in the text.
+fn show(issues: &Issues) -> String {
+    let theme = if coloured() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+    let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false);
+    let source = NamedSource::new(&issues.file, issues.text.clone());
+    let mut text = String::new();
+    for issue in &issues.issues {
+        let place = Place { file: &issues.file, issue, source: &source };
+        if handler.render_report(&mut text, &place).is_err() {
+            text.push_str(&place.to_string());
+        }
+        text.push('\n');
+    }
+    let count = issues.issues.len();
+    text + &format!("{}: {count} mistake{}\n", issues.file, if count == 1 { "" } else { "s" })
+}
+
+/// One mistake as miette shows it.
+#[derive(Debug)]
+struct Place<'a> {
+    file: &'a str,
+    issue: &'a Issue,
+    source: &'a NamedSource<String>,
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let span = self.issue.span;
+        write!(f, "{}:{}:{}: {}", self.file, span.line, span.column, self.issue.message)
+    }
+}
+
+impl std::error::Error for Place<'_> {}
+
+impl Diagnostic for Place<'_> {
+    fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        self.issue.help.as_ref().map(|help| Box::new(help) as Box<dyn std::fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(self.source)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let span = self.issue.span;
+        let label = LabeledSpan::new(Some("here".to_owned()), span.offset, span.length.max(1));
+        Some(Box::new(std::iter::once(label)))
+    }
+}
