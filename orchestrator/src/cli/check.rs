@@ -7,7 +7,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, Na
 
 use super::args::Format;
 use super::error::CliError;
-use super::output::{self, coloured};
+use super::output::{self, coloured, is_terminal};
 use crate::api::lint::{examine, mistakes};
 use crate::api::model::Lint;
 use crate::document::{Issue, Issues};
@@ -63,7 +63,11 @@ fn read(path: &Path) -> Result<(String, String), CliError> {
 /// Every mistake of a file: one line that tools can read, then the place in the text.
 fn show(issues: &Issues) -> String {
     let theme = if coloured() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false);
+    // One line a message where a program reads it.
+    let handler = GraphicalReportHandler::new_themed(theme)
+        .with_width(110)
+        .with_wrap_lines(is_terminal())
+        .with_links(false);
     let source = NamedSource::new(&issues.file, issues.text.clone());
     let mut text = String::new();
     for issue in &issues.issues {

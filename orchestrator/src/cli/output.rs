@@ -11,9 +11,14 @@ use crate::api::model::Time;
 
 /// Whether standard output takes colours: a terminal, and nobody said no.
 pub(super) fn coloured() -> bool {
-    io::stdout().is_terminal()
+    is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Whether a person reads standard output.
+pub(super) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
 /// Prints an answer of the API: as it is, as YAML, or as `table` makes it of it.
