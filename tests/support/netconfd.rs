@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -25,7 +25,7 @@ const STARTS_WITHIN: Duration = Duration::from_secs(15);
 
 /// Why no NETCONF device can be had on this machine; `None`: one can.
 pub fn why_not() -> Option<String> {
-    ["netconfd", "netconf-subsystem", "sshd", "ssh", "ssh-keygen"]
+    ["netconfd", "netconf-subsystem", "sshd", "ssh", "ssh-keygen", "ssh-keyscan"]
         .into_iter()
         .find(|program| !process::installed(program))
         .map(|program| format!("{program} is not installed (Debian packages netconfd and openssh-server)"))
@@ -47,6 +47,7 @@ pub struct NetconfServer {
     /// A known_hosts file with that key.
     pub known_hosts: PathBuf,
     folder: TempDir,
+    namespace: Option<PathBuf>,
     sshd: Option<Running>,
     netconfd: Option<Running>,
 }
@@ -54,10 +55,15 @@ pub struct NetconfServer {
 impl NetconfServer {
     /// Starts one and waits until it answers.
     pub fn start() -> Result<Self> {
+        Self::start_in(&std::env::temp_dir(), None)
+    }
+
+    /// The same below `parent`, and reachable only from within a network namespace.
+    pub fn start_in(parent: &Path, namespace: Option<PathBuf>) -> Result<Self> {
         if let Some(reason) = why_not() {
             bail!("{reason}");
         }
-        let folder = TempDir::with_prefix("usher-netconfd-").context("make a temporary folder")?;
+        let folder = TempDir::with_prefix_in("usher-netconfd-", parent).context("make a temporary folder")?;
         let path = folder.path();
         fs::create_dir(path.join("yang"))?;
         fs::write(path.join("yang/usher-subscriber-services.yang"), MODULE)?;
@@ -73,6 +79,7 @@ impl NetconfServer {
             host_key: String::new(),
             known_hosts: path.join("known_hosts"),
             folder,
+            namespace,
             sshd: None,
             netconfd: None,
         };
@@ -124,7 +131,7 @@ impl NetconfServer {
 
     /// A session of OpenSSH's own client: another manager of the same device.
     pub fn client(&self) -> Result<Client> {
-        let mut command = Command::new("ssh");
+        let mut command = self.command("ssh")?;
         command
             .args([
                 "-F",
@@ -177,7 +184,7 @@ impl NetconfServer {
         let path = self.folder().to_owned();
         let socket = path.join("ncx.sock");
         let _ = fs::remove_file(&socket);
-        let mut command = Command::new(process::find("netconfd").context("netconfd is installed")?);
+        let mut command = self.command("netconfd")?;
         command
             .arg(format!("--home={}", path.display()))
             .arg(format!("--superuser={}", self.user))
@@ -204,14 +211,16 @@ impl NetconfServer {
             fs::create_dir_all("/run/sshd").context("make /run/sshd")?;
         }
         // An absolute path, for sshd starts itself anew for each connection.
-        let mut command = Command::new(process::find("sshd").context("sshd is installed")?);
+        let mut command = self.command("sshd")?;
         command.arg("-D").arg("-e").arg("-f").arg(self.path("sshd_config"));
         let mut sshd = Running::start("sshd", command, self.folder())?;
-        let port = self.port;
         wait::until("the start of sshd", STARTS_WITHIN, || {
             sshd.expect_running()?;
-            let connected = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
-            Ok(Seen::when(connected.is_ok(), (), sshd.last_words()))
+            let port = self.port.to_string();
+            let answer =
+                process::run(self.command("ssh-keyscan")?.args(["-T", "2", "-p", &port, "127.0.0.1"]));
+            let answers = answer.is_ok_and(|keys| keys.contains("ssh-"));
+            Ok(Seen::when(answers, (), sshd.last_words()))
         })?;
         self.sshd = Some(sshd);
         Ok(())
@@ -233,6 +242,15 @@ impl NetconfServer {
         self.host_key = words.join(" ");
         fs::write(&self.known_hosts, format!("[127.0.0.1]:{} {}\n", self.port, self.host_key))?;
         Ok(())
+    }
+
+    /// A program where the device is.
+    fn command(&self, program: &str) -> Result<Command> {
+        let found = process::find(program).with_context(|| format!("{program} is not installed"))?;
+        Ok(match &self.namespace {
+            None => Command::new(found),
+            Some(namespace) => process::within(namespace, found),
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -204,10 +204,15 @@ impl Lab {
         program: &str,
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Command {
-        // Not `ip netns exec`: that mounts a fresh /sys, in which /sys/fs/bpf is missing.
-        let mut command = process::command("nsenter", [format!("--net=/run/netns/{}", self.namespace(side))]);
-        command.arg("--").arg(process::find(program).unwrap_or_else(|| program.into())).args(arguments);
+        let program = process::find(program).unwrap_or_else(|| program.into());
+        let mut command = process::within(&self.namespace_file(side), program);
+        command.args(arguments);
         command
+    }
+
+    /// The handle of one of the namespaces.
+    pub fn namespace_file(&self, side: Side) -> PathBuf {
+        Path::new("/run/netns").join(self.namespace(side))
     }
 
     /// What the subscriber-facing interface has counted.

@@ -72,6 +72,14 @@ pub fn command<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
     command
 }
 
+/// A program within a network namespace; nothing else of its surroundings is another.
+pub fn within(namespace: &Path, program: impl AsRef<OsStr>) -> Command {
+    // Not `ip netns exec`: that mounts a fresh /sys, in which /sys/fs/bpf is missing.
+    let mut command = command("nsenter", [format!("--net={}", namespace.display())]);
+    command.arg("--").arg(program);
+    command
+}
+
 /// A command as one would type it.
 fn shown(command: &Command) -> String {
     std::iter::once(command.get_program())
@@ -175,8 +183,15 @@ fn remember(folder: &Path, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Ends the processes noted in `folder` that still run.
+/// Ends the processes noted in `folder`, and in folders directly below it, that still run.
 pub fn end_remembered(folder: &Path) {
+    for below in fs::read_dir(folder).into_iter().flatten().flatten() {
+        end_noted(&below.path());
+    }
+    end_noted(folder);
+}
+
+fn end_noted(folder: &Path) {
     let Ok(text) = fs::read_to_string(folder.join("processes")) else { return };
     for line in text.lines() {
         let Some((pid, since)) = line.split_once(' ') else { continue };

@@ -1,21 +1,36 @@
 //! Sets the story's stage: in the laboratory with the probe, or on loopback with the recording.
 
+use std::fs;
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 
-use crate::netns::{Lab, Place};
+use crate::netconfd::NetconfServer;
+use crate::netns::{Lab, Place, Side};
 use crate::packets::{self, Packets};
 use crate::report::Report;
-use crate::scenario::Story;
+use crate::scenario::{Device, Story};
 use crate::site::{Ground, Site, Variant};
+
+/// What the device's payloads are, as an operator would copy it.
+const TEMPLATE: &str = include_str!("../../orchestrator/templates/usher-subscriber-services.yaml");
+
+impl Device for NetconfServer {
+    fn video(&self, subscriber: &str) -> Result<Option<String>> {
+        self.video_quality(subscriber)
+    }
+}
 
 /// Three namespaces, the probe on the subscriber-facing interface, a real NETCONF device.
 pub fn in_lab(report: Report) -> Result<Story> {
     let lab = Lab::new(Place::new()?).context("make the network")?;
     let packets = Packets::live(&lab)?;
     report.note("three namespaces, a TLS server");
-    let ground = Ground::Lab(lab);
-    let site = Site::new(ground, &Variant::default())?;
-    Story::new(site, packets, None, report)
+    let device = device(lab.place().folder(), Some(lab.namespace_file(Side::Gateway)))?;
+    report.note("a NETCONF device: netconfd behind OpenSSH");
+    let variant = Variant { elements: elements(&device), ..Variant::default() };
+    let site = Site::new(Ground::Lab(lab), &variant)?;
+    Story::new(site, packets, Some(Box::new(device)), report)
 }
 
 /// Everything on this machine's loopback, packets from the recording, the gateway element in dry-run.
@@ -23,7 +38,52 @@ pub fn on_loopback(report: Report) -> Result<Story> {
     let place = Place::new()?;
     let file = packets::recording(place.folder())?;
     report.note("packets come from tests/demo/demo.pcap.gz, the gateway element is in dry-run");
-    let variant = Variant { capture: Some(file.clone()), ..Variant::default() };
+    let mut variant = Variant { capture: Some(file.clone()), ..Variant::default() };
+    let device = match device(place.folder(), None) {
+        Ok(device) => {
+            report.note("a NETCONF device: netconfd behind OpenSSH");
+            variant.elements = elements(&device);
+            Some(Box::new(device) as Box<dyn Device>)
+        }
+        Err(error) => {
+            report.note(&format!("left out, no NETCONF device can be had here: {error:#}"));
+            None
+        }
+    };
     let site = Site::new(Ground::Loopback(place), &variant)?;
-    Story::new(site, Packets::Recorded(file), None, report)
+    Story::new(site, Packets::Recorded(file), device, report)
+}
+
+/// A device that can be logged in to.
+fn device(parent: &std::path::Path, namespace: Option<PathBuf>) -> Result<NetconfServer> {
+    let device = NetconfServer::start_in(parent, namespace)?;
+    device.subscribers().context("ask the NETCONF device")?;
+    fs::write(parent.join("device.yaml"), TEMPLATE)?;
+    Ok(device)
+}
+
+/// The device in `orchestrator.yaml`.
+fn elements(device: &NetconfServer) -> String {
+    format!(
+        "elements:
+  netconf:
+    - name: bng-1
+      address: {}
+      user: {}
+      key: {}
+      known_hosts: {}
+      template: device.yaml
+      settings:
+        video:
+          sd: {{quality: sd, down: 1.5 Mbit/s}}
+          hd: {{quality: hd, down: 6 Mbit/s}}
+        roam_pass:
+          none: {{pass: none}}
+          day: {{pass: day}}
+",
+        device.address,
+        device.user,
+        device.key.display(),
+        device.known_hosts.display(),
+    )
 }
