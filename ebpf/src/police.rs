@@ -20,13 +20,14 @@ pub fn police(slot: u32, class: Class, direction: Direction, bytes: u32) -> Verd
     if !rules.limited() {
         return Verdict::Pass;
     }
-    let class_rate = rules.rate(class.index(), direction);
+    let lane = kernel::place(class);
+    let class_rate = rules.rate(lane, direction);
     let line_rate = rules.rate(LINE, direction);
     if !class_rate.limits() && !line_rate.limits() {
         return Verdict::Pass;
     }
     let (Some(class_bucket), Some(line_bucket)) =
-        (kernel::bucket(slot, class.index(), direction), kernel::bucket(slot, LINE, direction))
+        (kernel::bucket(slot, lane, direction), kernel::bucket(slot, LINE, direction))
     else {
         return Verdict::Pass;
     };

@@ -15,7 +15,7 @@ use super::maps::kernel;
 pub struct Trial<'a> {
     /// The program: of a direction, or the one that does nothing.
     pub direction: Option<Direction>,
-    /// The frame from its Ethernet header on; at least 14 bytes, for the kernel makes no shorter packet.
+    /// The frame from its Ethernet header on; the kernel takes no frame of 14 bytes or fewer.
     pub frame: &'a [u8],
     /// How often to run it; the outcome is the last run's, the time the mean.
     pub repeat: u32,

@@ -1,0 +1,182 @@
+//! Gates, rates and the bypass.
+
+use std::time::{Duration, Instant};
+
+use usher_agent::probe::{ProbeError, Trial, Verdict};
+use usher_models::wire::{Class, Direction, Enforcement, Gate, LINE, Rate};
+
+use crate::on_a_kernel;
+use crate::rig::*;
+
+use Direction::{Down, Up};
+
+const FRAME_BYTES: u64 = 40 + 1_000;
+
+fn frame() -> Vec<u8> {
+    tcp(Down, 4000, &[1; 1_000])
+}
+
+#[test]
+fn a_blocked_roamer_gets_nothing_through_and_it_is_counted_as_dropped() {
+    on_a_kernel!("a_blocked_roamer_gets_nothing_through_and_it_is_counted_as_dropped");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let blocked = Enforcement::default().with_gate(Gate::Block);
+    probe.enforce(SLOT, &blocked).expect("writes");
+    assert_eq!(probe.enforcement(SLOT).expect("reads back"), blocked);
+    assert_eq!(run(&probe, Down, &frame()), Verdict::Drop);
+    let counted = cell(&probe, SLOT, Class::Other, Down);
+    assert_eq!((counted.packets, counted.bytes), (0, 0));
+    assert_eq!((counted.dropped_packets, counted.dropped_bytes), (1, FRAME_BYTES));
+    assert_eq!(samples(&mut probe), [], "what nobody receives names nothing");
+
+    probe.enforce(SLOT, &Enforcement::default()).expect("writes");
+    assert_eq!(run(&probe, Down, &frame()), Verdict::Pass);
+}
+
+#[test]
+fn a_gate_holds_for_its_slot_only() {
+    on_a_kernel!("a_gate_holds_for_its_slot_only");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    probe.enforce(SLOT + 1, &Enforcement::default().with_gate(Gate::Block)).expect("writes");
+    assert_eq!(run(&probe, Down, &frame()), Verdict::Pass);
+}
+
+#[test]
+fn what_cannot_be_read_as_transport_is_blocked_all_the_same() {
+    on_a_kernel!("what_cannot_be_read_as_transport_is_blocked_all_the_same");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    probe.enforce(SLOT, &Enforcement::default().with_gate(Gate::Block)).expect("writes");
+    let options = [60, 0, 1, 4, 0, 0, 0, 0];
+    assert_eq!(run(&probe, Up, &ipv6(60, &options.repeat(9))), Verdict::Drop);
+    assert_eq!(run(&probe, Up, &ipv6(17, &[1, 2, 3])), Verdict::Drop);
+}
+
+#[test]
+fn a_rate_lets_its_burst_through_and_then_what_time_brings() {
+    on_a_kernel!("a_rate_lets_its_burst_through_and_then_what_time_brings");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let bits_per_second = 8_000_000;
+    let rate = Rate::per_second(bits_per_second, 100_000);
+    probe.enforce(SLOT, &Enforcement::default().with_rate(Class::Other.index(), Down, rate)).expect("writes");
+    let frame = frame();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(500) {
+        run(&probe, Down, &frame);
+    }
+    let took = began.elapsed();
+    let counted = cell(&probe, SLOT, Class::Other, Down);
+    assert!(counted.dropped_packets > 0);
+    // The burst, what the time brought, one packet over, and a tick of the slowest clock either way.
+    let brought =
+        |time: Duration| u64::try_from(time.as_micros()).expect("short") * bits_per_second / 8_000_000;
+    let tick = Duration::from_millis(10);
+    let least = 100_000 + brought(took.saturating_sub(tick)) - FRAME_BYTES;
+    let most = 100_000 + brought(took + tick) + 2 * FRAME_BYTES;
+    assert!((least..=most).contains(&counted.bytes), "{} not in {least}..={most}", counted.bytes);
+
+    assert_eq!(run(&probe, Up, &tcp(Up, 4000, b"x")), Verdict::Pass, "the other direction is free");
+}
+
+#[test]
+fn the_line_limits_all_classes_together() {
+    on_a_kernel!("the_line_limits_all_classes_together");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let rate = Rate::per_second(64_000, 10_000);
+    let limited = Enforcement::default().with_gate(Gate::Limit).with_rate(LINE, Down, rate);
+    probe.enforce(SLOT, &limited).expect("writes");
+    run(&probe, Down, &tcp(Down, 1, b"x"));
+    run(&probe, Down, &tcp(Down, 2, b"x"));
+    probe.name_flow(&flow(6, 1, 443), Class::Video, false).expect("names");
+    probe.name_flow(&flow(6, 2, 443), Class::Web, false).expect("names");
+    for _ in 0..20 {
+        run(&probe, Down, &tcp(Down, 1, &[1; 960]));
+        run(&probe, Down, &tcp(Down, 2, &[1; 960]));
+    }
+    let video = cell(&probe, SLOT, Class::Video, Down);
+    let web = cell(&probe, SLOT, Class::Web, Down);
+    assert!((10..=12).contains(&(video.packets + web.packets)), "{video:?} {web:?}");
+    assert_eq!(video.packets + video.dropped_packets, 20);
+}
+
+#[test]
+fn a_class_has_its_own_rate() {
+    on_a_kernel!("a_class_has_its_own_rate");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    run(&probe, Down, &frame());
+    probe.name_flow(&flow(6, 4000, 443), Class::Video, false).expect("names");
+    let rate = Rate::per_second(64_000, 5_000);
+    probe.enforce(SLOT, &Enforcement::default().with_rate(Class::Video.index(), Down, rate)).expect("writes");
+    for _ in 0..20 {
+        run(&probe, Down, &frame());
+        assert_eq!(run(&probe, Down, &tcp(Down, 9, &[1; 1_000])), Verdict::Pass, "another class is free");
+    }
+    assert!(cell(&probe, SLOT, Class::Video, Down).dropped_packets >= 13);
+}
+
+#[test]
+fn a_raised_rate_does_not_wait_for_the_old_ones_debt() {
+    on_a_kernel!("a_raised_rate_does_not_wait_for_the_old_ones_debt");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let lane = Class::Other.index();
+    let slow = Enforcement::default().with_rate(lane, Down, Rate::per_second(8_000, 1_000_000));
+    probe.enforce(SLOT, &slow).expect("writes");
+    while run(&probe, Down, &frame()) == Verdict::Pass {}
+    let fast = slow.with_rate(lane, Down, Rate::per_second(8_000_000, 10_000));
+    probe.enforce(SLOT, &fast).expect("writes");
+    assert_eq!(run(&probe, Down, &frame()), Verdict::Pass);
+}
+
+#[test]
+fn the_bypass_turns_enforcement_off_and_counting_stays() {
+    on_a_kernel!("the_bypass_turns_enforcement_off_and_counting_stays");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    probe.enforce(SLOT, &Enforcement::default().with_gate(Gate::Block)).expect("writes");
+    probe.set_bypass(true).expect("writes");
+    assert!(probe.bypass());
+    assert_eq!(run(&probe, Down, &frame()), Verdict::Pass);
+    assert_eq!(cell(&probe, SLOT, Class::Other, Down), passed(FRAME_BYTES, 1));
+    probe.set_bypass(false).expect("writes");
+    assert_eq!(run(&probe, Down, &frame()), Verdict::Drop);
+}
+
+#[test]
+fn many_cpus_at_once_do_not_exceed_a_rate() {
+    on_a_kernel!("many_cpus_at_once_do_not_exceed_a_rate");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let rate = Rate::per_second(64_000, 50_000);
+    probe.enforce(SLOT, &Enforcement::default().with_rate(Class::Other.index(), Down, rate)).expect("writes");
+    let frame = frame();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let trial = Trial { repeat: 20_000, ..Trial::once(Down, &frame) };
+                probe.trial(&trial).expect("runs");
+            });
+        }
+    });
+    let counted = cell(&probe, SLOT, Class::Other, Down);
+    assert_eq!(counted.packets + counted.dropped_packets, 80_000, "no packet is lost to another CPU");
+    // 50,000 bytes are 49 packets; one over for each CPU, and some for the time it took.
+    assert!((49..=70).contains(&counted.packets), "{counted:?}");
+}
+
+#[test]
+fn a_record_whose_summary_is_wrong_is_refused() {
+    on_a_kernel!("a_record_whose_summary_is_wrong_is_refused");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let mut wrong = Enforcement::default().with_rate(LINE, Up, Rate::per_second(64_000, 0));
+    wrong.limited = 0;
+    let error = probe.enforce(SLOT, &wrong).expect_err("it would enforce nothing");
+    assert!(matches!(error, ProbeError::BadEnforcement { slot: SLOT, .. }), "{error}");
+    assert_eq!(probe.enforcement(SLOT).expect("reads"), Enforcement::default());
+}

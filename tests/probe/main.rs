@@ -1,0 +1,19 @@
+//! The probe's programs on crafted packets, in the kernel, under BPF_PROG_TEST_RUN.
+//!
+//! Needs root and a kernel that takes BPF; without, each test says that it is skipped.
+
+mod enforcement;
+mod life;
+mod packets;
+mod rig;
+
+/// Runs the rest of a test where the kernel lets it, else says why not.
+macro_rules! on_a_kernel {
+    ($name:literal) => {
+        if let Some(reason) = usher_tests::skip::why_no_probe() {
+            usher_tests::skip::skipped($name, &reason);
+            return;
+        }
+    };
+}
+pub(crate) use on_a_kernel;

@@ -1,0 +1,296 @@
+//! What is counted, for whom, and what is handed up.
+
+use usher_agent::probe::Verdict;
+use usher_models::wire::{ANONYMOUS, Class, Direction, Reason};
+
+use crate::on_a_kernel;
+use crate::rig::*;
+
+use Direction::{Down, Up};
+
+/// The Ethernet header's bytes.
+const LINK: u64 = 14;
+
+#[test]
+fn packets_are_counted_to_the_byte_by_slot_class_and_direction() {
+    on_a_kernel!("packets_are_counted_to_the_byte_by_slot_class_and_direction");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let (mut up, mut down) = (0, 0);
+    for length in 0..40 {
+        let frame = tcp(Up, 4000, &vec![1; length * 7]);
+        up += frame.len() as u64 - LINK;
+        assert_eq!(run(&probe, Up, &frame), Verdict::Pass);
+        let frame = tcp(Down, 4000, &vec![1; length * 31]);
+        down += frame.len() as u64 - LINK;
+        assert_eq!(run(&probe, Down, &frame), Verdict::Pass);
+    }
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(up, 40));
+    assert_eq!(cell(&probe, SLOT, Class::Other, Down), passed(down, 40));
+
+    assert!(probe.name_flow(&flow(6, 4000, 443), Class::Video, false).expect("names"));
+    let frame = tcp(Down, 4000, &[1; 1_000]);
+    run(&probe, Down, &frame);
+    assert_eq!(cell(&probe, SLOT, Class::Video, Down), passed(frame.len() as u64 - LINK, 1));
+    assert_eq!(cell(&probe, SLOT, Class::Video, Up), passed(0, 0));
+    assert_eq!(cell(&probe, SLOT, Class::Other, Down), passed(down, 40));
+    assert_eq!(everything(&probe).0, 81);
+}
+
+#[test]
+fn padding_after_the_ip_packet_is_not_usage() {
+    on_a_kernel!("padding_after_the_ip_packet_is_not_usage");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    let mut frame = udp(5000, 443, &[1; 4]);
+    let bytes = frame.len() as u64 - LINK;
+    frame.resize(60, 0);
+    run(&probe, Up, &frame);
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(bytes, 1));
+}
+
+#[test]
+fn an_unknown_subscriber_is_counted_as_nobody() {
+    on_a_kernel!("an_unknown_subscriber_is_counted_as_nobody");
+    let rig = Rig::new();
+    let probe = rig.load().expect("loads");
+    let frame = tcp(Up, 4000, b"x");
+    run(&probe, Up, &frame);
+    assert_eq!(cell(&probe, ANONYMOUS, Class::Other, Up), passed(frame.len() as u64 - LINK, 1));
+}
+
+#[test]
+fn the_longest_prefix_decides_whose_a_packet_is() {
+    on_a_kernel!("the_longest_prefix_decides_whose_a_packet_is");
+    let rig = Rig::new();
+    let mut probe = rig.load().expect("loads");
+    probe.bind(net("10.0.0.0/8"), 1).expect("binds");
+    probe.bind(net("10.0.0.0/24"), 2).expect("binds");
+    let frame = tcp(Up, 4000, b"x");
+    run(&probe, Up, &frame);
+    assert_eq!(cell(&probe, 2, Class::Other, Up).packets, 1);
+    assert_eq!(cell(&probe, 1, Class::Other, Up).packets, 0);
+}
+
+#[test]
+fn vlan_tags_in_the_frame_are_looked_through() {
+    on_a_kernel!("vlan_tags_in_the_frame_are_looked_through");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    let plain = tcp(Up, 4000, b"payload");
+    let bytes = plain.len() as u64 - LINK;
+    let stacks: [&[(u16, u16)]; 3] =
+        [&[(0x8100, 7)], &[(0x88a8, 7), (0x8100, 8)], &[(0x9100, 7), (0x8100, 8)]];
+    for (tags, count) in stacks.into_iter().zip(1..) {
+        run(&probe, Up, &tagged(&plain, tags));
+        assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(bytes * count, count), "{tags:x?}");
+    }
+    let deep = tagged(&plain, &[(0x8100, 1), (0x8100, 2), (0x8100, 3)]);
+    assert_eq!(run(&probe, Up, &deep), Verdict::Pass);
+    let tally = tally(&probe, Reason::TooManyTags, Up);
+    assert_eq!((tally.packets, tally.bytes), (1, deep.len() as u64));
+    assert_eq!(everything(&probe).0, 4);
+}
+
+#[test]
+fn ipv6_is_counted_with_extension_headers_and_without() {
+    on_a_kernel!("ipv6_is_counted_with_extension_headers_and_without");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let frame = udp6(Up, 5000, b"hello");
+    let mut bytes = frame.len() as u64 - LINK;
+    run(&probe, Up, &frame);
+    // Hop-by-hop, destination options, then UDP.
+    let mut rest = vec![60, 0, 1, 4, 0, 0, 0, 0, 17, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rest.extend(udp_header(5000, 443, b"again"));
+    let frame = ipv6(0, &rest);
+    bytes += frame.len() as u64 - LINK;
+    run(&probe, Up, &frame);
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(bytes, 2));
+    let taken = samples(&mut probe);
+    assert_eq!(taken.len(), 2);
+    assert_eq!(taken[0].flow, taken[1].flow, "extension headers do not make another flow");
+    assert_eq!((taken[0].flow.subscriber, taken[0].flow.remote), (SUBSCRIBER6, SERVER6));
+    assert_eq!((taken[0].flow.subscriber_port, taken[0].flow.remote_port), (5000, 443));
+}
+
+#[test]
+fn fragments_are_counted_and_later_ones_have_no_ports() {
+    on_a_kernel!("fragments_are_counted_and_later_ones_have_no_ports");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let mut first = udp(5000, 443, &[1; 64]);
+    first[20] = 0x20;
+    let mut later = udp(5000, 443, &[1; 64]);
+    later[21] = 9;
+    run(&probe, Up, &first);
+    run(&probe, Up, &later);
+    // The same in IPv6, where the fragment header is an extension.
+    let mut rest = vec![17, 0, 0, 1, 0, 0, 0, 9];
+    rest.extend(udp_header(6000, 443, &[1; 64]));
+    let first6 = ipv6(44, &rest);
+    rest[2] = 1;
+    let later6 = ipv6(44, &rest);
+    run(&probe, Up, &first6);
+    run(&probe, Up, &later6);
+    let bytes = [&first, &later, &first6, &later6].iter().map(|frame| frame.len() as u64 - LINK).sum();
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(bytes, 4));
+    let ports: Vec<_> = samples(&mut probe).iter().map(|sample| sample.flow.subscriber_port).collect();
+    assert_eq!(ports, [5000, 6000], "only first fragments are handed up");
+    assert!(probe.name_flow(&flow(17, 0, 0), Class::Bulk, false).expect("names"));
+}
+
+#[test]
+fn a_super_packet_counts_its_segments_and_their_headers() {
+    on_a_kernel!("a_super_packet_counts_its_segments_and_their_headers");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    let frame = tcp(Down, 4000, &[1; 3_100]);
+    run_super(&probe, Down, &frame, 500);
+    // Six full segments and one of 100 bytes, each with 40 bytes of headers.
+    assert_eq!(cell(&probe, SLOT, Class::Other, Down), passed(3_100 + 7 * 40, 7));
+}
+
+#[test]
+fn hostile_frames_pass_and_are_counted_by_reason() {
+    on_a_kernel!("hostile_frames_pass_and_are_counted_by_reason");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    let good = tcp(Up, 4000, b"payload");
+    let with = |at: usize, byte: u8| {
+        let mut frame = good.clone();
+        frame[at] = byte;
+        frame
+    };
+    let mut arp = good.clone();
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    let cases: [(Reason, Vec<u8>); 13] = [
+        (Reason::NotIp, arp),
+        (Reason::BadIp, with(14, 0x65)),
+        (Reason::BadIp, with(14, 0x44)),
+        (Reason::BadIp, with(17, 19)),
+        (Reason::TruncatedIp, with(16, 0xff)),
+        // In a VLAN, for the kernel's test run takes no frame that says IP and is too short for it.
+        (Reason::TruncatedIp, tagged(&good, &[(0x8100, 1)])[..18 + 19].to_vec()),
+        (Reason::TruncatedIp, tagged(&ipv6(17, &[]), &[(0x8100, 1)])[..18 + 39].to_vec()),
+        (Reason::TruncatedLink, tagged(&good, &[(0x8100, 1)])[..17].to_vec()),
+        (Reason::BadIp, {
+            let mut spoofed = udp6(Up, 1, b"x");
+            spoofed[22..38].copy_from_slice(&mapped(SUBSCRIBER));
+            spoofed
+        }),
+        (Reason::BadTransport, with(46, 0x40)),
+        (Reason::BadTransport, with(46, 0xf0)),
+        (Reason::BadTransport, ipv6(17, &[0, 1, 0, 2, 0, 8])),
+        (Reason::Extensions, {
+            let options = [60, 0, 1, 4, 0, 0, 0, 0];
+            ipv6(60, &options.repeat(9))
+        }),
+    ];
+    for (reason, frame) in &cases {
+        let before = tally(&probe, *reason, Up);
+        assert_eq!(run(&probe, Up, frame), Verdict::Pass, "{reason:?}");
+        let after = tally(&probe, *reason, Up);
+        assert_eq!(after.packets - before.packets, 1, "{reason:?}: {frame:02x?}");
+        assert_eq!(after.bytes - before.bytes, frame.len() as u64, "{reason:?}");
+    }
+    assert_eq!(everything(&probe).0, cases.len() as u64, "each is counted in one place");
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up).packets, 4, "what has addresses has a subscriber");
+}
+
+#[test]
+fn every_cut_of_a_packet_passes_and_is_counted_once() {
+    on_a_kernel!("every_cut_of_a_packet_passes_and_is_counted_once");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    let mut count = 0;
+    for whole in
+        [tcp(Up, 4000, b"payload"), udp6(Up, 5000, b"payload"), tagged(&udp(1, 2, b"x"), &[(0x8100, 1)])]
+    {
+        // The kernel's test run takes no frame without an Ethernet header.
+        for end in 15..whole.len() {
+            assert_eq!(run(&probe, Up, &whole[..end]), Verdict::Pass);
+            count += 1;
+        }
+    }
+    assert_eq!(everything(&probe).0, count);
+}
+
+#[test]
+fn first_bytes_are_handed_up_until_the_budget_or_the_verdict() {
+    on_a_kernel!("first_bytes_are_handed_up_until_the_budget_or_the_verdict");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    run(&probe, Up, &tcp(Up, 4000, b""));
+    assert_eq!(samples(&mut probe), [], "a segment without payload shows nothing");
+    for _ in 0..10 {
+        run(&probe, Up, &tcp(Up, 4000, b"hello"));
+    }
+    let taken = samples(&mut probe);
+    assert_eq!(taken.len(), 4, "the budget");
+    assert_eq!(taken[0].flow, flow(6, 4000, 443));
+    assert_eq!((taken[0].slot, taken[0].direction), (SLOT, Up));
+    assert_eq!(taken[0].packet, tcp(Up, 4000, b"hello")[14..]);
+    assert!(taken[0].first_packet <= taken[0].seen);
+    assert!(usher_models::units::Micros::now().since(taken[0].seen) < std::time::Duration::from_mins(1));
+
+    run(&probe, Down, &tcp(Down, 4001, b"hello"));
+    assert_eq!(samples(&mut probe).len(), 1);
+    probe.name_flow(&flow(6, 4001, 443), Class::Web, false).expect("names");
+    run(&probe, Down, &tcp(Down, 4001, b"hello"));
+    assert_eq!(samples(&mut probe), [], "the verdict");
+}
+
+#[test]
+fn names_asked_for_are_handed_up_without_end() {
+    on_a_kernel!("names_asked_for_are_handed_up_without_end");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    for _ in 0..20 {
+        run(&probe, Up, &udp(5000, 53, b"query"));
+    }
+    assert_eq!(samples(&mut probe).len(), 20);
+}
+
+#[test]
+fn a_long_packet_is_handed_up_to_the_configured_length() {
+    on_a_kernel!("a_long_packet_is_handed_up_to_the_configured_length");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let frame = udp(5000, 443, &[7; 3_000]);
+    run(&probe, Up, &frame);
+    let taken = samples(&mut probe);
+    assert_eq!(taken[0].packet, frame[14..14 + 2_048]);
+}
+
+#[test]
+fn a_full_ring_costs_samples_and_no_usage() {
+    on_a_kernel!("a_full_ring_costs_samples_and_no_usage");
+    let mut rig = Rig::new();
+    rig.settings.ring_bytes = 1 << 16;
+    let mut probe = rig.probe();
+    for _ in 0..100 {
+        run(&probe, Up, &udp(5000, 53, &[1; 1_000]));
+    }
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up).packets, 100);
+    let lost = tally(&probe, Reason::SampleLost, Up).packets;
+    assert_eq!(samples(&mut probe).len() as u64 + lost, 100);
+    assert!(lost > 0);
+}
+
+#[test]
+fn a_full_flow_table_costs_a_label_and_no_byte() {
+    on_a_kernel!("a_full_flow_table_costs_a_label_and_no_byte");
+    let mut rig = Rig::new();
+    rig.settings.max_flows = 8;
+    let mut probe = rig.probe();
+    let mut bytes = 0;
+    for port in 0..200 {
+        let frame = tcp(Up, 1_000 + port, b"x");
+        bytes += frame.len() as u64 - LINK;
+        run(&probe, Up, &frame);
+    }
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(bytes, 200));
+    assert_eq!(tally(&probe, Reason::FlowTableFull, Up).packets, 192);
+    assert!(!probe.name_flow(&flow(6, 1_199, 443), Class::Web, false).expect("asks"));
+}
