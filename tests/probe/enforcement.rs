@@ -60,7 +60,7 @@ fn a_rate_lets_its_burst_through_and_then_what_time_brings() {
     let rig = Rig::new();
     let mut probe = rig.probe();
     let bits_per_second = 8_000_000;
-    let rate = Rate::per_second(bits_per_second, 100_000);
+    let rate = Rate::per_second(bits_per_second, 1_000_000);
     probe.enforce(SLOT, &Enforcement::default().with_rate(Class::Other.index(), Down, rate)).expect("writes");
     let frame = frame();
     let began = Instant::now();
@@ -74,8 +74,8 @@ fn a_rate_lets_its_burst_through_and_then_what_time_brings() {
     let brought =
         |time: Duration| u64::try_from(time.as_micros()).expect("short") * bits_per_second / 8_000_000;
     let tick = Duration::from_millis(10);
-    let least = 100_000 + brought(took.saturating_sub(tick)) - FRAME_BYTES;
-    let most = 100_000 + brought(took + tick) + 2 * FRAME_BYTES;
+    let least = 1_000_000 + brought(took.saturating_sub(tick)) - FRAME_BYTES;
+    let most = 1_000_000 + brought(took + tick) + 2 * FRAME_BYTES;
     assert!((least..=most).contains(&counted.bytes), "{} not in {least}..={most}", counted.bytes);
 
     assert_eq!(run(&probe, Up, &tcp(Up, 4000, b"x")), Verdict::Pass, "the other direction is free");
