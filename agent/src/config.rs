@@ -12,6 +12,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+pub use crate::capture::Pace;
 use crate::error::FileError;
 use crate::service::{Effect, Service};
 
@@ -93,17 +94,6 @@ pub struct CaptureSource {
     /// Sessions at a time.
     #[serde(default = "defaults::max_subscribers")]
     pub max_subscribers: u32,
-}
-
-/// How fast a capture file is played.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pace {
-    /// By its time stamps, the first packet being now.
-    #[default]
-    RealTime,
-    /// As fast as it can be read.
-    Fast,
 }
 
 /// The way to the orchestrator: gRPC under mutual TLS.

@@ -5,7 +5,14 @@
 
 use ipnet::IpNet;
 use usher_models::units::Micros;
-use usher_models::wire::{Direction, Enforcement, FlowKey, SlotUsage};
+use usher_models::wire::{Class, Direction, Enforcement, FlowKey, SlotUsage};
+
+use crate::capture::{BindingsFull, Capture, CaptureError, Source};
+use crate::config;
+use crate::probe::{Probe, ProbeConfig, ProbeError};
+
+/// How many prefixes the probe has room for, a session on the average.
+const PREFIXES_A_SESSION: u32 = 4;
 
 /// One life of the counters. The probe's outlives the agent's process, a capture's does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,8 +37,21 @@ pub struct Sample {
 
 /// The data plane did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct DataPlaneError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
+pub enum DataPlaneError {
+    /// The probe.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The capture.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The capture, asked for too much.
+    #[error(transparent)]
+    BindingsFull(#[from] BindingsFull),
+    /// The counters of a test, at the step where they are stopped.
+    #[cfg(test)]
+    #[error("killed")]
+    Killed,
+}
 
 /// What the books need of a data plane: counters by slot, who is behind a prefix, and what holds for a slot.
 ///
@@ -50,4 +70,190 @@ pub trait Slots {
     fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), DataPlaneError>;
     /// What is done with a slot's packets, read back.
     fn enforcement(&mut self, slot: u32) -> Result<Enforcement, DataPlaneError>;
+}
+
+/// Packets of one reason, cumulative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReasonCount {
+    /// Why less was done with them.
+    pub reason: &'static str,
+    /// Which way they went; `None` where that is not told apart.
+    pub direction: Option<Direction>,
+    /// How many.
+    pub packets: u64,
+    /// Their bytes with the link-layer header, where they are told.
+    pub bytes: Option<u64>,
+}
+
+/// What sees and counts packets.
+#[derive(Debug)]
+pub enum DataPlane {
+    /// The probe in the kernel.
+    Probe(Box<Probe>),
+    /// A capture, in user space.
+    Capture(Box<Capture>),
+}
+
+impl DataPlane {
+    /// Loads the probe or opens the capture.
+    pub fn open(source: &config::Source) -> Result<Self, DataPlaneError> {
+        Ok(match source {
+            config::Source::Probe(source) => Self::Probe(Box::new(Probe::load(probe_config(source))?)),
+            config::Source::Capture(source) => {
+                let source = match (&source.interface, &source.file) {
+                    (Some(interface), _) => Source::Interface(interface.clone()),
+                    (None, file) => {
+                        Source::File { path: file.clone().unwrap_or_default(), pace: source.pace }
+                    }
+                };
+                Self::Capture(Box::new(Capture::open(&source)?))
+            }
+        })
+    }
+
+    /// The life of the counters.
+    pub fn boot(&self) -> Boot {
+        match self {
+            Self::Probe(probe) => probe.boot(),
+            Self::Capture(capture) => capture.boot(),
+        }
+    }
+
+    /// Whether settings are held and read back, but no packet is touched.
+    pub fn dry_run(&self) -> bool {
+        match self {
+            Self::Probe(probe) => probe.dry_run(),
+            Self::Capture(capture) => capture.dry_run(),
+        }
+    }
+
+    /// The next packet the classifier should see. Loses nothing when cancelled. `None`: the capture has ended.
+    pub async fn next_sample(&mut self) -> Option<Sample> {
+        match self {
+            Self::Probe(probe) => probe.next_sample().await,
+            Self::Capture(capture) => capture.next_sample().await,
+        }
+    }
+
+    /// Why the source ended, if not by the end of a file.
+    pub fn broken(&self) -> Option<DataPlaneError> {
+        match self {
+            Self::Probe(_) => None,
+            Self::Capture(capture) => capture.broken().map(DataPlaneError::from),
+        }
+    }
+
+    /// Gives a flow its class, and says whether more of its packets are wanted.
+    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> Result<(), DataPlaneError> {
+        match self {
+            Self::Probe(probe) => {
+                probe.name_flow(flow, class, sampling)?;
+            }
+            Self::Capture(capture) => capture.name_flow(flow, class, sampling),
+        }
+        Ok(())
+    }
+
+    /// Turns all enforcement off, or on again.
+    pub fn set_bypass(&mut self, bypass: bool) -> Result<(), DataPlaneError> {
+        match self {
+            Self::Probe(probe) => probe.set_bypass(bypass)?,
+            Self::Capture(capture) => capture.set_bypass(bypass),
+        }
+        Ok(())
+    }
+
+    /// What less was done with, and why.
+    pub fn counters(&self) -> Result<Vec<ReasonCount>, DataPlaneError> {
+        Ok(match self {
+            Self::Probe(probe) => probe
+                .counters()?
+                .into_iter()
+                .map(|(reason, direction, tally)| ReasonCount {
+                    reason: reason.name(),
+                    direction: Some(direction),
+                    packets: tally.packets,
+                    bytes: Some(tally.bytes),
+                })
+                .collect(),
+            Self::Capture(capture) => capture
+                .counters()
+                .into_iter()
+                .map(|(reason, packets)| ReasonCount { reason, direction: None, packets, bytes: None })
+                .collect(),
+        })
+    }
+
+    /// Forgets idle flows; says how many are left.
+    pub fn sweep(&mut self, now: Micros) -> Result<usize, DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.sweep(now)?.kept),
+            Self::Capture(capture) => {
+                capture.sweep(now);
+                Ok(capture.flows())
+            }
+        }
+    }
+}
+
+/// The probe's sizes as configured: a slot more than sessions, for the anonymous, and prefixes for all of them.
+pub fn probe_config(source: &config::ProbeSource) -> ProbeConfig {
+    ProbeConfig {
+        pin_dir: source.pin_dir.clone(),
+        max_flows: source.max_flows,
+        max_subscribers: source.max_subscribers.saturating_add(1),
+        max_prefixes: source.max_subscribers.saturating_mul(PREFIXES_A_SESSION),
+        ..ProbeConfig::new(source.interface.clone())
+    }
+}
+
+impl Slots for DataPlane {
+    fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.usage(slot)?),
+            Self::Capture(capture) => Ok(capture.usage(slot)),
+        }
+    }
+
+    fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.bind(prefix, slot)?),
+            Self::Capture(capture) => Ok(capture.bind(prefix, slot)?),
+        }
+    }
+
+    fn bindings(&mut self) -> Result<Vec<IpNet>, DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.bindings()?.into_iter().map(|(prefix, _)| prefix).collect()),
+            // A capture is new: nobody was there before.
+            Self::Capture(_) => Ok(vec![]),
+        }
+    }
+
+    fn unbind(&mut self, prefix: IpNet) -> Result<(), DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.unbind(prefix)?),
+            Self::Capture(capture) => {
+                capture.unbind(prefix);
+                Ok(())
+            }
+        }
+    }
+
+    fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.enforce(slot, enforcement)?),
+            Self::Capture(capture) => {
+                capture.enforce(slot, enforcement);
+                Ok(())
+            }
+        }
+    }
+
+    fn enforcement(&mut self, slot: u32) -> Result<Enforcement, DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.enforcement(slot)?),
+            Self::Capture(capture) => Ok(capture.enforcement(slot)),
+        }
+    }
 }

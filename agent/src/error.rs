@@ -1,52 +1,36 @@
 //! Errors that more than one room of the agent shows to people.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::place::{self, Place};
 
 /// A file of the operator's that cannot be used, and where in it the reason stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {why}")]
 pub struct FileError {
-    /// The file.
-    pub file: PathBuf,
-    /// Line and column, from 1; `None` where the whole file is at fault.
-    pub at: Option<(u64, u64)>,
+    /// The file, and the line and column where one is at fault.
+    pub place: Place,
     /// What is wrong and what was expected.
     pub why: String,
-}
-
-impl fmt::Display for FileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some((line, column)) = self.at {
-            write!(f, ":{line}:{column}")?;
-        }
-        write!(f, ": {}", self.why)
-    }
 }
 
 impl FileError {
     /// The whole file is at fault.
     pub fn whole(file: &Path, why: impl fmt::Display) -> Self {
-        Self { file: file.to_owned(), at: None, why: why.to_string() }
+        Self { place: Place { file: name(file), line: 0, column: 0 }, why: why.to_string() }
     }
 
     /// The fault is at a place that a [`serde_saphyr::Spanned`] value remembers.
     pub fn at(file: &Path, at: serde_saphyr::Location, why: impl fmt::Display) -> Self {
-        let known = at.line() > 0;
-        Self { file: file.to_owned(), at: known.then(|| (at.line(), at.column())), why: why.to_string() }
+        Self { place: Place::of(&name(file), at), why: why.to_string() }
     }
 
     /// What the YAML reader says.
     pub fn yaml(file: &Path, error: &serde_saphyr::Error) -> Self {
-        let mut why = error.without_snippet().to_string();
-        let at = error.location().map(|at| (at.line(), at.column()));
-        if let Some((line, column)) = at {
-            let suffix = format!(" at line {line}, column {column}");
-            if let Some(bare) = why.strip_suffix(&suffix) {
-                why.truncate(bare.len());
-            }
-        }
-        Self { file: file.to_owned(), at, why }
+        let (place, why) = place::of_error(&name(file), error);
+        Self { place, why }
     }
 
     /// Reads a text file of bounded size: what an operator writes is small, what is not small is a mistake.
@@ -60,4 +44,24 @@ impl FileError {
         }
         std::fs::read_to_string(file).map_err(|error| Self::whole(file, error))
     }
+}
+
+fn name(file: &Path) -> Arc<str> {
+    file.display().to_string().into()
+}
+
+/// An error and all that caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Libraries like to repeat their cause in their own words.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }

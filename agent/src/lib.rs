@@ -8,6 +8,7 @@ pub mod classify_command;
 pub mod config;
 pub mod dataplane;
 pub mod error;
+pub mod metrics;
 pub mod place;
 pub mod probe;
 pub mod service;

@@ -55,8 +55,8 @@ impl Fuse {
 }
 
 impl From<Killed> for DataPlaneError {
-    fn from(killed: Killed) -> Self {
-        Self(Box::new(killed))
+    fn from(_: Killed) -> Self {
+        Self::Killed
     }
 }
 

@@ -1,0 +1,278 @@
+//! What the agent counts. Labels are reasons, classes and outcomes: never a subscriber, a session or an address.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use usher_models::Class;
+
+use crate::dataplane::ReasonCount;
+
+/// Label of what is split by one word of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// The word.
+    pub reason: &'static str,
+}
+
+/// Labels of verdicts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VerdictLabels {
+    /// The class of the flow.
+    pub class: &'static str,
+    /// What the verdict rests on.
+    pub via: &'static str,
+}
+
+/// Labels of what the data plane did less with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PacketLabels {
+    /// Why.
+    pub reason: &'static str,
+    /// `up`, `down`, or `any` where that is not told apart.
+    pub direction: &'static str,
+}
+
+/// Label of results.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// How it ended.
+    pub result: &'static str,
+}
+
+/// All of them. Clones count together.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Drains by result: told, spool_full, failed.
+    pub drains: Family<Outcome, Counter>,
+    /// Encoded bytes of batches spooled.
+    pub batch_bytes: Counter,
+    /// Counters found below their baseline.
+    pub counters_backwards: Counter,
+    /// Bytes of batches that wait for their acknowledgement.
+    pub spool_bytes: Gauge,
+    /// What the spool may hold.
+    pub spool_limit_bytes: Gauge,
+    /// First bytes looked at.
+    pub samples: Counter,
+    /// Flows named.
+    pub verdicts: Family<VerdictLabels, Counter>,
+    /// Flows that will never be named.
+    pub no_verdict: Counter,
+    /// From a flow's first packet to its verdict.
+    pub verdict_seconds: Histogram,
+    /// Verdicts not told, for too many came in one second.
+    pub flows_untold: Counter,
+    /// What the classifier refused or gave up, by reason.
+    pub classifier: Family<Reason, Counter>,
+    /// Packets the data plane did less with.
+    pub packets: Family<PacketLabels, Counter>,
+    /// Their bytes, where they are told.
+    pub packet_bytes: Family<PacketLabels, Counter>,
+    /// Flows the data plane remembers.
+    pub flows: Gauge,
+    /// Whether all enforcement is off.
+    pub bypass: Gauge,
+    /// Push steps by result: running, prepared, confirmed, cancelled, refused.
+    pub push_steps: Family<Outcome, Counter>,
+    /// Push steps that came faster than they could be done.
+    pub pushes_dropped: Counter,
+    /// Answers to push steps that found no way up.
+    pub reports_dropped: Counter,
+    /// Enforcement that could not be set or read.
+    pub enforcement_failures: Counter,
+    /// Whether the uplink is up.
+    pub uplink_connected: Gauge,
+    /// Connections tried after the first.
+    pub uplink_reconnects: Counter,
+    /// Connections that failed or ended, by reason.
+    pub uplink_failures: Family<Reason, Counter>,
+    /// Batches sent, again included.
+    pub batches_sent: Counter,
+    /// Batches acknowledged.
+    pub batches_acknowledged: Counter,
+    /// Open sessions.
+    pub sessions: Gauge,
+    /// Sessions for which no slot is left.
+    pub sessions_without_slot: Gauge,
+    /// Sessions files that could not be used.
+    pub reload_failures: Counter,
+}
+
+impl Metrics {
+    /// All at zero, registered.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("usher_agent");
+        let mut metrics = Self {
+            registry: Arc::default(),
+            drains: Family::default(),
+            batch_bytes: Counter::default(),
+            counters_backwards: Counter::default(),
+            spool_bytes: Gauge::default(),
+            spool_limit_bytes: Gauge::default(),
+            samples: Counter::default(),
+            verdicts: Family::default(),
+            no_verdict: Counter::default(),
+            verdict_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
+            flows_untold: Counter::default(),
+            classifier: Family::default(),
+            packets: Family::default(),
+            packet_bytes: Family::default(),
+            flows: Gauge::default(),
+            bypass: Gauge::default(),
+            push_steps: Family::default(),
+            pushes_dropped: Counter::default(),
+            reports_dropped: Counter::default(),
+            enforcement_failures: Counter::default(),
+            uplink_connected: Gauge::default(),
+            uplink_reconnects: Counter::default(),
+            uplink_failures: Family::default(),
+            batches_sent: Counter::default(),
+            batches_acknowledged: Counter::default(),
+            sessions: Gauge::default(),
+            sessions_without_slot: Gauge::default(),
+            reload_failures: Counter::default(),
+        };
+        metrics.register(&mut registry);
+        metrics.registry = Arc::new(registry);
+        metrics
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let counters: [(&str, &str, &Counter); 12] = [
+            ("counters_backwards", "Counters found below what was told of them", &self.counters_backwards),
+            ("samples", "First bytes looked at", &self.samples),
+            ("no_verdict", "Flows that will never be named", &self.no_verdict),
+            ("flows_untold", "Verdicts not told, too many in one second", &self.flows_untold),
+            ("pushes_dropped", "Push steps that came faster than they could be done", &self.pushes_dropped),
+            ("reports_dropped", "Answers to push steps that found no way up", &self.reports_dropped),
+            ("enforcement_failures", "Enforcement that could not be set", &self.enforcement_failures),
+            ("uplink_reconnects", "Connections tried after the first", &self.uplink_reconnects),
+            ("batches_sent", "Batches sent, again included", &self.batches_sent),
+            ("batches_acknowledged", "Batches acknowledged", &self.batches_acknowledged),
+            ("reload_failures", "Sessions files that could not be used", &self.reload_failures),
+            ("batch_bytes", "Encoded bytes of batches spooled", &self.batch_bytes),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+        let gauges: [(&str, &str, &Gauge); 7] = [
+            ("flows", "Flows the data plane remembers", &self.flows),
+            ("bypass", "1: all enforcement is off", &self.bypass),
+            ("uplink_connected", "1: the uplink is up", &self.uplink_connected),
+            ("sessions", "Open sessions", &self.sessions),
+            ("sessions_without_slot", "Sessions for which no slot is left", &self.sessions_without_slot),
+            ("spool_bytes", "Bytes that wait for their acknowledgement", &self.spool_bytes),
+            ("spool_limit_bytes", "What the spool may hold", &self.spool_limit_bytes),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register("drains", "Drains by result", self.drains.clone());
+        registry.register("verdicts", "Flows named", self.verdicts.clone());
+        registry.register_with_unit(
+            "verdict",
+            "From a flow's first packet to its verdict",
+            Unit::Seconds,
+            self.verdict_seconds.clone(),
+        );
+        registry.register("classifier_refusals", "What the classifier gave up", self.classifier.clone());
+        registry.register("packets", "Packets the data plane did less with", self.packets.clone());
+        registry.register("packets_bytes", "Their bytes, where told", self.packet_bytes.clone());
+        registry.register("push_steps", "Push steps by result", self.push_steps.clone());
+        registry.register(
+            "uplink_failures",
+            "Connections that failed or ended",
+            self.uplink_failures.clone(),
+        );
+    }
+
+    /// A flow was named.
+    pub fn named(&self, class: Class, via: &'static str, after: std::time::Duration) {
+        self.verdicts.get_or_create(&VerdictLabels { class: class.name(), via }).inc();
+        self.verdict_seconds.observe(after.as_secs_f64());
+    }
+
+    /// A drain ended.
+    pub fn drained(&self, result: &'static str) {
+        self.drains.get_or_create(&Outcome { result }).inc();
+    }
+
+    /// A push step was answered.
+    pub fn stepped(&self, result: &'static str) {
+        self.push_steps.get_or_create(&Outcome { result }).inc();
+    }
+
+    /// The spool holds this much.
+    pub fn spooled(&self, bytes: u64) {
+        self.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Takes over cumulative counts of the data plane.
+    pub fn packets(&self, counts: &[ReasonCount]) {
+        for count in counts {
+            let direction = count.direction.map_or("any", usher_models::Direction::name);
+            let labels = PacketLabels { reason: count.reason, direction };
+            self.packets.get_or_create(&labels).inner().store(count.packets, Ordering::Relaxed);
+            if let Some(bytes) = count.bytes {
+                self.packet_bytes.get_or_create(&labels).inner().store(bytes, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes over cumulative counts of the classifier.
+    pub fn classifier(&self, counts: &[(&'static str, u64)]) {
+        for (reason, count) in counts {
+            self.classifier.get_or_create(&Reason { reason }).inner().store(*count, Ordering::Relaxed);
+        }
+    }
+
+    /// As Prometheus reads it (OpenMetrics text).
+    pub fn text(&self) -> String {
+        let mut page = String::new();
+        if text::encode(&mut page, &self.registry).is_err() {
+            // Writing to a string does not fail; what was written before is still true.
+            let _ = writeln!(page, "# EOF");
+        }
+        page
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_on_the_page_with_its_prefix_and_no_subscriber() {
+        let metrics = Metrics::new();
+        metrics.named(Class::Video, "sni", std::time::Duration::from_millis(3));
+        metrics.drained("told");
+        let counts = [ReasonCount { reason: "not_ip", direction: None, packets: 7, bytes: Some(420) }];
+        metrics.packets(&counts);
+        let page = metrics.text();
+        for line in [
+            "usher_agent_verdicts_total{class=\"video\",via=\"sni\"} 1",
+            "usher_agent_drains_total{result=\"told\"} 1",
+            "usher_agent_packets_total{reason=\"not_ip\",direction=\"any\"} 7",
+            "usher_agent_packets_bytes_total{reason=\"not_ip\",direction=\"any\"} 420",
+            "usher_agent_verdict_seconds_count 1",
+            "usher_agent_uplink_connected 0",
+        ] {
+            assert!(page.contains(line), "{line} in\n{page}");
+        }
+        assert!(!page.contains("subscriber") && !page.contains("session="));
+    }
+}
