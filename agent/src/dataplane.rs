@@ -149,7 +149,9 @@ impl DataPlane {
             Self::Probe(probe) => {
                 probe.name_flow(flow, class, sampling)?;
             }
-            Self::Capture(capture) => capture.name_flow(flow, class, sampling),
+            Self::Capture(capture) => {
+                capture.name_flow(flow, class, sampling);
+            }
         }
         Ok(())
     }

@@ -194,9 +194,14 @@ impl Metrics {
         );
     }
 
+    /// A flow was named, when its first packet is not known any more.
+    pub fn verdict(&self, class: Class, via: &'static str) {
+        self.verdicts.get_or_create(&VerdictLabels { class: class.name(), via }).inc();
+    }
+
     /// A flow was named.
     pub fn named(&self, class: Class, via: &'static str, after: std::time::Duration) {
-        self.verdicts.get_or_create(&VerdictLabels { class: class.name(), via }).inc();
+        self.verdict(class, via);
         self.verdict_seconds.observe(after.as_secs_f64());
     }
 

@@ -185,6 +185,14 @@ impl Service {
         Ok(Enforcement::new(in_force, rates))
     }
 
+    /// [`Service::enforcement`] of those settings that are known. For settings kept from before the configuration changed:
+    /// forwarding goes first, so what is not known any more holds nothing back.
+    pub fn enforcement_of_known(&self, settings: &Settings, roaming: bool, now: Micros) -> Enforcement {
+        let mut known = settings.clone();
+        known.values.retain(|name, setting| self.effect(name, setting.at(now)).is_ok());
+        self.enforcement(&known, roaming, now).unwrap_or_default()
+    }
+
     /// When the next of these settings ends by itself, after `now`.
     pub fn next_expiry(settings: &Settings, now: Micros) -> Option<Micros> {
         settings.values.values().filter_map(|setting| setting.until).filter(|until| *until > now).min()

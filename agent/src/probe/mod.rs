@@ -260,8 +260,13 @@ impl Probe {
 
     /// Ends counting and enforcement: detaches the programs and removes the pins.
     pub fn detach(self) -> Result<(), ProbeError> {
-        attach::detach(&self.settings)?;
-        maps::remove_pins(&self.settings.pin_dir)
+        Self::remove(&self.settings)
+    }
+
+    /// [`Probe::detach`] of a probe that no agent has loaded, of whatever layout its maps are.
+    pub fn remove(settings: &ProbeConfig) -> Result<(), ProbeError> {
+        attach::detach(settings)?;
+        maps::remove_pins(&settings.pin_dir)
     }
 
     /// Runs one of the programs on a frame, off the wire (BPF_PROG_TEST_RUN). Counts and charges as on the wire.

@@ -114,6 +114,7 @@ pub struct Accounts {
     drained: Micros,
     baseline: HashMap<u32, SlotUsage>,
     by_session: BTreeMap<String, Account>,
+    by_slot: HashMap<u32, String>,
     announce: BTreeSet<String>,
     free: BTreeSet<u32>,
 }
@@ -133,6 +134,7 @@ impl Accounts {
             drained: restored.drained,
             baseline: restored.baseline,
             announce: accounts.keys().cloned().collect(),
+            by_slot: accounts.iter().map(|(id, account)| (account.slot, id.clone())).collect(),
             by_session: accounts,
             free,
         }
@@ -141,6 +143,11 @@ impl Accounts {
     /// The open session of this id.
     pub fn open(&self, session: &str) -> Option<&Account> {
         self.by_session.get(session).filter(|account| account.closing.is_none())
+    }
+
+    /// Whose slot it is, open or closing; empty: nobody's.
+    pub fn session_of(&self, slot: u32) -> &str {
+        self.by_slot.get(&slot).map_or("", String::as_str)
     }
 
     /// All open sessions.
@@ -197,6 +204,7 @@ impl Accounts {
     pub fn apply(&mut self, changed: Vec<Account>) {
         for account in changed {
             self.free.remove(&account.slot);
+            self.by_slot.insert(account.slot, account.facts.id.clone());
             if account.closing.is_none() {
                 self.announce.insert(account.facts.id.clone());
             }
@@ -221,8 +229,6 @@ impl Accounts {
                 batches.session(session(account, telemetry::SessionState::Open));
             }
         }
-        let names: HashMap<u32, &str> =
-            self.by_session.iter().map(|(id, account)| (account.slot, id.as_str())).collect();
         let mut baseline = Vec::new();
         let mut backwards = 0;
         for (slot, reading) in readings {
@@ -234,7 +240,7 @@ impl Accounts {
             let (used, below) = difference(reading, &before);
             backwards += below;
             let rates = enforcement(*slot);
-            let name = names.get(slot).copied().unwrap_or_default();
+            let name = self.session_of(*slot);
             for class in Class::ALL {
                 for direction in Direction::BOTH {
                     let cell = used.cells[class.index()][direction.index()];
@@ -272,6 +278,7 @@ impl Accounts {
         self.announce.clear();
         for id in &drained.released {
             if let Some(account) = self.by_session.remove(id) {
+                self.by_slot.remove(&account.slot);
                 self.free.insert(account.slot);
             }
         }

@@ -1,0 +1,193 @@
+//! `usher-agent check`: would the agent start with this configuration? Touches neither the network nor the kernel's state.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use usher_models::wire::{Buckets, Enforcement, Flow, FlowKey, SlotUsage};
+
+use crate::capture::source::{self, CaptureError};
+use crate::catalogue::{self, LoadError};
+use crate::config::{Config, ProbeSource, Size, Source};
+use crate::dataplane::probe_config;
+use crate::sessions::{Sessions, SessionsError};
+use crate::uplink::{UplinkError, client};
+
+/// What the kernel keeps beside each entry of a hash map: links, hash, padding.
+const HASH_OVERHEAD: u64 = 48;
+
+/// Why the agent would not start.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The sessions file.
+    #[error(transparent)]
+    Sessions(Box<SessionsError>),
+    /// The catalogue.
+    #[error(transparent)]
+    Catalogue(#[from] LoadError),
+    /// Certificates, key or address.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    /// The capture file.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// No such interface.
+    #[error("find interface `{name}`: this machine has {}", present.join(", "))]
+    NoInterface {
+        /// As configured.
+        name: String,
+        /// What there is.
+        present: Vec<String>,
+    },
+    /// More sessions than slots.
+    #[error("{sessions} sessions in {file}, but `max_subscribers: {slots}`: raise it")]
+    TooManySessions {
+        /// In the file.
+        sessions: usize,
+        /// The file.
+        file: String,
+        /// As configured.
+        slots: u32,
+    },
+    /// The log filter.
+    #[error("`log.level: {level}`: {why}; expected error, warn, info, debug, trace, or a filter")]
+    Log {
+        /// As configured.
+        level: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// What the configuration amounts to.
+#[derive(Debug)]
+pub struct Summary {
+    lines: Vec<(&'static str, String)>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|(what, text)| writeln!(f, "{what:<12} {text}"))
+    }
+}
+
+/// Reads everything the configuration names.
+pub fn check(config: &Config) -> Result<Summary, CheckError> {
+    log_filter(&config.log.level)?;
+    let sessions = Sessions::load(&config.sessions, &config.home_plmns)
+        .map_err(|error| CheckError::Sessions(Box::new(error)))?;
+    let slots = config.max_subscribers();
+    if sessions.len() > usize::try_from(slots).unwrap_or(usize::MAX) {
+        let file = config.sessions.display().to_string();
+        return Err(CheckError::TooManySessions { sessions: sessions.len(), file, slots });
+    }
+    let roaming = sessions.iter().filter(|session| session.roaming).count();
+    let catalogue = catalogue::load(config.catalogue.as_deref())?;
+    client::endpoint(&config.uplink)?;
+    let mut lines = vec![("agent", config.agent.clone())];
+    match &config.source {
+        Source::Probe(probe) => {
+            interface(&probe.interface)?;
+            let pins = probe.pin_dir.display();
+            lines.push(("source", format!("probe on {}, pinned in {pins}", probe.interface)));
+            let memory = Size(probe_memory(probe, possible_cpus()));
+            lines.push((
+                "memory",
+                format!(
+                    "{memory} of kernel memory for {} sessions and {} flows on {} CPUs",
+                    probe.max_subscribers,
+                    probe.max_flows,
+                    possible_cpus()
+                ),
+            ));
+        }
+        Source::Capture(capture) => {
+            if let Some(name) = &capture.interface {
+                interface(name)?;
+                lines.push(("source", format!("capture of interface {name} (dry run)")));
+            }
+            if let Some(file) = &capture.file {
+                source::open_file(file)?;
+                lines.push(("source", format!("capture file {} (dry run)", file.display())));
+            }
+        }
+    }
+    let (settings, values) = config.service.len();
+    let home = if config.home_plmns.is_empty() { "none".to_owned() } else { config.home_plmns.join(", ") };
+    lines.extend([
+        ("sessions", format!("{} in {}, {roaming} roaming", sessions.len(), config.sessions.display())),
+        ("home", home),
+        ("catalogue", format!("{} domains", catalogue.len())),
+        ("service", format!("{settings} settings, {values} values")),
+        ("enforcement", if config.bypass { "off (bypass)".to_owned() } else { "on".to_owned() }),
+        ("uplink", config.uplink.orchestrator.clone()),
+        ("state", format!("{}, spool of {}", config.state_dir.display(), config.spool)),
+        ("metrics", config.metrics.map_or("not served".to_owned(), |at| format!("http://{at}/metrics"))),
+    ]);
+    Ok(Summary { lines })
+}
+
+/// The log filter of the configuration.
+pub fn log_filter(level: &str) -> Result<tracing_subscriber::EnvFilter, CheckError> {
+    tracing_subscriber::EnvFilter::try_new(level)
+        .map_err(|error| CheckError::Log { level: level.to_owned(), why: error.to_string() })
+}
+
+fn interface(name: &str) -> Result<(), CheckError> {
+    let interfaces = Path::new("/sys/class/net");
+    if interfaces.join(name).exists() {
+        return Ok(());
+    }
+    let mut present: Vec<String> = fs::read_dir(interfaces)
+        .map(|entries| {
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        })
+        .unwrap_or_default();
+    present.sort_unstable();
+    Err(CheckError::NoInterface { name: name.to_owned(), present })
+}
+
+/// What the probe's maps cost, entries and the kernel's own bookkeeping, as [`crate::probe`] sizes them.
+pub fn probe_memory(probe: &ProbeSource, cpus: u64) -> u64 {
+    let sizes = probe_config(probe);
+    let slots = u64::from(sizes.max_subscribers);
+    let bytes = |size: usize| size as u64;
+    let usage = slots * cpus * bytes(size_of::<SlotUsage>());
+    let enforcement = slots * bytes(size_of::<Enforcement>() + size_of::<Buckets>());
+    let flow = bytes(size_of::<FlowKey>() + size_of::<Flow>()) + HASH_OVERHEAD;
+    let flows = u64::from(sizes.max_flows) * flow;
+    let prefixes = u64::from(sizes.max_prefixes) * HASH_OVERHEAD * 2;
+    usage + enforcement + flows + prefixes + u64::from(sizes.ring_bytes)
+}
+
+/// CPUs that may ever come up: what per-CPU maps are sized by.
+fn possible_cpus() -> u64 {
+    let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<u64>().ok());
+    last.map_or(1, |last| last + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probes_memory_grows_with_cpus_and_sessions() {
+        let probe = |max_subscribers| ProbeSource {
+            interface: "eth0".into(),
+            pin_dir: "/sys/fs/bpf/usher".into(),
+            max_flows: 65_536,
+            max_subscribers,
+        };
+        let small = probe_memory(&probe(1_000), 2);
+        assert!(probe_memory(&probe(1_000), 64) > small + 62 * 1_000 * 512);
+        assert!(probe_memory(&probe(200_000), 2) > small + 199_000 * 1_024);
+        assert!(Size(probe_memory(&probe(200_000), 64)) > Size(6 << 30));
+    }
+
+    #[test]
+    fn a_missing_interface_is_named_with_those_there_are() {
+        let error = interface("no-such-if").unwrap_err().to_string();
+        assert!(error.contains("`no-such-if`") && error.contains("lo"), "{error}");
+    }
+}

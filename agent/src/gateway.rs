@@ -1,0 +1,423 @@
+//! The gateway task: the one owner of the data plane, the books, the classifier and the settings.
+//!
+//! Everything that happens on the gateway comes through here, one thing at a time: a sample, a second, a push, new
+//! sessions. Time is an argument; what to wait for is the business of [`crate::run`].
+
+use std::collections::VecDeque;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use usher_models::setting::Settings;
+use usher_models::telemetry::{self, Stage};
+use usher_models::units::Micros;
+use usher_models::wire::Enforcement;
+
+use crate::books::{Books, BooksError};
+use crate::catalogue;
+use crate::classify::{Classifier, Observation, Verdict};
+use crate::config::Config;
+use crate::dataplane::{DataPlane, Sample, Slots as _};
+use crate::metrics::Metrics;
+use crate::sessions::{Session, Sessions};
+use crate::store::Store;
+use crate::uplink::settings::{Command, Event, Pushes};
+use crate::usage::SessionFacts;
+
+/// Verdicts told in one batch; more than these in one second are counted and not told.
+const MAX_FLOWS_TOLD: usize = 16_384;
+
+/// Seconds between two looks for idle flows.
+const SWEEP_EVERY: u64 = 10;
+
+/// What a file was when it was last read.
+type Stamp = Option<(u64, u64, i64, i64)>;
+
+/// The gateway task's state.
+pub struct Gateway {
+    config: Config,
+    plane: DataPlane,
+    books: Books,
+    pushes: Pushes,
+    classifier: Classifier,
+    store: Arc<Store>,
+    metrics: Metrics,
+    flows: Vec<telemetry::FlowNamed>,
+    read: Stamp,
+    waiting: Option<Sessions>,
+    seconds: u64,
+}
+
+impl Gateway {
+    /// Takes up where the last agent left: books, sessions, settings. `sessions` has just been read.
+    pub fn start(
+        config: Config,
+        mut plane: DataPlane,
+        store: Arc<Store>,
+        classifier: Classifier,
+        sessions: Sessions,
+        metrics: Metrics,
+        now: Micros,
+    ) -> Result<Self, BooksError> {
+        let boot = plane.boot();
+        let mut books = Books::open(store.clone(), &mut plane, boot, config.max_subscribers(), now)?;
+        plane.set_bypass(config.bypass)?;
+        books.set_bypass(config.bypass);
+        metrics.bypass.set(i64::from(config.bypass));
+        let pushes = Pushes::new(config.service.clone(), store.settings()?, Store::max_ended(), now);
+        let read = stamp(&config.sessions);
+        let mut gateway = Self {
+            config,
+            plane,
+            books,
+            pushes,
+            classifier,
+            store,
+            metrics,
+            flows: Vec::new(),
+            read,
+            waiting: None,
+            seconds: 0,
+        };
+        gateway.set_sessions(now, sessions, true)?;
+        // Settings of sessions that are gone since the last agent ran.
+        let gone = gateway.pushes.sessions();
+        let gone =
+            gone.into_iter().filter(|session| gateway.books.accounts().open(session).is_none()).collect();
+        gateway.settle(now, Event::Closed(gone))?;
+        Ok(gateway)
+    }
+
+    /// The data plane, to wait for samples.
+    pub fn plane(&mut self) -> &mut DataPlane {
+        &mut self.plane
+    }
+
+    /// When the next setting or hold ends by itself.
+    pub fn next_change(&self) -> Option<Micros> {
+        self.pushes.next()
+    }
+
+    /// A flow's first bytes.
+    pub fn observe(&mut self, sample: &Sample, now: Micros) {
+        self.metrics.samples.inc();
+        let observation = self.classifier.observe(sample);
+        tracing::trace!(?observation, "sample");
+        if let Some((class, sampling)) = observation.instruction()
+            && let Err(error) = self.plane.name_flow(&sample.flow, class, sampling)
+        {
+            tracing::warn!("a verdict could not be told to the data plane: {error}");
+        }
+        match observation {
+            Observation::Named(verdict) => {
+                // A capture read fast is ahead of the clock.
+                self.named(sample.slot, sample.first_packet, verdict, now.max(sample.seen));
+            }
+            Observation::GiveUp => {
+                self.metrics.no_verdict.inc();
+            }
+            Observation::NeedMore | Observation::Again { .. } => {}
+        }
+    }
+
+    fn named(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, now: Micros) {
+        let took = now.since(first_packet);
+        self.metrics.named(verdict.class, verdict.via.name(), took);
+        let app = verdict.app.as_deref().unwrap_or_default();
+        let took_ms = took.as_millis();
+        tracing::debug!(app, class = %verdict.class, via = %verdict.via, took_ms, "flow named");
+        if self.flows.len() >= MAX_FLOWS_TOLD {
+            self.metrics.flows_untold.inc();
+            return;
+        }
+        self.flows.push(telemetry::FlowNamed {
+            session: self.books.accounts().session_of(slot).to_owned(),
+            app: app.to_owned(),
+            class: telemetry::Class::from(verdict.class).into(),
+            via: verdict.via.name().to_owned(),
+            confidence: verdict.confidence,
+            first_packet_us: first_packet.get(),
+            verdict_us: now.get(),
+        });
+    }
+
+    /// A second has passed.
+    pub fn tick(&mut self, now: Micros) {
+        self.seconds += 1;
+        self.expire(now);
+        if stamp(&self.config.sessions) != self.read {
+            self.reload(now);
+        } else if let Some(sessions) = self.waiting.take() {
+            self.try_sessions(now, sessions);
+        }
+        self.drain(now);
+        for (flow, observation) in self.classifier.expire(now) {
+            if let Some((class, sampling)) = observation.instruction() {
+                // The flow may be gone by now; then there is nothing to name.
+                let _ = self.plane.name_flow(&flow, class, sampling);
+            }
+            match observation {
+                Observation::Named(verdict) => {
+                    self.metrics.verdict(verdict.class, verdict.via.name());
+                }
+                Observation::GiveUp => {
+                    self.metrics.no_verdict.inc();
+                }
+                Observation::NeedMore | Observation::Again { .. } => {}
+            }
+        }
+        self.metrics.classifier(&self.classifier.counters());
+        match self.plane.counters() {
+            Ok(counts) => self.metrics.packets(&counts),
+            Err(error) => tracing::warn!("the data plane's counters could not be read: {error}"),
+        }
+        if self.seconds.is_multiple_of(SWEEP_EVERY) {
+            match self.plane.sweep(now) {
+                Ok(kept) => {
+                    self.metrics.flows.set(i64::try_from(kept).unwrap_or(i64::MAX));
+                }
+                Err(error) => tracing::warn!("idle flows could not be forgotten: {error}"),
+            }
+        }
+    }
+
+    /// Holds and settings whose time is up are taken back.
+    pub fn expire(&mut self, now: Micros) {
+        if let Err(error) = self.settle(now, Event::Tick) {
+            tracing::error!("settings could not be taken back in time: {error}");
+        }
+    }
+
+    /// Tells what was counted. Returns whether something was spooled.
+    pub fn drain(&mut self, now: Micros) -> bool {
+        let result = self.books.drain(now, &mut self.plane, &self.flows);
+        self.metrics.spooled(self.store.spooled());
+        match result {
+            Ok(Some(told)) => {
+                self.flows.clear();
+                self.metrics.drained("told");
+                self.metrics.batch_bytes.inc_by(told.bytes);
+                if told.backwards > 0 {
+                    self.metrics.counters_backwards.inc_by(told.backwards);
+                    tracing::error!(
+                        counters = told.backwards,
+                        "counters went backwards: the maps were changed behind the agent's back"
+                    );
+                }
+                true
+            }
+            Ok(None) => {
+                self.metrics.drained("spool_full");
+                false
+            }
+            Err(error) => {
+                self.metrics.drained("failed");
+                tracing::error!("usage waits in the counters, for it could not be stored: {error}");
+                false
+            }
+        }
+    }
+
+    /// Reads the sessions (and, on a signal, the catalogue) again. A bad file changes nothing.
+    pub fn reload(&mut self, now: Micros) {
+        self.read = stamp(&self.config.sessions);
+        match Sessions::load(&self.config.sessions, &self.config.home_plmns) {
+            Ok(sessions) => self.try_sessions(now, sessions),
+            Err(error) => {
+                self.metrics.reload_failures.inc();
+                tracing::error!("sessions stay as they are: {error}");
+            }
+        }
+    }
+
+    /// Reads the catalogue again. A bad file changes nothing.
+    pub fn reload_catalogue(&mut self) {
+        match catalogue::load(self.config.catalogue.as_deref()) {
+            Ok(catalogue) => self.classifier.replace_catalogue(catalogue),
+            Err(error) => {
+                self.metrics.reload_failures.inc();
+                tracing::error!("the catalogue stays as it is: {error}");
+            }
+        }
+    }
+
+    fn try_sessions(&mut self, now: Micros, sessions: Sessions) {
+        if let Err(error) = self.set_sessions(now, sessions.clone(), false) {
+            // What was done is repeated, what was not is done: at the next second.
+            self.waiting = Some(sessions);
+            tracing::error!("sessions could not be put in force, trying again: {error}");
+        }
+    }
+
+    fn set_sessions(&mut self, now: Micros, sessions: Sessions, at_start: bool) -> Result<(), BooksError> {
+        let facts = sessions.iter().map(facts).collect();
+        let pushes = &self.pushes;
+        let holds = |facts: &SessionFacts| enforcement(pushes, &facts.id, facts.roaming, now);
+        let changed = self.books.set_sessions(now, &mut self.plane, facts, at_start, holds)?;
+        let Some(changed) = changed else {
+            self.waiting = Some(sessions);
+            return Ok(());
+        };
+        self.waiting = None;
+        let open = self.books.accounts().all_open().count();
+        self.metrics.sessions.set(i64::try_from(open).unwrap_or(i64::MAX));
+        self.metrics.sessions_without_slot.set(i64::try_from(changed.without_slot.len()).unwrap_or(i64::MAX));
+        if !changed.without_slot.is_empty() {
+            tracing::error!(
+                sessions = changed.without_slot.len(),
+                "more sessions than `max_subscribers`: the rest counts as anonymous"
+            );
+        }
+        tracing::info!(open, changes = changed.changes, closed = changed.closed.len(), "sessions in force");
+        self.settle(now, Event::Closed(changed.closed))
+    }
+
+    /// A step of a push; the answers to give.
+    pub fn push(&mut self, now: Micros, push: telemetry::Push) -> Vec<telemetry::Report> {
+        let id = push.push.clone();
+        match self.carry_out(now, Event::Step(push)) {
+            Ok(reports) => {
+                for report in &reports {
+                    self.metrics.stepped(stage_name(report.stage()));
+                    if report.stage() == Stage::Refused {
+                        tracing::warn!(push = report.push, why = report.error, "push step refused");
+                    } else {
+                        tracing::info!(
+                            push = report.push,
+                            stage = stage_name(report.stage()),
+                            "push step done"
+                        );
+                    }
+                }
+                reports
+            }
+            Err(error) => {
+                self.metrics.stepped("failed");
+                tracing::error!(push = id, "push step failed: {error}");
+                let stage = Stage::Refused.into();
+                vec![telemetry::Report { push: id, stage, error: error.to_string(), running: vec![] }]
+            }
+        }
+    }
+
+    /// An event that nobody waits for an answer to.
+    fn settle(&mut self, now: Micros, event: Event) -> Result<(), BooksError> {
+        self.carry_out(now, event).map(|_| ())
+    }
+
+    fn carry_out(&mut self, now: Micros, event: Event) -> Result<Vec<telemetry::Report>, BooksError> {
+        let mut commands = VecDeque::from(self.handle(now, event));
+        let mut answers = Vec::new();
+        while let Some(command) = commands.pop_front() {
+            match command {
+                Command::Save(change) => {
+                    if let Err(error) = self.store.change(&change) {
+                        // What could not be stored did not happen: the store knows what did.
+                        let kept = self.store.settings()?;
+                        let service = self.config.service.clone();
+                        self.pushes = Pushes::new(service, kept, Store::max_ended(), now);
+                        return Err(error.into());
+                    }
+                }
+                Command::Apply(sessions) => {
+                    for session in sessions {
+                        if let Err(why) = self.run_session(&session, true, now) {
+                            self.metrics.enforcement_failures.inc();
+                            tracing::error!("settings not in force: {why}");
+                        }
+                    }
+                }
+                Command::Verify { push, sessions, write, toward } => {
+                    let result =
+                        sessions.iter().try_for_each(|session| self.run_session(session, write, now));
+                    if result.is_err() {
+                        self.metrics.enforcement_failures.inc();
+                    }
+                    let verified = Event::Verified { push, sessions, toward, result };
+                    commands.extend(self.handle(now, verified));
+                }
+                Command::Answer(report) => answers.push(report),
+            }
+        }
+        Ok(answers)
+    }
+
+    fn handle(&mut self, now: Micros, event: Event) -> Vec<Command> {
+        let accounts = self.books.accounts();
+        self.pushes.handle(now, event, |session| accounts.open(session).is_some())
+    }
+
+    /// Puts in force what holds for a session (with `write`), reads it back, and says what differs.
+    fn run_session(&mut self, session: &str, write: bool, now: Micros) -> Result<(), String> {
+        let Some(account) = self.books.accounts().open(session) else {
+            return Ok(());
+        };
+        let (slot, roaming) = (account.slot, account.facts.roaming);
+        let wanted = enforcement(&self.pushes, session, roaming, now);
+        if write {
+            self.books
+                .enforce(&mut self.plane, slot, &wanted)
+                .map_err(|error| format!("session `{session}`: {error}"))?;
+        }
+        let found = self.plane.enforcement(slot).map_err(|error| format!("session `{session}`: {error}"))?;
+        if found == wanted {
+            Ok(())
+        } else {
+            Err(format!(
+                "session `{session}`: the data plane does not run what was set: {}",
+                difference(&wanted, &found)
+            ))
+        }
+    }
+}
+
+fn enforcement(pushes: &Pushes, session: &str, roaming: bool, now: Micros) -> Enforcement {
+    let none = Settings::default();
+    let settings = pushes.in_force(session).unwrap_or(&none);
+    pushes.service().enforcement(settings, roaming, now).unwrap_or_else(|error| {
+        // Kept from before the configuration was changed: what is still known holds, what is not holds nothing back.
+        tracing::warn!(session, "settings kept from an earlier configuration: {error}");
+        pushes.service().enforcement_of_known(settings, roaming, now)
+    })
+}
+
+fn difference(wanted: &Enforcement, found: &Enforcement) -> String {
+    if wanted.gate != found.gate {
+        return format!("gate {}, not {}", found.gate, wanted.gate);
+    }
+    let lanes = wanted.rates.iter().flatten().zip(found.rates.iter().flatten());
+    lanes
+        .filter(|(wanted, found)| wanted != found)
+        .map(|(wanted, found)| format!("{} bit/s, not {}", found.bits_per_second, wanted.bits_per_second))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn facts(session: &Session) -> SessionFacts {
+    SessionFacts {
+        id: session.id.clone(),
+        keys: session.keys.clone(),
+        prefixes: session.prefixes.clone(),
+        plmn: session.plmn.clone().unwrap_or_default(),
+        roaming: session.roaming,
+        rat: session.rat.clone().unwrap_or_default(),
+        time_zone: session.time_zone.clone().unwrap_or_default(),
+    }
+}
+
+fn stamp(file: &Path) -> Stamp {
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
+const fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Unspecified => "none",
+        Stage::Running => "running",
+        Stage::Prepared => "prepared",
+        Stage::Confirmed => "confirmed",
+        Stage::Cancelled => "cancelled",
+        Stage::Refused => "refused",
+    }
+}
