@@ -1,1 +1,103 @@
+//! The sub-command on captures that the tests write.
 
+use etherparse::PacketBuilder;
+
+use super::*;
+
+const CLIENT: [u8; 4] = [10, 0, 0, 2];
+const SERVER: [u8; 4] = [192, 0, 2, 10];
+
+/// A pcapng file (section header, one Ethernet interface, a block a packet) of one plain flow.
+fn capture() -> Vec<u8> {
+    let block = |kind: u32, body: &[u8]| {
+        let length = u32::try_from(12 + body.len()).unwrap().to_le_bytes();
+        [&kind.to_le_bytes()[..], &length, body, &length].concat()
+    };
+    let section = [&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat();
+    let mut file = block(0x0a0d_0d0a, &section);
+    file.extend(block(1, &[1, 0, 0, 0, 0, 0, 4, 0]));
+    let time = 1_500_000_000_000_000_u64;
+    for (number, (from, from_port, to, to_port, payload)) in [
+        (CLIENT, 40_000, SERVER, 80, &b"GET / HTTP/1.1\r\n\r\n"[..]),
+        (SERVER, 80, CLIENT, 40_000, &[0; 960]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .single_vlan(etherparse::VlanId::try_new(7).unwrap())
+            .ipv4(from, to, 64)
+            .tcp(from_port, to_port, 1, 1_000)
+            .write(&mut frame, payload)
+            .unwrap();
+        let at = time + u64::try_from(number).unwrap() * 250_000;
+        let length = u32::try_from(frame.len()).unwrap().to_le_bytes();
+        frame.resize(frame.len().next_multiple_of(4), 0);
+        let [high, low] = [at >> 32, at & 0xffff_ffff].map(|half| u32::try_from(half).unwrap().to_le_bytes());
+        file.extend(block(6, &[&[0; 4][..], &high, &low, &length, &length, &frame].concat()));
+    }
+    file
+}
+
+fn classify(format: Format, files: &[(&str, &[u8])]) -> (String, Result<(), ClassifyError>) {
+    let directory = tempfile::tempdir().unwrap();
+    let captures = files
+        .iter()
+        .map(|(name, bytes)| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        })
+        .collect();
+    let mut out = Vec::new();
+    let result = run(&Args { format, catalogue: None, captures }, &mut out);
+    (String::from_utf8(out).unwrap(), result)
+}
+
+#[test]
+fn a_flow_is_one_json_object_on_a_line() {
+    let (out, result) = classify(Format::Json, &[("one.pcapng", &capture())]);
+    result.unwrap();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 1);
+    let row: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+    let expected = serde_json::json!({
+        "capture": "one.pcapng", "proto": "tcp", "client": "10.0.0.2:40000", "server": "192.0.2.10:80",
+        "encap": ["vlan:7"], "app": null, "class": "other", "name": null, "via": null, "confidence": null,
+        "bytes_up": 58, "bytes_down": 1000, "packets_up": 1, "packets_down": 1,
+        "first": "2017-07-14T02:40:00Z", "last": "2017-07-14T02:40:00.25Z",
+    });
+    assert_eq!(row, expected);
+}
+
+#[test]
+fn csv_has_one_header_and_table_one_a_capture() {
+    let files: [(&str, &[u8]); 2] = [("one.pcapng", &capture()), ("two.pcapng", &capture())];
+    let (out, _) = classify(Format::Csv, &files);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[0].starts_with("capture,proto,client,"));
+    assert!(lines[2].starts_with("two.pcapng,tcp,10.0.0.2:40000,192.0.2.10:80,vlan:7,,other,"));
+    let (out, _) = classify(Format::Table, &files);
+    assert!(out.contains("one.pcapng") && out.contains("two.pcapng"));
+    assert_eq!(out.matches("192.0.2.10:80").count(), 2);
+}
+
+#[test]
+fn a_capture_that_breaks_off_is_listed_as_far_as_it_goes_and_the_next_one_too() {
+    let whole = capture();
+    let files: [(&str, &[u8]); 2] = [("cut.pcapng", &whole[..whole.len() - 50]), ("two.pcapng", &whole)];
+    let (out, result) = classify(Format::Json, &files);
+    assert_eq!(out.lines().count(), 2);
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("cut.pcapng"), "{message}");
+}
+
+#[test]
+fn a_file_that_is_no_capture_is_named() {
+    let (out, result) = classify(Format::Json, &[("notes.txt", b"no capture")]);
+    assert_eq!(out, "");
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("notes.txt") && message.contains("not a pcap"), "{message}");
+}
