@@ -208,10 +208,18 @@ fn private(path: &Path, content: &str) {
 
 /// The engine task's answer to the kill switch, on the same ledger.
 async fn engine(ledger: Ledger, mut asks: mpsc::Receiver<Ask>) {
-    while let Some(Ask::Stop { stop, answer }) = asks.recv().await {
-        let changed = ledger.stopped().unwrap() != stop;
-        ledger.apply(&InputRecord { at: Micros::now(), stop: Some(stop), ..InputRecord::default() }).unwrap();
-        let _ = answer.send(changed);
+    while let Some(ask) = asks.recv().await {
+        match ask {
+            Ask::Stop { stop, answer } => {
+                let changed = ledger.stopped().unwrap() != stop;
+                let record = InputRecord { at: Micros::now(), stop: Some(stop), ..InputRecord::default() };
+                ledger.apply(&record).unwrap();
+                let _ = answer.send(changed);
+            }
+            Ask::Facts { answer, .. } => {
+                let _ = answer.send(BTreeMap::from([("video_capped".into(), None)]));
+            }
+        }
     }
 }
 

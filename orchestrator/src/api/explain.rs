@@ -1,6 +1,6 @@
 //! Why something was, or was not, done for a subscriber: read from the ledger, changing nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use usher_models::units::Micros;
 
@@ -19,6 +19,7 @@ const LOOK_BACK: u32 = 1000;
 pub(super) fn explain(
     ledger: &Ledger,
     profile: &Profile,
+    facts: BTreeMap<String, Option<f64>>,
     at: Option<jiff::Timestamp>,
     limit: u32,
     now: Micros,
@@ -38,6 +39,7 @@ pub(super) fn explain(
         summary: Vec::new(),
         sessions,
         settings: settings_now(ledger, &profile.id)?,
+        facts,
         moments: moments(ledger, profile)?,
         decisions,
     };

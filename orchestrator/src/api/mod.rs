@@ -17,6 +17,7 @@ pub mod model;
 mod routes;
 mod token;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -44,6 +45,13 @@ pub enum Ask {
         stop: bool,
         /// Whether anything changed.
         answer: oneshot::Sender<bool>,
+    },
+    /// What conditions would read of a subscriber now. Changes nothing.
+    Facts {
+        /// Whose.
+        subscriber: SubscriberId,
+        /// By name; `None`: unknown.
+        answer: oneshot::Sender<BTreeMap<String, Option<f64>>>,
     },
 }
 

@@ -611,6 +611,8 @@ pub struct Explanation {
     pub sessions: Vec<Session>,
     /// Its settings (as they are now).
     pub settings: Vec<SettingRow>,
+    /// What conditions would read of it (now); null: unknown.
+    pub facts: BTreeMap<String, Option<f64>>,
     /// Moments that have fired for it (as they are now).
     pub moments: Vec<FiredMoment>,
     /// Its decisions up to `at`, newest first, each with the push that carried it out.

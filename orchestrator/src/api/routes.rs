@@ -173,11 +173,14 @@ async fn status(State(state): State<ApiState>) -> Answer<Status> {
 }
 
 async fn switch(State(state): State<ApiState>, stop: bool) -> Answer<Switched> {
-    let (answer, answered) = oneshot::channel();
-    state.asks.send(Ask::Stop { stop, answer }).await.map_err(|_| ApiError::busy())?;
-    let changed = answered.await.map_err(|_| ApiError::busy())?;
-    tracing::warn!(stop, changed, "the kill switch was turned");
+    let changed = ask(&state, |answer| Ask::Stop { stop, answer }).await?;
     Ok(Json(Switched { stopped: stop, changed }))
+}
+
+async fn ask<T>(state: &ApiState, of: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, ApiError> {
+    let (answer, answered) = oneshot::channel();
+    state.asks.send(of(answer)).await.map_err(|_| ApiError::busy())?;
+    answered.await.map_err(|_| ApiError::busy())
 }
 
 async fn check(body: Result<Json<LintRequest>, JsonRejection>) -> Answer<Lint> {
@@ -228,8 +231,10 @@ async fn explained(
     let wanted = Wanted::of(query, &["at", "limit"])?;
     let profile = state.live.profile(&id).ok_or_else(|| ApiError::not_found("subscriber", &id.0))?;
     let limit = wanted.limit.unwrap_or(NEWEST);
-    let explanation =
-        read(&state, move |ledger| explain::explain(ledger, &profile, wanted.at, limit, Micros::now()));
+    let facts = ask(&state, |answer| Ask::Facts { subscriber: id, answer }).await?;
+    let explanation = read(&state, move |ledger| {
+        explain::explain(ledger, &profile, facts, wanted.at, limit, Micros::now())
+    });
     Ok(Json(explanation.await?))
 }
 

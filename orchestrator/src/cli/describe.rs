@@ -232,6 +232,16 @@ fn facts(decision: &Decision) -> String {
     numbers.chain(words).collect::<Vec<_>>().join(", ")
 }
 
+fn facts_now(explanation: &Explanation) -> String {
+    let rows = explanation.facts.iter().map(|(name, value)| {
+        vec![
+            Field::text(name),
+            value.map_or_else(|| Field::text("unknown"), |value| Field::number(number(value))),
+        ]
+    });
+    table(&["FACT", "VALUE"], rows.collect(), "none")
+}
+
 fn verdict(candidate: &Candidate) -> String {
     let mut text = match &candidate.stopped_by {
         Some(stopped) => format!("stopped by {}: {}", gate_name(stopped.gate), stopped.why),
@@ -272,6 +282,7 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
         .section("In short", &explanation.summary.join("\n"))
         .section("Open sessions", &listing::sessions(&explanation.sessions))
         .section("Settings", &listing::settings(&explanation.settings))
+        .section("Facts now", &facts_now(explanation))
         .section("Moments", &listing::moments(&explanation.moments));
     for decision in &explanation.decisions {
         sheet.section(&format!("Decision {}", decision.id), &trace(decision));

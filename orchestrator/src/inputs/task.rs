@@ -308,6 +308,9 @@ impl EngineTask {
                 }
                 let _ = answer.send(changed);
             }
+            api::Ask::Facts { subscriber, answer } => {
+                let _ = answer.send(self.engine.facts_of(&subscriber, Micros::now()));
+            }
         }
         Ok(())
     }
