@@ -82,12 +82,12 @@ fn each_mistake_is_told_with_its_place() {
         (
             "consent: {service: true}",
             "consent: {servcie: true}",
-            "6:93: unknown key `servcie` in consent (did you",
+            "6:92: unknown key `servcie` in consent (did you",
         ),
         (
             "service: true",
             "service: yes",
-            "6:102: expected consent to service as `true` or `false`, found `yes`",
+            "6:101: expected consent to service as `true` or `false`, found `yes`",
         ),
         ("Europe/Berlin", "Europe/Atlantis", "7:88: unknown time zone `Europe/Atlantis`"),
         ("settings: {video: sd, ", "settings: {Video: sd, ", "2:22: `Video` is no setting name"),
