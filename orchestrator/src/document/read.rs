@@ -15,14 +15,12 @@ impl<'n> Fields<'n> {
     /// Of a mapping; anything else is reported. `what` completes "expected ...".
     pub fn of(node: &'n Node, what: impl Into<String>, issues: &mut Vec<Issue>) -> Option<Self> {
         let what = what.into();
-        match &node.kind {
-            Kind::Map(entries) => Some(Self { span: node.span, what, entries, asked: Vec::new() }),
-            _ => {
-                let found = node.describe();
-                issues.push(Issue::new(node.span, format!("expected {what} as a mapping, found {found}")));
-                None
-            }
+        if let Kind::Map(entries) = &node.kind {
+            return Some(Self { span: node.span, what, entries, asked: Vec::new() });
         }
+        let found = node.describe();
+        issues.push(Issue::new(node.span, format!("expected {what} as a mapping, found {found}")));
+        None
     }
 
     /// The value of a key that may be missing.

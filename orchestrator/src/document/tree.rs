@@ -269,7 +269,7 @@ mod tests {
         assert!(complaint("? [a]\n: 1\n").contains("key must be a word"));
         assert!(complaint("").contains("empty"));
         assert_eq!(complaint("a: [1\n"), "1:4: not YAML: unclosed bracket '['");
-        assert!(complaint(&"[".repeat(100)).contains("nested deeper"));
+        assert!(complaint(&("[".repeat(100) + &"]".repeat(100))).contains("nested deeper"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::identity::{Country, Profile};
 use crate::policy::{Action, ActionKind, Amount, Expression, Known, Purpose, Quota, Read, Unknown};
 
 /// How long a message is remembered beyond its link, so that a late tap is told the right thing.
-const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(7 * 86_400);
+const REMEMBERED: std::time::Duration = std::time::Duration::from_hours(7 * 24);
 
 /// Who and when.
 pub(super) struct Case<'c> {
@@ -122,13 +122,13 @@ impl Case<'_> {
         }
         let rules = self.world.policy.rules();
         for condition in rules.eligible.iter().chain(&action.only_if) {
-            self.holds(condition, Gate::Eligible, |read| self.read(read))?;
+            holds(condition, Gate::Eligible, |read| self.read(read))?;
         }
         self.feasible(action).map_err(|why| (Gate::Eligible, why))?;
 
         let value = value.map_err(|why| (Gate::Suitable, format!("its value is unknown: {why}")))?;
         let cost = cost.map_err(|why| (Gate::Suitable, format!("its cost is unknown: {why}")))?;
-        self.holds(&rules.suitable, Gate::Suitable, |read| match read {
+        holds(&rules.suitable, Gate::Suitable, |read| match read {
             Read::Value => Some(Known::Number(value)),
             Read::Cost => Some(Known::Number(cost)),
             _ => self.read(read),
@@ -233,19 +233,6 @@ impl Case<'_> {
         Ok(text)
     }
 
-    fn holds(
-        &self,
-        condition: &Expression,
-        gate: Gate,
-        lookup: impl FnMut(&Read) -> Option<Known>,
-    ) -> Result<(), (Gate, String)> {
-        match condition.truth(lookup) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err((gate, format!("`{}` is false", condition.source()))),
-            Err(unknown) => Err((gate, format!("`{}` is unknown: {unknown}", condition.source()))),
-        }
-    }
-
     fn amount(&self, amount: &Amount) -> Result<f64, Unknown> {
         match amount {
             Amount::Fixed(number) => Ok(*number),
@@ -266,6 +253,19 @@ impl Case<'_> {
             }
         }
         (TimeZone::UTC, "UTC, for want of a time zone".to_owned())
+    }
+}
+
+/// Opens the gate where the condition holds.
+fn holds(
+    condition: &Expression,
+    gate: Gate,
+    lookup: impl FnMut(&Read) -> Option<Known>,
+) -> Result<(), (Gate, String)> {
+    match condition.truth(lookup) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err((gate, format!("`{}` is false", condition.source()))),
+        Err(unknown) => Err((gate, format!("`{}` is unknown: {unknown}", condition.source()))),
     }
 }
 

@@ -11,9 +11,9 @@ use usher_models::units::Micros;
 /// An agent silent for so long no longer holds the watermark back.
 pub(super) const AGENT_IDLE: Duration = Duration::from_secs(30);
 /// An agent silent for so long is forgotten.
-const AGENT_FORGOTTEN: Duration = Duration::from_secs(86_400);
+const AGENT_FORGOTTEN: Duration = Duration::from_hours(24);
 /// A batch that ends further ahead of our clock is not believed.
-const MAX_AHEAD: Duration = Duration::from_secs(60);
+const MAX_AHEAD: Duration = Duration::from_mins(1);
 /// A hole between two batches of an agent up to this long is jitter.
 const MAX_HOLE: Duration = Duration::from_secs(1);
 
@@ -53,19 +53,13 @@ impl Clock {
         if end > now.after(MAX_AHEAD) {
             return Verdict::Ahead;
         }
-        match self.agents.get_mut(agent) {
-            Some(known) => {
-                if start > known.told_to.after(MAX_HOLE) {
-                    known.whole_since = start;
-                }
-                known.told_to = known.told_to.max(end);
-                known.heard_at = now;
-            }
-            None => {
-                let told = Agent { whole_since: start, told_to: end, heard_at: now };
-                self.agents.insert(agent.to_owned(), told);
-            }
+        let blank = Agent { whole_since: start, told_to: end, heard_at: now };
+        let known = self.agents.entry(agent.to_owned()).or_insert(blank);
+        if start > known.told_to.after(MAX_HOLE) {
+            known.whole_since = start;
         }
+        known.told_to = known.told_to.max(end);
+        known.heard_at = now;
         Verdict::Good
     }
 

@@ -76,8 +76,8 @@ impl Subscriber {
             }
             Read::Plan(field) => {
                 let plan = world.plans.get(&profile.plan)?;
-                let word = plan.settings.get(field).map(|word| Known::Word(word.clone()));
-                word.or_else(|| plan.numbers.get(field).map(|number| Known::Number(*number)))
+                let setting = plan.settings.get(field).map(|value| Known::Word(value.clone()));
+                setting.or_else(|| plan.numbers.get(field).map(|number| Known::Number(*number)))
             }
             Read::Sub(field) => self.read_field(world, profile, field),
             Read::Org(_) | Read::Value | Read::Cost | Read::Outcome(_) => None,

@@ -131,11 +131,10 @@ fn subscribers(node: &Node, directory: &mut Directory, issues: &mut Vec<Issue>) 
     }
 }
 
-fn subscriber(
-    node: &Node,
-    plans: &BTreeMap<String, Plan>,
-    issues: &mut Vec<Issue>,
-) -> Option<(Profile, Span, Vec<(String, Span)>)> {
+/// A profile, where its id stands, and where each of its keys does.
+type Found = (Profile, Span, Vec<(String, Span)>);
+
+fn subscriber(node: &Node, plans: &BTreeMap<String, Plan>, issues: &mut Vec<Issue>) -> Option<Found> {
     let mut fields = Fields::of(node, "a subscriber", issues)?;
     let id_node = fields.require("id", issues);
     let id = id_node.and_then(|node| text(node, "a subscriber's id", issues));

@@ -89,7 +89,7 @@ fn each_mistake_is_told_with_its_place() {
             "service: yes",
             "6:101: expected consent to service as `true` or `false`, found `yes`",
         ),
-        ("Europe/Berlin", "Europe/Atlantis", "7:88: unknown time zone `Europe/Atlantis`"),
+        ("Europe/Berlin", "Europe/Atlantis", "7:90: unknown time zone `Europe/Atlantis`"),
         ("settings: {video: sd, ", "settings: {Video: sd, ", "2:22: `Video` is no setting name"),
         ("quota: 1.0e10", "video: 1.0", "2:61: `video` is a setting of this plan already"),
         ("id: line-b, ", "", "7:5: a subscriber lacks `id`"),

@@ -130,10 +130,12 @@ impl Policy {
     }
 
     fn expressions(&self) -> impl Iterator<Item = &Expression> {
-        let computed = |amount| match amount {
-            &Amount::Computed(ref expression) => Some(expression),
-            Amount::Fixed(_) => None,
-        };
+        fn computed(amount: &Amount) -> Option<&Expression> {
+            match amount {
+                Amount::Computed(expression) => Some(expression),
+                Amount::Fixed(_) => None,
+            }
+        }
         let of_actions = self
             .actions
             .values()

@@ -135,6 +135,6 @@ impl Reading<'_> {
 
 impl Default for Contact {
     fn default() -> Self {
-        Self { budget: None, same_action: None, quiet: None, expire: std::time::Duration::from_secs(7_200) }
+        Self { budget: None, same_action: None, quiet: None, expire: std::time::Duration::from_hours(2) }
     }
 }

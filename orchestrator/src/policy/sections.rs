@@ -17,11 +17,11 @@ const MAX_NAMES: usize = 256;
 /// Most panes in a window.
 const MAX_PANES: u128 = 1_000;
 /// Longest window evaluated: windows are rebuilt after a restart, and a longer one would be unknown for too long.
-const MAX_WINDOW: Duration = Duration::from_secs(3_600);
+const MAX_WINDOW: Duration = Duration::from_hours(1);
 /// Finest step of a window: agents report once a second.
 const MIN_STEP: Duration = Duration::from_secs(1);
 /// Most lateness: what is not yet closed is kept in memory.
-const MAX_LATENESS: Duration = Duration::from_secs(600);
+const MAX_LATENESS: Duration = Duration::from_mins(10);
 /// Longest message: two concatenated SMS in the GSM alphabet.
 const MAX_MESSAGE: usize = 306;
 
@@ -149,30 +149,10 @@ impl Reading<'_> {
             return None;
         };
         self.check_letters(source, "a source", node.span);
-        let class = match source {
-            "all" => None,
-            _ => match source.parse::<Class>() {
-                Ok(class) => Some(class),
-                Err(_) => {
-                    let known = Class::ALL.into_iter().map(Class::name).chain(["all", "access"]);
-                    match nearest(source, known) {
-                        Some("access") | None if !matches!(of, Of::NotYet) => {
-                            self.not_yet(
-                                node.span,
-                                format!("`{found}`: usage of a single app or of the access line"),
-                            );
-                        }
-                        Some(right) if right != source => {
-                            let issue =
-                                Issue::new(node.span, format!("unknown class `{source}` in `{found}`"));
-                            self.issues.push(issue.with_help(format!("did you mean `{right}.{measure}`?")));
-                            return None;
-                        }
-                        _ => self.not_yet(node.span, format!("`{found}`")),
-                    }
-                    return Some(None);
-                }
-            },
+        let class = match (source, source.parse::<Class>()) {
+            ("all", _) => None,
+            (_, Ok(class)) => Some(class),
+            (_, Err(_)) => return self.other_source(node, found, source, measure),
         };
         match of {
             Of::NotYet => {
@@ -186,6 +166,28 @@ impl Reading<'_> {
             }
             Of::Evaluated(measure) => Some(Some((class, *measure))),
         }
+    }
+
+    /// The access line, an app, or a class misspelt.
+    #[expect(clippy::option_option, reason = "as for `source`")]
+    fn other_source(
+        &mut self,
+        node: &Node,
+        found: &str,
+        source: &str,
+        measure: &str,
+    ) -> Option<Option<(Option<Class>, Measure)>> {
+        let known = Class::ALL.into_iter().map(Class::name).chain(["all", "access"]);
+        match nearest(source, known) {
+            Some("access") if source == "access" => self.not_yet(node.span, format!("`{found}`")),
+            Some(right) => {
+                let issue = Issue::new(node.span, format!("unknown class `{source}` in `{found}`"));
+                self.issues.push(issue.with_help(format!("did you mean `{right}.{measure}`?")));
+                return None;
+            }
+            None => self.not_yet(node.span, format!("`{found}`: usage of a single app")),
+        }
+        Some(None)
     }
 
     /// `None` where it is wrong, or not evaluated yet.
@@ -422,16 +424,15 @@ impl Reading<'_> {
                 self.issues.push(Issue::new(span, "a brace without its other half: expected `{name}`"));
                 break;
             };
-            match PLACEHOLDERS.iter().find(|(name, _)| *name == inner.0) {
-                Some((name, _)) => found.push(*name),
-                None => {
-                    let known = || PLACEHOLDERS.iter().map(|(name, _)| *name);
-                    let issue = Issue::new(span, format!("unknown placeholder `{{{}}}`", inner.0));
-                    self.issues.push(issue.with_help(match nearest(inner.0, known()) {
-                        Some(right) => format!("did you mean `{{{right}}}`?"),
-                        None => format!("known: {}", known().collect::<Vec<_>>().join(", ")),
-                    }));
-                }
+            let known = || PLACEHOLDERS.iter().map(|(name, _)| *name);
+            if let Some(name) = known().find(|name| *name == inner.0) {
+                found.push(name);
+            } else {
+                let issue = Issue::new(span, format!("unknown placeholder `{{{}}}`", inner.0));
+                self.issues.push(issue.with_help(match nearest(inner.0, known()) {
+                    Some(right) => format!("did you mean `{{{right}}}`?"),
+                    None => format!("known: {}", known().collect::<Vec<_>>().join(", ")),
+                }));
             }
             rest = inner.1;
         }
