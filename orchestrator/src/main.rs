@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use miette::MietteHandlerOpts;
 use tracing_subscriber::EnvFilter;
 use usher_orchestrator::config::{LogConfig, LogFormat};
+use usher_orchestrator::elements::ElementsError;
+use usher_orchestrator::policy::PolicyErrors;
 use usher_orchestrator::run;
 
 /// Something it cannot do without failed.
@@ -31,10 +34,15 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // A message stays on its line, for people and for scripts.
+    let unwrapped = |_: &dyn miette::Diagnostic| -> Box<dyn miette::ReportHandler> {
+        Box::new(MietteHandlerOpts::new().wrap_lines(false).build())
+    };
+    let _ = miette::set_hook(Box::new(unwrapped));
     let loaded = match run::load(&arguments.config) {
         Ok(loaded) => loaded,
         Err(mistakes) => {
-            say(&format!("usher-orchestrator: {mistakes}\n{mistakes:?}"));
+            say(&format!("usher-orchestrator:\n{mistakes:?}"));
             return ExitCode::from(MISTAKE);
         }
     };
@@ -49,7 +57,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("usher-orchestrator: {error:#}"));
-            ExitCode::from(FAILED)
+            let mistake = error.is::<ElementsError>() || error.is::<PolicyErrors>();
+            ExitCode::from(if mistake { MISTAKE } else { FAILED })
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tonic::transport::ServerTlsConfig;
 use usher_models::units::Micros;
 
 use crate::advice::{self, Outbox, page};
@@ -44,6 +45,8 @@ pub struct Loaded {
     pub config: Config,
     /// Policy and profiles.
     pub book: Arc<Book>,
+    /// Our end of the uplinks' TLS.
+    pub tls: ServerTlsConfig,
 }
 
 /// Reads and checks the configuration and what it names. Binds nothing, changes nothing.
@@ -60,7 +63,8 @@ pub fn load(path: &Path) -> miette::Result<Loaded> {
         );
         return Err(FileError::whole(path, message).into());
     }
-    Ok(Loaded { config, book })
+    let tls = Service::tls(&config.agents.tls).map_err(|error| FileError::whole(path, error.to_string()))?;
+    Ok(Loaded { config, book, tls })
 }
 
 fn load_book(config: &Config) -> miette::Result<Arc<Book>> {
@@ -80,7 +84,7 @@ fn read(path: &Path) -> Result<(String, String), FileError> {
 
 /// Runs the daemon until a signal ends it, or something it cannot do without fails.
 pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
-    let Loaded { config, book } = loaded;
+    let Loaded { config, book, tls } = loaded;
     let _lock = own_state_dir(&config.state_dir)?;
     let mut registry = metrics::registry();
     let metrics = Metrics::register(&mut registry);
@@ -88,7 +92,6 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let api_metrics = api::Metrics::register(&mut registry);
 
     // All that can be refused is refused before the first agent or person is answered.
-    let tls = Service::tls(&config.agents.tls)?;
     let listener = TcpListener::bind(config.agents.listen)
         .await
         .with_context(|| format!("agents.listen: cannot listen on {}", config.agents.listen))?;
@@ -172,13 +175,11 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     });
-    match drained.await {
-        Ok(drained) => ended.and(drained),
-        Err(_) => {
-            tracing::warn!("connections still open were cut");
-            ended
-        }
-    }
+    let Ok(drained) = drained.await else {
+        tracing::warn!("connections still open were cut");
+        return ended;
+    };
+    ended.and(drained)
 }
 
 /// Waits for the end: a signal, or a task that should not have ended. Meanwhile: reloads, and signs of life.

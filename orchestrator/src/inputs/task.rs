@@ -197,7 +197,9 @@ impl EngineTask {
         for (&reason, &times) in &ignored {
             self.metrics.records_ignored.get_or_create(&Reason { reason }).inc_by(times);
         }
-        verdicts.iter().for_each(|took| self.metrics.verdict_seconds.observe(took.as_secs_f64()));
+        for took in verdicts {
+            self.metrics.verdict_seconds.observe(took.as_secs_f64());
+        }
         self.metrics.usage_records.inc_by(u64::try_from(applied.usage.len()).unwrap_or(u64::MAX));
         self.metrics.lateness_seconds.observe(now.since(applied.end).as_secs_f64());
         let mut record = self.record();

@@ -1,1 +1,274 @@
-//! The engine task on a real ledger, killed and restarted.
+//! The engine task on a real ledger: killed at any instant, restarted, sent the same again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::sync::oneshot;
+use usher_models::{Class, Direction};
+
+use super::*;
+use crate::agents::Usage;
+use crate::engine::io::{DecisionId, DirectionName};
+use crate::ledger::{Ledger, SessionRecord};
+use crate::metrics::{self, Metrics};
+use crate::{advice, api};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use usher_models::units::{Micros, SubscriberId};
+
+const POLICY: &str = include_str!("../../../tests/demo/policy.yaml");
+const PROFILES: &str = include_str!("../../../tests/demo/profiles.yaml");
+const BOOT: [u8; 16] = [7; 16];
+
+pub(crate) fn book(profiles: &str) -> Arc<Book> {
+    let policy = Policy::parse("policy.yaml", POLICY).unwrap();
+    let directory = Directory::parse("profiles.yaml", profiles).unwrap();
+    Arc::new(Book { policy, directory })
+}
+
+/// A running engine task and everything that leads into it.
+pub(crate) struct Rig {
+    pub(crate) inbox: Inbox,
+    pub(crate) ledger: Ledger,
+    pub(crate) metrics: Metrics,
+    advice: mpsc::Sender<advice::Ask>,
+    api: mpsc::Sender<api::Ask>,
+    task: JoinHandle<Result<(), TaskError>>,
+    _stop: watch::Sender<bool>,
+}
+
+impl Rig {
+    pub(crate) async fn start(dir: &Path) -> Self {
+        let ledger = Ledger::open(&dir.join("ledger.sqlite")).unwrap();
+        let metrics = Metrics::register(&mut metrics::registry());
+        let book = book(PROFILES);
+        let (in_force, _) = watch::channel(book.clone());
+        let task = EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), Bells::default())
+            .await
+            .unwrap();
+        let (inbox, requests) = Inbox::new();
+        let (advice, advice_queue) = mpsc::channel(4);
+        let (api, api_queue) = mpsc::channel(4);
+        let (stop, stopped) = watch::channel(false);
+        let queues = Queues { requests, advice: advice_queue, api: api_queue };
+        let task = tokio::spawn(task.run(queues, stopped));
+        Self { inbox, ledger, metrics, advice, api, task, _stop: stop }
+    }
+
+    /// Ends it without a word, as a kill does.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        // A transaction that was on its way to the disk is over, one way or the other, once a process is gone.
+        while self.ledger.handles() > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn tap(&self, decision: &DecisionId) -> advice::Tapped {
+        let (answer, tapped) = oneshot::channel();
+        let ask = advice::Ask::Tap { decision: decision.clone(), at: Micros::now(), answer };
+        self.advice.send(ask).await.unwrap();
+        tapped.await.unwrap()
+    }
+
+    async fn turn(&self, stop: bool) -> bool {
+        let (answer, changed) = oneshot::channel();
+        self.api.send(api::Ask::Stop { stop, answer }).await.unwrap();
+        changed.await.unwrap()
+    }
+
+    fn totals(&self) -> BTreeMap<Option<String>, u64> {
+        let rows = self.ledger.usage().unwrap();
+        rows.into_iter().map(|row| (row.subscriber.map(|id| id.0), row.bytes.0)).collect()
+    }
+}
+
+fn session(id: &str, imsi: &str, roaming: bool) -> SessionRecord {
+    SessionRecord {
+        session: id.into(),
+        subscriber: None,
+        open: true,
+        prefixes: vec!["10.0.0.2/32".into()],
+        keys: vec![format!("imsi:{imsi}")],
+        serving_plmn: if roaming { "26201".into() } else { "00101".into() },
+        roaming,
+        rat: "eutran".into(),
+        time_zone: String::new(),
+        since: Micros::now(),
+    }
+}
+
+fn usage(session: &str, bytes: u64) -> Usage {
+    Usage {
+        session: session.into(),
+        class: Class::Video,
+        direction: Direction::Down,
+        bytes,
+        packets: 1,
+        dropped_bytes: 0,
+        dropped_packets: 0,
+        at_cap: Some(0.2),
+    }
+}
+
+fn batch(sequence: u64, sessions: Vec<SessionRecord>, usage: Vec<Usage>) -> Batch {
+    let now = Micros::now();
+    Batch {
+        agent: "gw-1".into(),
+        mark: BatchMark { boot: BOOT.to_vec(), sequence },
+        start: now.before(Duration::from_secs(1)),
+        end: now,
+        timed: true,
+        sessions,
+        usage,
+        ..Batch::default()
+    }
+}
+
+fn open_all(sequence: u64) -> Batch {
+    let sessions = vec![
+        session("s-a", "001010000000001", false),
+        session("s-b", "001010000000002", true),
+        session("s-x", "999990000000009", false),
+    ];
+    batch(sequence, sessions, Vec::new())
+}
+
+#[tokio::test]
+async fn a_batch_is_acknowledged_again_but_applied_once_and_a_gap_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    let second = || batch(2, Vec::new(), vec![usage("s-a", 100), usage("s-x", 7), usage("nobody", 3)]);
+    assert_eq!(rig.inbox.batch(second()).await.unwrap().sequence, 2);
+    assert_eq!(rig.inbox.batch(second()).await.unwrap().sequence, 2);
+    let gap = rig.inbox.batch(batch(4, Vec::new(), vec![usage("s-a", 1)])).await;
+    assert_eq!(gap, Err(Refusal::Gap { got: 4, expected: 3 }));
+    assert_eq!(rig.totals(), BTreeMap::from([(None, 10), (Some("sub-a".into()), 100)]));
+    assert_eq!(rig.metrics.batches_duplicate.get(), 1);
+    rig.kill().await;
+    let rig = Rig::start(dir.path()).await;
+    assert_eq!(rig.inbox.batch(second()).await.unwrap().sequence, 2);
+    // Whose session it is was told before the restart.
+    rig.inbox.batch(batch(3, Vec::new(), vec![usage("s-a", 11)])).await.unwrap();
+    assert_eq!(rig.totals()[&Some("sub-a".into())], 111);
+}
+
+#[tokio::test]
+async fn a_roamer_is_written_to_once_and_taps_once_also_over_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(dir.path()).await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    let message = rig.ledger.pending_messages(9).unwrap().remove(0);
+    assert_eq!(message.say.subscriber, SubscriberId("sub-b".into()));
+    let decision = message.say.decision.clone();
+    for sequence in 2..5 {
+        rig.kill().await;
+        rig = Rig::start(dir.path()).await;
+        rig.inbox.batch(open_all(sequence)).await.unwrap();
+    }
+    assert_eq!(rig.ledger.messages(None, 9).unwrap().len(), 1);
+    assert_eq!(rig.tap(&DecisionId("0".repeat(32))).await, advice::Tapped::Unknown);
+    assert!(rig.turn(true).await);
+    assert!(!rig.turn(true).await);
+    assert_eq!(rig.tap(&decision).await, advice::Tapped::Stopped);
+    rig.kill().await;
+    rig = Rig::start(dir.path()).await;
+    assert_eq!(rig.tap(&decision).await, advice::Tapped::Stopped, "the kill switch survives");
+    assert!(rig.turn(false).await);
+    assert_eq!(rig.tap(&decision).await, advice::Tapped::Accepted);
+    let settings = |rig: &Rig| rig.ledger.engine_row(&SubscriberId("sub-b".into())).unwrap().unwrap();
+    let after = settings(&rig);
+    assert!(after.contains("\"roam_pass\""), "{after}");
+    assert_eq!(rig.tap(&decision).await, advice::Tapped::Already);
+    rig.kill().await;
+    rig = Rig::start(dir.path()).await;
+    assert_eq!(rig.tap(&decision).await, advice::Tapped::Already);
+    assert_eq!(settings(&rig), after);
+}
+
+#[tokio::test]
+async fn new_profiles_take_sessions_along_and_bad_ones_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    let more = format!("{PROFILES}  - {{id: sub-x, keys: [\"imsi:999990000000009\"], plan: basic}}\n");
+    rig.inbox.book(book(&more)).await.unwrap().unwrap();
+    rig.inbox.batch(batch(2, Vec::new(), vec![usage("s-x", 5)])).await.unwrap();
+    assert_eq!(rig.totals(), BTreeMap::from([(Some("sub-x".into()), 5)]));
+    assert_eq!(rig.ledger.subscriber_of("gw-1", "s-x").unwrap(), Some(SubscriberId("sub-x".into())));
+    // A plan without the settings the policy returns to.
+    let bad = more.replace("video: sd, ", "");
+    let mistakes = rig.inbox.book(book(&bad)).await.unwrap().unwrap_err();
+    assert!(mistakes.to_string().contains("video"), "{mistakes}");
+    rig.inbox.batch(batch(3, Vec::new(), vec![usage("s-x", 5)])).await.unwrap();
+    assert_eq!(rig.totals(), BTreeMap::from([(Some("sub-x".into()), 10)]));
+}
+
+#[tokio::test]
+async fn a_ledger_lost_behind_an_agent_is_counted_and_does_not_lock_it_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    assert_eq!(rig.inbox.batch(batch(9, Vec::new(), vec![usage("", 5)])).await.unwrap().sequence, 9);
+    assert_eq!(rig.metrics.batches_missing.get(), 8);
+    assert_eq!(rig.inbox.batch(batch(8, Vec::new(), vec![usage("", 5)])).await.unwrap().sequence, 9);
+    assert_eq!(rig.totals(), BTreeMap::from([(None, 5)]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_dated_is_counted_but_is_no_fact() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    let undated = Batch { timed: false, ..batch(2, Vec::new(), vec![usage("s-a", 5)]) };
+    rig.inbox.batch(undated).await.unwrap();
+    let total = &rig.ledger.usage_of(Some(&SubscriberId("sub-a".into()))).unwrap()[0];
+    assert_eq!((total.bytes.0, total.class, total.direction), (5, Class::Video, DirectionName::Down));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    /// An agent that sends until it is acknowledged, and a process killed before, during and after any batch: every byte
+    /// counts once, everybody is written to at most once, revisions only rise.
+    #[test]
+    fn kills_at_any_instant_lose_and_double_nothing(
+        amounts in proptest::collection::vec((0_u64..1000, 0_u8..4), 1..12),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut rig = Rig::start(dir.path()).await;
+            rig.inbox.batch(open_all(1)).await.unwrap();
+            let mut expected = 0;
+            for ((bytes, kill), sequence) in amounts.iter().zip(2..) {
+                let bytes = *bytes;
+                let next = move || batch(sequence, Vec::new(), vec![usage("s-a", bytes), usage("s-b", 1)]);
+                for _ in 0..*kill {
+                    // Sent, and the process is gone before, while or after it applies it: which, is up to the scheduler.
+                    let sent = rig.inbox.clone();
+                    let sending = tokio::spawn(async move { sent.batch(next()).await });
+                    for _ in 0..*kill * 3 {
+                        tokio::task::yield_now().await;
+                    }
+                    rig.kill().await;
+                    sending.abort();
+                    rig = Rig::start(dir.path()).await;
+                }
+                assert_eq!(rig.inbox.batch(next()).await.unwrap().sequence, sequence);
+                expected += bytes;
+            }
+            assert_eq!(rig.totals().get(&Some("sub-a".to_owned())).copied().unwrap_or(0), expected);
+            assert_eq!(rig.totals()[&Some("sub-b".to_owned())], amounts.len() as u64);
+            assert_eq!(rig.ledger.messages(None, 100).unwrap().len(), 1);
+            let pushes = rig.ledger.pushes(&crate::ledger::pushes::PushFilter::default(), 100).unwrap();
+            let revisions: Vec<_> =
+                pushes.iter().map(|push| (push.push.subscriber.clone(), push.push.settings.revision)).collect();
+            let distinct: BTreeSet<_> = revisions.iter().collect();
+            assert_eq!(distinct.len(), revisions.len(), "no revision is pushed twice: {revisions:?}");
+        });
+    }
+}

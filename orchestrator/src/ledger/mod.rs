@@ -101,8 +101,9 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
-    writer: Mutex<Connection>,
+    /// Closed before the writer, which then folds the log into the file.
     reader: Mutex<Connection>,
+    writer: Mutex<Connection>,
 }
 
 impl Ledger {
@@ -126,6 +127,12 @@ impl Ledger {
     {
         let ledger = self.clone();
         tokio::task::spawn_blocking(move || work(&ledger)).await.map_err(|_| LedgerError::Stopped)?
+    }
+
+    /// How many handles share it, work under way included.
+    #[cfg(test)]
+    pub(crate) fn handles(&self) -> usize {
+        Arc::strong_count(&self.shared)
     }
 
     /// The connection writes go through. A panic while it was held rolled its transaction back, so it stays usable.
