@@ -35,10 +35,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // A message stays on its line, for people and for scripts.
-    let unwrapped = |_: &dyn miette::Diagnostic| -> Box<dyn miette::ReportHandler> {
-        Box::new(MietteHandlerOpts::new().wrap_lines(false).build())
-    };
-    let _ = miette::set_hook(Box::new(unwrapped));
+    let _ = miette::set_hook(Box::new(|_| Box::new(MietteHandlerOpts::new().wrap_lines(false).build())));
     let loaded = match run::load(&arguments.config) {
         Ok(loaded) => loaded,
         Err(mistakes) => {

@@ -15,6 +15,8 @@ mod certificate;
 mod decode;
 mod links;
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub use decode::{BOOT_LENGTH, Batch, Flow, Refused, Usage};
 pub use links::{Connected, Links};

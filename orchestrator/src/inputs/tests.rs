@@ -67,6 +67,12 @@ impl Rig {
         }
     }
 
+    /// The same, where other parts of the process hold the ledger too.
+    pub(crate) async fn kill_unheard(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
     async fn tap(&self, decision: &DecisionId) -> advice::Tapped {
         let (answer, tapped) = oneshot::channel();
         let ask = advice::Ask::Tap { decision: decision.clone(), at: Micros::now(), answer };
