@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,6 +18,7 @@ use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::metrics::counter::Counter;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,14 +29,23 @@ use tokio_rustls::TlsAcceptor;
 
 /// Connections at once at one door; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
-/// A request's head, and a TLS handshake, arrive within this.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// Longest life of a connection, so that slow readers cannot hold all places.
-const CONNECTION_LIFE: Duration = Duration::from_mins(1);
+/// How long clients are borne with.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// A request's head, and a TLS handshake, arrive within this.
+    head: Duration,
+    /// Longest life of a connection, so that slow readers cannot hold all places.
+    life: Duration,
+}
+
+const PATIENCE: Patience = Patience { head: Duration::from_secs(10), life: Duration::from_mins(1) };
 /// Requests under way when the daemon stops are given this long.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 /// Longest request line and headers together.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Connections that had to wait because all places behind a door were taken. One for the process, as its doors are.
+pub(super) static WAITED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Why a door does not open.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +135,7 @@ impl UnixDoor {
     /// Serves until `stop` turns true or its sender is gone.
     pub(crate) async fn serve(self, router: Router, stop: watch::Receiver<bool>) {
         let Self { listener, file } = self;
-        run(listener, None, router, stop).await;
+        run(listener, None, router, stop, PATIENCE).await;
         drop(file);
     }
 }
@@ -180,7 +190,7 @@ impl TcpDoor {
     }
 
     pub(crate) async fn serve(self, router: Router, stop: watch::Receiver<bool>) {
-        run(self.listener, self.tls, router, stop).await;
+        run(self.listener, self.tls, router, stop, PATIENCE).await;
     }
 }
 
@@ -203,8 +213,13 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, DoorError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn run<L>(mut listener: L, tls: Option<TlsAcceptor>, router: Router, mut stop: watch::Receiver<bool>)
-where
+async fn run<L>(
+    mut listener: L,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+    patience: Patience,
+) where
     L: Listener,
     L::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -212,6 +227,9 @@ where
     let mut connections = JoinSet::new();
     loop {
         let next = async {
+            if places.available_permits() == 0 {
+                WAITED.inc();
+            }
             let place = Arc::clone(&places).acquire_owned().await;
             (place, listener.accept().await.0)
         };
@@ -220,7 +238,7 @@ where
                 let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
                 connections.spawn(async move {
                     // Nothing is owed to a connection that takes too long.
-                    let _ = tokio::time::timeout(CONNECTION_LIFE, connection(io, tls, router, stop)).await;
+                    let _ = tokio::time::timeout(patience.life, connection(io, tls, router, stop, patience.head)).await;
                     drop(place);
                 });
             }
@@ -237,27 +255,32 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn connection<I>(io: I, tls: Option<TlsAcceptor>, router: Router, stop: watch::Receiver<bool>)
-where
+async fn connection<I>(
+    io: I,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    stop: watch::Receiver<bool>,
+    head: Duration,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Some(tls) = tls else {
-        return answer(io, router, stop).await;
+        return answer(io, router, stop, head).await;
     };
-    match tokio::time::timeout(HEAD_WITHIN, tls.accept(io)).await {
-        Ok(Ok(io)) => answer(io, router, stop).await,
+    match tokio::time::timeout(head, tls.accept(io)).await {
+        Ok(Ok(io)) => answer(io, router, stop, head).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
 }
 
-async fn answer<I>(io: I, router: Router, mut stop: watch::Receiver<bool>)
+async fn answer<I>(io: I, router: Router, mut stop: watch::Receiver<bool>, head: Duration)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
+        .header_read_timeout(head)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(io), TowerToHyperService::new(router));
     let mut serving = pin!(serving);
@@ -298,6 +321,23 @@ mod tests {
         assert!(matches!(error, DoorError::InUse(_)), "{error}");
         assert!(tokio::net::UnixStream::connect(&path).await.is_ok(), "the refusal changed nothing");
         drop(door);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_ends_its_request_is_cut_off() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let door = TcpDoor::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = door.address().unwrap();
+        let (stopping, stopped) = watch::channel(false);
+        let short = Patience { head: Duration::from_millis(50), life: Duration::from_mins(1) };
+        let serving = tokio::spawn(run(door.listener, None, Router::new(), stopped, short));
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert!(!String::from_utf8_lossy(&answer).contains("200"), "nothing was asked");
+        stopping.send(true).unwrap();
+        serving.await.unwrap();
     }
 
     #[tokio::test]

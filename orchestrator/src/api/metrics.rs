@@ -35,6 +35,11 @@ impl Metrics {
             "Requests to the operator API from afar without the right token",
             metrics.refused.clone(),
         );
+        registry.register(
+            "http_waited",
+            "Connections to any HTTP door that waited because all its places were taken",
+            super::listen::WAITED.clone(),
+        );
         metrics
     }
 }

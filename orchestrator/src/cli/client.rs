@@ -24,7 +24,7 @@ use crate::api::model::Problem;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-const PORT: u16 = 8443;
+const PORT: u16 = 7444;
 
 /// Where the orchestrator is.
 pub(super) struct Client {

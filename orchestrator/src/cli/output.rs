@@ -210,7 +210,11 @@ pub(super) fn between(from: Time, to: Time) -> String {
 
 /// How long ago it was.
 pub(super) fn ago(time: Time) -> String {
-    format!("{} ago", between(time, Time(jiff::Timestamp::now())))
+    let now = Time(jiff::Timestamp::now());
+    if now.0.as_second() - time.0.as_second() < 10 {
+        return "just now".to_owned();
+    }
+    format!("{} ago", between(time, now))
 }
 
 /// `yes` or `no`.
