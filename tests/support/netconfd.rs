@@ -121,6 +121,12 @@ impl NetconfServer {
         Ok(data.split_whitespace().collect())
     }
 
+    /// How often its running configuration was edited since it started.
+    pub fn transactions(&self) -> usize {
+        let log = fs::read_to_string(self.path("netconfd.log")).unwrap_or_default();
+        log.matches("on target 'running'").count()
+    }
+
     /// Configures it behind Usher's back.
     pub fn configure(&self, subscribers: &str) -> Result<()> {
         let mut client = self.client()?;
@@ -177,6 +183,20 @@ impl NetconfServer {
             netconfd.kill()?;
         }
         Ok(())
+    }
+
+    /// Stops the device's configuration engine in its tracks: it takes bytes and answers nothing.
+    pub fn freeze(&self) -> Result<()> {
+        self.engine()?.signal(rustix::process::Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.engine()?.signal(rustix::process::Signal::CONT)
+    }
+
+    fn engine(&self) -> Result<&Running> {
+        self.netconfd.as_ref().context("netconfd runs")
     }
 
     /// Starts netconfd (again), empty.

@@ -14,6 +14,14 @@ use super::tree::{Node, edit, prune};
 use crate::elements::template::{Rendered, Template};
 use crate::elements::{Change, ElementsError, NetconfConfig, Push, PushId};
 
+/// Between two looks at a device that is to roll back. Longer than the second of quiet that some servers need for it.
+const ROLL_BACK_PAUSES: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(1200),
+    Duration::from_millis(1500),
+    Duration::from_millis(2500),
+];
+
 /// A device as it is configured.
 #[derive(Debug)]
 pub(in crate::elements) struct NetconfElement {
@@ -201,7 +209,10 @@ impl NetconfWork {
         match self.session()?.confirm(push).await {
             Ok(()) => Ok(()),
             // The first confirmation may have been carried out and only its answer lost.
-            Err(error) if error.is_refusal() && self.cancel_refused(push).await => self.read_back().await,
+            Err(error) if error.is_refusal() => match self.read_back().await {
+                Ok(()) if self.cancel_refused(push).await => Ok(()),
+                _ => Err(error.into()),
+            },
             Err(error) => Err(error.into()),
         }
     }
@@ -215,35 +226,64 @@ impl NetconfWork {
     }
 
     /// Takes back a provisional commit, whether or not the device is known to have carried it out, and looks.
+    ///
+    /// The locks go first: a server was seen that answers `ok` to cancel-commit while running is locked, fails to restore
+    /// it, and forgets that anything was pending.
     pub(in crate::elements) async fn cancel(&mut self, push: &PushId) -> Result<(), NetconfWorkError> {
-        let mut answer = self.session()?.cancel(push).await;
+        let session = self.session()?;
+        session.unlock().await;
+        let mut answer = session.cancel(push).await;
         if answer.as_ref().is_err_and(NetconfError::is_lost) {
             self.session = Some(self.element.device.open().await?);
             answer = self.session()?.cancel(push).await;
         }
         // A refusal says that nothing is pending, which is what is wanted; what counts is what the device holds.
-        answer.or_else(|error| if error.is_refusal() { Ok(()) } else { Err(error) })?;
+        match answer {
+            Err(error) if !error.is_refusal() => return Err(error.into()),
+            _ => {}
+        }
         let before = self.before.clone();
-        self.holds(&before).await
+        let mut held = self.holds(&before).await;
+        // Some servers answer first and roll back when they have had a moment without requests.
+        for pause in ROLL_BACK_PAUSES {
+            if !matches!(held, Err(NetconfWorkError::Differs(_))) {
+                return held;
+            }
+            tokio::time::sleep(pause).await;
+            held = self.holds(&before).await;
+        }
+        match held {
+            Err(NetconfWorkError::Differs(_)) => self.undo(push).await,
+            other => other,
+        }
     }
 
-    /// Brings back what was there before, after it was confirmed, by a transaction of its own.
+    /// Brings back what was there before, where there is nothing to cancel (any more), by a transaction of its own.
     pub(in crate::elements) async fn undo(&mut self, push: &PushId) -> Result<(), NetconfWorkError> {
         let undo = PushId(format!("{push}-undo"));
-        let shape = &self.element.template.shape;
-        let payload = edit(&self.rendered()?.desired, &self.before, shape).xml;
+        let filter = self.rendered()?.filter.clone();
         let before = self.before.clone();
-        if self.session()?.get(Datastore::Running, &[]).await.is_err() {
-            let mut session = self.element.device.open().await?;
-            session.lock().await?;
-            self.session = Some(session);
+        if let Some(mut held) = self.session.take() {
+            held.unlock().await;
         }
-        self.session()?.edit(&payload).await?;
+        let mut session = self.element.device.open().await?;
+        session.lock().await?;
+        self.session = Some(session);
+        let mut running = self.session()?.get(Datastore::Running, &filter).await?;
+        prune(&mut running, &filter);
+        let inverse = edit(&running, &before, &self.element.template.shape);
+        if inverse.changes.is_empty() {
+            return Ok(());
+        }
+        self.session()?.edit(&inverse.xml).await?;
         self.commit(&undo).await?;
-        match self.holds(&before).await {
+        let held = self.holds(&before).await;
+        match held {
             Ok(()) => Ok(self.session()?.confirm(&undo).await?),
             Err(error) => {
-                let _ = self.session()?.cancel(&undo).await;
+                let session = self.session()?;
+                session.unlock().await;
+                let _ = session.cancel(&undo).await;
                 Err(error)
             }
         }
