@@ -213,10 +213,8 @@ proptest! {
                 IpNet::new(address.into(), length).unwrap().trunc()
             })
             .collect();
-        let mut text = "id,keys,prefixes\n".to_owned();
-        for (number, prefix) in prefixes.iter().enumerate() {
-            text += &format!("s{number},imsi:{number},{prefix}\n");
-        }
+        let rows = prefixes.iter().enumerate().map(|(number, prefix)| format!("s{number},imsi:{number},{prefix}"));
+        let text = std::iter::once("id,keys,prefixes".to_owned()).chain(rows).collect::<Vec<_>>().join("\n");
         let overlap = prefixes.iter().enumerate().any(|(number, one)| {
             prefixes[number + 1..].iter().any(|other| one.contains(other) || other.contains(one))
         });
