@@ -112,7 +112,7 @@ impl Gateway {
         match observation {
             Observation::Named(verdict) => {
                 // A capture read fast is ahead of the clock.
-                self.named(sample.slot, sample.first_packet, verdict, now.max(sample.seen));
+                self.named(sample.slot, sample.first_packet, &verdict, now.max(sample.seen));
             }
             Observation::GiveUp => {
                 self.metrics.no_verdict.inc();
@@ -121,7 +121,7 @@ impl Gateway {
         }
     }
 
-    fn named(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, now: Micros) {
+    fn named(&mut self, slot: u32, first_packet: Micros, verdict: &Verdict, now: Micros) {
         let took = now.since(first_packet);
         self.metrics.named(verdict.class, verdict.via.name(), took);
         let app = verdict.app.as_deref().unwrap_or_default();
@@ -142,8 +142,8 @@ impl Gateway {
         });
     }
 
-    /// A second has passed.
-    pub fn tick(&mut self, now: Micros) {
+    /// A second has passed. Returns whether what was counted is spooled.
+    pub fn tick(&mut self, now: Micros) -> bool {
         self.seconds += 1;
         self.expire(now);
         if stamp(&self.config.sessions) != self.read {
@@ -151,7 +151,7 @@ impl Gateway {
         } else if let Some(sessions) = self.waiting.take() {
             self.try_sessions(now, sessions);
         }
-        self.drain(now);
+        let told = self.drain(now);
         for (flow, observation) in self.classifier.expire(now) {
             if let Some((class, sampling)) = observation.instruction() {
                 // The flow may be gone by now; then there is nothing to name.
@@ -180,6 +180,7 @@ impl Gateway {
                 Err(error) => tracing::warn!("idle flows could not be forgotten: {error}"),
             }
         }
+        told
     }
 
     /// Holds and settings whose time is up are taken back.

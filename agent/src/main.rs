@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 failed; 2 the arguments or the configuration cannot be used.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -59,7 +59,10 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run(file) => {
             let config = load(&file)?;
             let filter = check::log_filter(&config.log.level).map_err(|error| Failure(2, error.into()))?;
-            let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+            let logs = tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_writer(std::io::stderr);
             match config.log.format {
                 LogFormat::Text => logs.init(),
                 LogFormat::Json => logs.json().init(),

@@ -10,10 +10,11 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use usher_models::telemetry;
 use usher_models::units::Micros;
 
 use crate::catalogue;
@@ -39,17 +40,44 @@ const AGAIN_AFTER: Duration = Duration::from_millis(10);
 enum End {
     /// A signal.
     Told,
-    /// The capture file is read to its end and acknowledged.
-    EndOfFile,
+    /// The capture file is read to its end, and all of it acknowledged.
+    AllRead,
     /// The capture broke off.
     Broken(anyhow::Error),
+}
+
+/// The gateway task's ends of what joins it to the rest.
+struct Joints {
+    pushes: mpsc::Receiver<telemetry::Push>,
+    reports: mpsc::Sender<telemetry::Report>,
+    spooled: watch::Sender<u64>,
+    finish: watch::Sender<bool>,
+    store: Arc<Store>,
+    metrics: Metrics,
+}
+
+/// What tells the agent to do something from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// Runs the agent until it is told to stop, or its capture ends.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // Everything that can be refused is looked at before anything is touched.
     let endpoint = client::endpoint(&config.uplink)?;
-    let catalogue = catalogue::load(config.catalogue.as_deref())?;
+    let classifier = Classifier::new(catalogue::load(config.catalogue.as_deref())?);
     let sessions = Sessions::load(&config.sessions, &config.home_plmns)?;
     let metrics = Metrics::new();
     metrics.spool_limit_bytes.set(i64::try_from(config.spool.0).unwrap_or(i64::MAX));
@@ -60,105 +88,104 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let signals = Signals::listen()?;
     let store = Arc::new(Store::open(&config.state_dir, config.spool)?);
     let plane = DataPlane::open(&config.source)?;
     let dry_run = plane.dry_run();
     let exit_at_end = matches!(&config.source, Source::Capture(capture) if capture.exit_at_end);
-    tracing::info!(
-        agent = config.agent,
-        version = env!("CARGO_PKG_VERSION"),
-        dry_run,
-        sessions = sessions.len(),
-        spooled_bytes = store.spooled(),
-        "agent started"
-    );
+    let agent = config.agent.as_str();
+    let spooled_bytes = store.spooled();
+    tracing::info!(agent, version = env!("CARGO_PKG_VERSION"), dry_run, spooled_bytes, "agent starts");
 
-    let (push_sender, mut pushes) = mpsc::channel(QUEUE);
+    let (push_sender, pushes) = mpsc::channel(QUEUE);
     let (reports, report_receiver) = mpsc::channel(QUEUE);
     let (spooled, spooled_receiver) = watch::channel(0);
     let (finish, finish_receiver) = watch::channel(false);
-    let uplink = Uplink::new(endpoint, &config.agent, dry_run, store.clone(), metrics.clone());
+    let uplink = Uplink::new(endpoint, agent, dry_run, store.clone(), metrics.clone());
     let lines = Lines {
         pushes: push_sender,
         reports: report_receiver,
         spooled: spooled_receiver,
         finish: finish_receiver,
     };
-    let classifier = Classifier::new(catalogue);
-    let now = Micros::now();
+    let mut joints =
+        Joints { pushes, reports, spooled, finish, store: store.clone(), metrics: metrics.clone() };
     let mut gateway = block_in_place(|| {
-        Gateway::start(config, plane, store.clone(), classifier, sessions, metrics.clone(), now)
+        Gateway::start(config, plane, store, classifier, sessions, metrics.clone(), Micros::now())
     })?;
     let uplink = tokio::spawn(uplink.run(lines));
-    let page = page.map(|listener| tokio::spawn(serve_metrics(listener, metrics.clone())));
+    let page = page.map(|listener| tokio::spawn(serve_metrics(listener, metrics)));
 
+    notify(&[NotifyState::Ready]);
+    let end = work(&mut gateway, &mut joints, signals, exit_at_end).await;
+    notify(&[NotifyState::Stopping]);
+    // A probe stays attached: counting and enforcement go on, and the next agent takes over.
+    if !matches!(end, End::AllRead) {
+        block_in_place(|| gateway.drain(Micros::now()));
+    }
+    farewell(uplink, &joints).await;
+    if let Some(page) = page {
+        page.abort();
+    }
+    tracing::info!(spooled_bytes = joints.store.spooled(), "agent stopped");
+    match end {
+        End::Told | End::AllRead => Ok(()),
+        End::Broken(error) => Err(error),
+    }
+}
+
+/// The gateway task: one thing at a time, the urgent before the many.
+async fn work(gateway: &mut Gateway, joints: &mut Joints, mut signals: Signals, exit_at_end: bool) -> End {
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let watchdog = sd_notify::watchdog_enabled(false, &mut 0);
-    notify(&[NotifyState::Ready]);
-    let mut ended = false;
-    let end = loop {
-        if ended && exit_at_end && store.spooled() == 0 {
-            break End::EndOfFile;
+    let (mut ended, mut told) = (false, false);
+    loop {
+        let all_told = ended && exit_at_end && told;
+        if all_told && joints.store.spooled() == 0 {
+            return End::AllRead;
         }
         let change =
             gateway.next_change().map(|at| Instant::now() + at.since(Micros::now()).max(AGAIN_AFTER));
         tokio::select! {
             biased;
-            _ = terminate.recv() => break End::Told,
-            _ = interrupt.recv() => break End::Told,
-            _ = hangup.recv() => block_in_place(|| {
+            _ = signals.terminate.recv() => return End::Told,
+            _ = signals.interrupt.recv() => return End::Told,
+            _ = signals.hangup.recv() => block_in_place(|| {
                 gateway.reload_catalogue();
                 gateway.reload(Micros::now());
             }),
             _ = seconds.tick() => {
                 let now = Micros::now();
-                if ended && exit_at_end {
-                    // What was counted is told; a batch a second more would never let the spool run empty.
+                if all_told {
+                    // A batch a second more would never let the spool run empty.
                     block_in_place(|| gateway.expire(now));
                 } else {
-                    block_in_place(|| gateway.tick(now));
-                    spooled.send_modify(|count| *count += 1);
+                    told = block_in_place(|| gateway.tick(now));
+                    joints.spooled.send_modify(|count| *count += 1);
                 }
                 if watchdog {
                     notify(&[NotifyState::Watchdog]);
                 }
             }
             () = at(change) => block_in_place(|| gateway.expire(Micros::now())),
-            Some(push) = pushes.recv() => {
+            Some(push) = joints.pushes.recv() => {
                 for report in block_in_place(|| gateway.push(Micros::now(), push)) {
-                    if reports.try_send(report).is_err() {
-                        metrics.reports_dropped.inc();
+                    if joints.reports.try_send(report).is_err() {
+                        joints.metrics.reports_dropped.inc();
                     }
                 }
             }
-            more = sample(&mut gateway), if !ended => if !more {
+            more = sample(gateway), if !ended => if !more {
                 ended = true;
                 if let Some(error) = gateway.plane().broken() {
-                    break End::Broken(error.into());
+                    return End::Broken(error.into());
                 }
                 tracing::info!("the capture file is at its end");
-                block_in_place(|| gateway.drain(Micros::now()));
-                spooled.send_modify(|count| *count += 1);
+                told = block_in_place(|| gateway.drain(Micros::now()));
+                joints.spooled.send_modify(|count| *count += 1);
             }
         }
-    };
-    notify(&[NotifyState::Stopping]);
-    // A probe stays attached: counting and enforcement go on, and the next agent takes over.
-    if !matches!(end, End::EndOfFile) {
-        block_in_place(|| gateway.drain(Micros::now()));
-    }
-    farewell(uplink, &finish, &spooled).await;
-    if let Some(page) = page {
-        page.abort();
-    }
-    tracing::info!(spooled_bytes = store.spooled(), "agent stopped");
-    match end {
-        End::Told | End::EndOfFile => Ok(()),
-        End::Broken(error) => Err(error),
     }
 }
 
@@ -170,9 +197,9 @@ async fn sample(gateway: &mut Gateway) -> bool {
 }
 
 /// Lets the uplink send what there is, for a while.
-async fn farewell(mut uplink: JoinHandle<()>, finish: &watch::Sender<bool>, spooled: &watch::Sender<u64>) {
-    spooled.send_modify(|count| *count += 1);
-    finish.send_replace(true);
+async fn farewell(mut uplink: JoinHandle<()>, joints: &Joints) {
+    joints.spooled.send_modify(|count| *count += 1);
+    joints.finish.send_replace(true);
     if tokio::time::timeout(FAREWELL, &mut uplink).await.is_err() {
         uplink.abort();
     }

@@ -25,7 +25,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Silence after which the orchestrator is asked for a sign of life, and how long that may take.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How long a batch may stay without its acknowledgement before the connection is given up.
-const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(60);
+const ACKNOWLEDGE_WITHIN: Duration = Duration::from_mins(1);
 /// Largest message the orchestrator may send: a push over many sessions.
 const MESSAGE_MAX: usize = 4 << 20;
 
@@ -301,6 +301,7 @@ impl Uplink {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "fits `map_err`")]
 fn ended(status: tonic::Status) -> UplinkError {
     UplinkError::Ended(format!("{} ({:?})", status.message(), status.code()))
 }
