@@ -1,6 +1,8 @@
 //! A gateway in a directory (certificates, configuration, sessions, a capture file, the agent's binary) and an
 //! orchestrator that answers it over real mutual TLS, and misbehaves when told to.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,7 +21,7 @@ use usher_models::telemetry::telemetry_server::{Telemetry, TelemetryServer};
 use usher_models::telemetry::{self, Ack, FromAgent, PROTOCOL, ToAgent, Welcome, from_agent, to_agent};
 
 /// How long anything here may take before it counts as not happening.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Certificates of one authority: the orchestrator's for `localhost`, the agent's for its name.
 pub(crate) struct Pki {
