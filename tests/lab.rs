@@ -25,9 +25,9 @@ fn a_player_streams_through_the_gateway_over_both_versions_of_ip() {
     for from in ["10.77.0.11", "fd77::11"] {
         let stream = Stream { from, name: VIDEO, segments: "large" };
         let mut player = Player::start(&lab, nginx.authority(), stream).unwrap();
-        let rate = player.rate(Instant::now(), 5, Duration::from_secs(20)).unwrap();
+        let rate =
+            player.rate((Instant::now(), 5), &(20_000_000..=u64::MAX), Duration::from_secs(20)).unwrap();
         eprintln!("{from}: {rate} bit/s");
-        assert!(rate > 20_000_000, "an empty gateway forwards well: {rate} bit/s from {from}");
     }
     lab.disconnect().unwrap();
     let counters = lab.access_counters().unwrap();

@@ -1,6 +1,7 @@
 //! A real client that fetches segments one after another over one connection, as a player does.
 
 use std::io::{BufRead as _, BufReader};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,9 +96,15 @@ impl Player {
         all.iter().filter(|segment| segment.arrived > since).copied().collect()
     }
 
-    /// The rate of content over the next `count` segments asked for after `since`, in bits per second.
-    pub fn rate(&mut self, since: Instant, count: usize, within: Duration) -> Result<u64> {
-        wait::until(&format!("{count} segments"), within, || {
+    /// The rate of content over the last `count` segments asked for after `since`, in bits per second, once it is as
+    /// `expected`: after a change, TCP takes a while to find the new rate.
+    pub fn rate(
+        &mut self,
+        (since, count): (Instant, usize),
+        expected: &RangeInclusive<u64>,
+        within: Duration,
+    ) -> Result<u64> {
+        wait::until(&format!("{count} segments at the expected rate"), within, || {
             self.expect_playing()?;
             let whole: Vec<_> = self
                 .segments(since)
@@ -106,7 +113,11 @@ impl Player {
                     segment.arrived.checked_sub(segment.took).is_some_and(|asked| asked >= since)
                 })
                 .collect();
-            Ok(Seen::when(whole.len() >= count, rate(&whole), format!("{} segments", whole.len())))
+            let Some(last) = whole.len().checked_sub(count).map(|first| &whole[first..]) else {
+                return Ok(Seen::NotYet(format!("{} segments", whole.len())));
+            };
+            let rate = rate(last);
+            Ok(Seen::when(expected.contains(&rate), rate, format!("{rate} bit/s")))
         })
     }
 

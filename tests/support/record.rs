@@ -14,8 +14,11 @@ use crate::wait::{self, Seen};
 /// Packets of a flow kept whole, each way together: what a classifier may want to see.
 const WHOLE: u32 = 12;
 
-/// Bytes kept of any later packet: Ethernet, IPv6, TCP with time stamps.
-const HEADERS: usize = 86;
+/// Bytes kept of any later packet: Ethernet, IP, TCP with time stamps.
+const fn headers(frame: &[u8]) -> usize {
+    // EtherType of IPv6.
+    if frame.len() > 13 && frame[12] == 0x86 && frame[13] == 0xdd { 14 + 40 + 32 } else { 14 + 20 + 32 }
+}
 
 /// tcpdump at work.
 #[derive(Debug)]
@@ -77,7 +80,8 @@ fn shorten(from: &Path, to: &Path) -> Result<()> {
         };
         let count = seen.entry(flow(packet.data)).or_default();
         *count += 1;
-        let keep = if *count <= WHOLE { packet.data.len() } else { packet.data.len().min(HEADERS) };
+        let keep =
+            if *count <= WHOLE { packet.data.len() } else { packet.data.len().min(headers(packet.data)) };
         let mut header = *packet.header;
         header.caplen = u32::try_from(keep)?;
         file.write(&pcap::Packet { header: &header, data: &packet.data[..keep] });

@@ -18,7 +18,7 @@ use crate::wait::{self, Seen};
 
 /// Rates of the demo's `agent.yaml`, in bits per second.
 const SD: u64 = 1_500_000;
-const HD: u64 = 6_000_000;
+const HD: u64 = 4_000_000;
 const ROAMING: u64 = 256_000;
 
 /// Between two steps of the story.
@@ -166,8 +166,6 @@ impl Story {
     fn roam(&mut self, disturb: Disturb<'_>) -> Result<()> {
         self.site.edit("sessions.yaml", |sessions| sessions + include_str!("../demo/roamer.yaml"))?;
         self.packets.appear(&self.site, Who::B)?;
-        let started = Instant::now();
-        self.packets.fetch(&self.site, Who::B)?;
         disturb(Point::Roaming, &mut self.site)?;
         let told = wait::until("a message to B", Duration::from_secs(20), || {
             self.site.expect_running()?;
@@ -182,6 +180,8 @@ impl Story {
             Ok(((), format!("\"{}\"", text(&message, "/text"))))
         });
         self.report.step("B appears in a foreign network and gets one message", told)?;
+        let started = Instant::now();
+        self.packets.fetch(&self.site, Who::B)?;
         let held = self.packets.rate(&self.site, Who::B, (started, 3 * self.patience), about(ROAMING));
         self.report.roaming_bps.limited =
             self.report.step("B is held to the roaming limit", held.map(|rate| (rate, of(rate, ROAMING))))?;

@@ -76,7 +76,7 @@ fn elements(device: &NetconfServer) -> String {
       settings:
         video:
           sd: {{quality: sd, down: 1.5 Mbit/s}}
-          hd: {{quality: hd, down: 6 Mbit/s}}
+          hd: {{quality: hd, down: 4 Mbit/s}}
         roam_pass:
           none: {{pass: none}}
           day: {{pass: day}}

@@ -135,10 +135,20 @@ impl Site {
             .collect()
     }
 
-    /// Bytes of frames the probe saw and put into no usage: no IP, or no whole IP packet.
+    /// Bytes of frames the data plane saw and put into no usage: no IP, or no whole IP packet.
     pub fn outside_usage(&self) -> Result<u64> {
-        let bytes = self.agent_metrics()?.sum("usher_agent_outside_usage_bytes_total", &[])?;
+        let metrics = self.agent_metrics()?;
+        // ARP is always among it: where the metric is missing altogether, nothing was read yet.
+        let all: Vec<_> = usher_models::wire::Reason::ALL
+            .into_iter()
+            .filter(|reason| reason.outside_usage())
+            .filter_map(|reason| {
+                let label = format!("reason=\"{}\"", reason.name());
+                metrics.sum("usher_agent_packets_bytes_total", &[&label]).ok()
+            })
+            .collect();
         // A count of bytes well below 2^53: a double holds it exactly.
+        let bytes: f64 = all.iter().sum();
         format!("{bytes}").parse().with_context(|| format!("{bytes} is no count of bytes"))
     }
 
