@@ -1,5 +1,7 @@
 //! The operator's CLI against a real API: the built `usher`, a real socket or TLS, a real ledger.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -223,9 +225,8 @@ async fn engine(ledger: Ledger, mut asks: mpsc::Receiver<Ask>) {
     }
 }
 
-/// An evening: line-a got HD, line-b was written to and tapped, line c was left alone for want of consent.
-fn fill(ledger: &Ledger) -> String {
-    let at = Micros::now().before(Duration::from_mins(5));
+/// What the gateway saw: line-a at home, line-b abroad.
+fn batch(at: Micros) -> BatchRecord {
     let session = |id: &str, subscriber: &str, roaming| SessionRecord {
         session: id.into(),
         subscriber: Some(SubscriberId(subscriber.into())),
@@ -247,7 +248,7 @@ fn fill(ledger: &Ledger) -> String {
         dropped_bytes: 0,
         dropped_packets: 0,
     };
-    let batch = BatchRecord {
+    BatchRecord {
         agent: "gw-1".into(),
         mark: BatchMark { boot: vec![1; 16], sequence: 1 },
         start: at,
@@ -262,7 +263,12 @@ fn fill(ledger: &Ledger) -> String {
             at,
             verdict_us: 3_000,
         }],
-    };
+    }
+}
+
+/// An evening: line-a got HD, line-b was written to, line c was left alone for want of consent.
+fn fill(ledger: &Ledger) -> String {
+    let at = Micros::now().before(Duration::from_mins(5));
     let passed = |action: &str| Candidate {
         action: action.into(),
         stopped_by: None,
@@ -310,7 +316,7 @@ fn fill(ledger: &Ledger) -> String {
         }),
         Effect::Decided(decided("cc01", "line c/ü", "hd_starved", vec![stopped])),
     ];
-    let record = InputRecord { at, batch: Some(batch), effects, ..InputRecord::default() };
+    let record = InputRecord { at, batch: Some(batch(at)), effects, ..InputRecord::default() };
     let push = PushId(ledger.apply(&record).unwrap().pushes[0].clone());
     ledger.push_begin(&push).unwrap();
     let part = ElementOutcome {

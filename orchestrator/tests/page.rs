@@ -1,5 +1,7 @@
 //! The tap page as a browser, a link preview and a forger meet it: a real server, real HTTP, a real ledger behind it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
