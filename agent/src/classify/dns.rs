@@ -34,6 +34,8 @@ const MAX_AGE: Duration = Duration::from_hours(6);
 /// What one message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
+    /// By which an answer is matched to its question.
+    pub id: u16,
     /// Whether it answers.
     pub response: bool,
     /// The name asked for, if it is a host name.
@@ -50,7 +52,7 @@ impl Message {
         if !matches!(header.opcode(), Opcode::QUERY | Opcode::NOTIFY | Opcode::UPDATE | Opcode::STATUS) {
             return None;
         }
-        let mut read = Self { response: header.qr(), question: None, addresses: Vec::new() };
+        let mut read = Self { id: header.id(), response: header.qr(), question: None, addresses: Vec::new() };
         let questions = message.header_counts().qdcount();
         if questions == 0 {
             // Multicast DNS announces without a question; in unicast there is always one, save in a refusal.
@@ -131,21 +133,23 @@ impl Asker {
     }
 }
 
-/// Bounds of the memory of answers.
+/// Bounds of the memory of answers. Unknown sessions have a memory of their own, a quarter of this, so that a flood of forged
+/// addresses forgets no subscriber's answers.
 #[derive(Debug, Clone, Copy)]
 pub struct AnswerLimits {
-    /// Askers of known sessions; as many again are kept of unknown ones, so that a flood of forged addresses forgets no
-    /// subscriber's answers.
+    /// Askers.
     pub askers: usize,
     /// Answers of one asker.
     pub answers: usize,
-    /// Answers of all askers of known sessions together; as many again of unknown ones.
+    /// Answers of all askers together.
     pub total: usize,
+    /// Questions that wait for their answer.
+    pub questions: usize,
 }
 
 impl Default for AnswerLimits {
     fn default() -> Self {
-        Self { askers: 200_000, answers: 512, total: 500_000 }
+        Self { askers: 200_000, answers: 512, total: 400_000, questions: 65_536 }
     }
 }
 
@@ -154,8 +158,12 @@ impl Default for AnswerLimits {
 pub struct Answers {
     known: Pool,
     anonymous: Pool,
+    /// Names asked for, by flow and message id.
+    questions: Aged<(FlowKey, u16), Box<str>>,
     /// Answers forgotten for lack of room.
     pub evicted: u64,
+    /// Answers nobody was seen to ask for.
+    pub unasked: u64,
 }
 
 #[derive(Debug)]
@@ -174,12 +182,39 @@ struct Answer {
 impl Answers {
     /// An empty memory.
     pub fn new(limits: AnswerLimits) -> Self {
-        let pool = || Pool { limits, askers: Aged::new(limits.askers), total: 0 };
-        Self { known: pool(), anonymous: pool(), evicted: 0 }
+        let quarter = AnswerLimits { askers: limits.askers / 4, total: limits.total / 4, ..limits };
+        Self {
+            known: Pool::new(limits),
+            anonymous: Pool::new(quarter),
+            questions: Aged::new(limits.questions),
+            evicted: 0,
+            unasked: 0,
+        }
+    }
+
+    /// A question was seen on its way to a server.
+    pub fn ask(&mut self, flow: &FlowKey, message: &Message) {
+        if let Some(name) = &message.question {
+            self.questions.insert((*flow, message.id), name.clone());
+        }
+    }
+
+    /// An answer was seen on its way to `asker`. Only what was asked for on the same flow, by the same name and id, is
+    /// remembered, and once: anybody can send a subscriber a packet that looks like an answer.
+    pub fn hear(&mut self, asker: Asker, flow: &FlowKey, message: &Message, now: Micros) {
+        let asked = self.questions.remove(&(*flow, message.id));
+        match (asked, &message.question) {
+            (Some(asked), Some(name)) if asked == *name => {
+                for (address, ttl) in &message.addresses {
+                    self.remember(asker, *address, name, *ttl, now);
+                }
+            }
+            _ => self.unasked += 1,
+        }
     }
 
     /// Remembers that `asker` learnt `address` as that of `name`.
-    pub fn remember(&mut self, asker: Asker, address: IpAddr, name: &str, ttl: Duration, now: Micros) {
+    fn remember(&mut self, asker: Asker, address: IpAddr, name: &str, ttl: Duration, now: Micros) {
         let until = now.after(ttl.clamp(MIN_AGE, MAX_AGE));
         let answer = Answer { name: name.into(), until };
         self.evicted += self.pool_mut(asker).insert(asker, packet::octets(address), answer);
@@ -237,6 +272,10 @@ impl Answers {
 }
 
 impl Pool {
+    fn new(limits: AnswerLimits) -> Self {
+        Self { limits, askers: Aged::new(limits.askers), total: 0 }
+    }
+
     /// Returns how many answers had to go.
     fn insert(&mut self, asker: Asker, address: [u8; 16], answer: Answer) -> u64 {
         let mut gone = 0;
@@ -277,6 +316,15 @@ pub(super) mod tests {
         name.parse().unwrap()
     }
 
+    /// A question for `name`.
+    pub(crate) fn query(name: &str) -> Vec<u8> {
+        let mut question = MessageBuilder::new_vec().question();
+        question.push((wire_name(name), Rtype::A)).unwrap();
+        let mut bytes = question.finish();
+        bytes[..2].copy_from_slice(&7_u16.to_be_bytes());
+        bytes
+    }
+
     /// An answer to a question for `name`.
     pub(crate) fn answer(name: &str, addresses: &[[u8; 4]], ttl: u32) -> Vec<u8> {
         answer_with_aliases(name, &[], addresses, ttl)
@@ -284,10 +332,7 @@ pub(super) mod tests {
 
     /// An answer whose addresses are those of the last alias.
     fn answer_with_aliases(name: &str, aliases: &[(&str, &str)], addresses: &[[u8; 4]], ttl: u32) -> Vec<u8> {
-        let mut question = MessageBuilder::new_vec().question();
-        question.push((wire_name(name), Rtype::A)).unwrap();
-        let mut asked = question.into_message();
-        asked.header_mut().set_id(7);
+        let asked = Wire::from_octets(query(name)).unwrap();
         let mut builder = MessageBuilder::new_vec().start_answer(&asked, Rcode::NOERROR).unwrap();
         for (from, to) in aliases {
             builder.push((wire_name(from), ttl, Cname::new(wire_name(to)))).unwrap();
@@ -335,10 +380,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_query_and_a_refusal_are_dns_without_addresses() {
-        let mut builder = MessageBuilder::new_vec().question();
-        builder.push((wire_name("a.test"), Rtype::AAAA)).unwrap();
-        let query = Message::parse(&builder.finish()).unwrap();
-        assert_eq!((query.response, query.question.as_deref()), (false, Some("a.test")));
+        let query = Message::parse(&query("a.test")).unwrap();
+        assert_eq!((query.id, query.response, query.question.as_deref()), (7, false, Some("a.test")));
         for short in [&b""[..], &[0; 11], &[0; 12]] {
             assert_eq!(Message::parse(short), None);
         }
@@ -371,7 +414,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_flood_of_answers_forgets_the_askers_own_and_nobody_elses() {
-        let limits = AnswerLimits { askers: 4, answers: 8, total: 1_000 };
+        let limits = AnswerLimits { askers: 16, answers: 8, total: 1_000, questions: 1 };
         let mut answers = Answers::new(limits);
         let quiet = IpAddr::from([192, 0, 2, 1]);
         answers.remember(Asker::Slot(1), quiet, "a.test", Duration::ZERO, at(0));
@@ -388,7 +431,7 @@ pub(super) mod tests {
 
     #[test]
     fn at_the_total_bound_the_longest_silent_asker_loses_its_oldest() {
-        let limits = AnswerLimits { askers: 10, answers: 10, total: 3 };
+        let limits = AnswerLimits { askers: 10, answers: 10, total: 3, questions: 1 };
         let mut answers = Answers::new(limits);
         let address = |n: u8| IpAddr::from([192, 0, 2, n]);
         for (slot, n) in [(1, 1), (1, 2), (2, 3), (3, 4), (3, 5)] {

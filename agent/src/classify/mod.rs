@@ -82,6 +82,9 @@ pub struct Verdict {
 pub const SURE: f64 = 0.95;
 /// Confidence in a name by which a DNS answer called the address: addresses are shared by many names.
 pub const INFERRED: f64 = 0.7;
+/// A flow without a verdict that is seen to begin again this long after it was given up gets another chance. Not at once:
+/// the kernel's clock and the wall clock do not agree to the microsecond.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The app of DNS itself.
 pub const DNS_APP: &str = "dns";
 
@@ -245,6 +248,7 @@ impl Classifier {
             ("stream_expired", self.counters.streams_expired),
             ("stream_too_long", self.counters.streams_too_long),
             ("answer_evicted", self.answers.evicted),
+            ("answer_unasked", self.answers.unasked),
         ]
     }
 
@@ -263,14 +267,14 @@ impl Classifier {
             return self.observe_opaque(sample);
         };
         // Only a server's answer to the subscriber is remembered, never what is multicast by whoever likes.
-        if message.response
-            && sample.direction == Direction::Down
-            && sample.flow.remote_port == dns::PORT
-            && let Some(name) = &message.question
-        {
-            let asker = Asker::of(sample.slot, &sample.flow);
-            for (address, ttl) in &message.addresses {
-                self.answers.remember(asker, *address, name, *ttl, sample.seen);
+        if sample.flow.remote_port == dns::PORT {
+            match (sample.direction, message.response) {
+                (Direction::Up, false) => self.answers.ask(&sample.flow, &message),
+                (Direction::Down, true) => {
+                    let asker = Asker::of(sample.slot, &sample.flow);
+                    self.answers.hear(asker, &sample.flow, &message, sample.seen);
+                }
+                _ => {}
             }
         }
         if let Some(again) = self.told_before(sample, None) {
@@ -336,7 +340,7 @@ impl Classifier {
     fn told_before(&mut self, sample: &Sample, start: Option<u32>) -> Option<Observation> {
         let told = self.told.get(&sample.flow)?;
         let reopened = start.is_some() && told.start != start;
-        let retried = !told.named && sample.first_packet > told.at;
+        let retried = !told.named && sample.first_packet > told.at.after(RETRY_AFTER);
         if reopened || retried {
             self.told.remove(&sample.flow);
             return None;

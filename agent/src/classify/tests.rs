@@ -7,7 +7,7 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use usher_models::wire::ANONYMOUS;
 
-use super::dns::tests::answer;
+use super::dns::tests::{answer, query};
 use super::*;
 
 const SUBSCRIBER: [u8; 4] = [10, 0, 0, 2];
@@ -106,6 +106,14 @@ fn udp(flow: FlowKey, slot: u32, direction: Direction, seen: Micros, payload: &[
     let builder = PacketBuilder::ipv4(from.octets(), to.octets(), 64).udp(from_port, to_port);
     builder.write(&mut bytes, payload).unwrap();
     sample(flow, slot, direction, seen, bytes)
+}
+
+/// A question and its answer, seen to pass; what was observed of the answer.
+fn resolve(classifier: &mut Classifier, slot: u32, name: &str, ttl: u32) -> (Observation, Observation) {
+    let flow = key(17, RESOLVER, 5_000, 53);
+    let asked = classifier.observe(&udp(flow, slot, Direction::Up, at(0), &query(name)));
+    let reply = answer(name, &[SERVER], ttl);
+    (asked, classifier.observe(&udp(flow, slot, Direction::Down, at(0), &reply)))
 }
 
 /// A ClientHello as rustls makes it, with a post-quantum key share or without.
@@ -253,16 +261,11 @@ fn a_new_connection_on_the_same_ports_is_another_flow() {
 #[test]
 fn an_address_learnt_by_dns_names_a_flow_that_carries_no_name() {
     let mut classifier = classifier();
-    let question = key(17, RESOLVER, 5_000, 53);
-    let reply = answer("seg.streams.example", &[SERVER], 60);
-    let observation = classifier.observe(&udp(question, 7, Direction::Down, at(0), &reply));
-    let Observation::Named(verdict) = &observation else { panic!("{observation:?}") };
+    let (asked, answered) = resolve(&mut classifier, 7, "seg.streams.example", 60);
+    let Observation::Named(verdict) = &asked else { panic!("{asked:?}") };
     assert_eq!((verdict.class, verdict.name.as_deref()), (Class::System, Some("seg.streams.example")));
-    assert_eq!(observation.instruction(), Some((Class::System, true)), "later answers are wanted");
-    assert_eq!(
-        classifier.observe(&udp(question, 7, Direction::Up, at(1), &reply)),
-        Observation::Again { class: Class::System, sampling: true }
-    );
+    assert_eq!(asked.instruction(), Some((Class::System, true)), "the answer is wanted");
+    assert_eq!(answered, Observation::Again { class: Class::System, sampling: true });
 
     let quic = key(17, SERVER, 6_000, 443);
     let Observation::Named(verdict) = classifier.observe(&udp(quic, 7, Direction::Up, at(2), b"\xc0quic"))
@@ -283,8 +286,7 @@ fn an_address_learnt_by_dns_names_a_flow_that_carries_no_name() {
 #[test]
 fn an_unknown_name_learnt_by_dns_is_of_the_web_on_ports_of_the_web_alone() {
     let mut classifier = classifier();
-    let reply = answer("host.unheard.test", &[SERVER], 60);
-    classifier.observe(&udp(key(17, RESOLVER, 5_000, 53), 7, Direction::Down, at(0), &reply));
+    resolve(&mut classifier, 7, "host.unheard.test", 60);
     for (port, class) in [(443, Class::Web), (27_015, Class::Other)] {
         let observation =
             classifier.observe(&udp(key(17, SERVER, 6_000, port), 7, Direction::Up, at(1), b"x"));
@@ -294,14 +296,31 @@ fn an_unknown_name_learnt_by_dns_is_of_the_web_on_ports_of_the_web_alone() {
 }
 
 #[test]
-fn what_a_subscriber_says_in_dns_is_not_believed() {
-    let mut classifier = classifier();
+fn an_answer_is_believed_if_it_was_asked_for_and_comes_from_a_server() {
     let forged = answer("seg.streams.example", &[SERVER], 60);
-    // An answer sent by the subscriber, and one by multicast.
-    classifier.observe(&udp(key(17, RESOLVER, 5_000, 53), 7, Direction::Up, at(0), &forged));
-    classifier.observe(&udp(key(17, RESOLVER, 5_353, 5_353), 7, Direction::Down, at(0), &forged));
-    let flow = key(17, SERVER, 6_000, 443);
-    assert_eq!(classifier.observe(&udp(flow, 7, Direction::Up, at(1), b"x")), Observation::GiveUp);
+    let (unicast, multicast) = (key(17, RESOLVER, 5_000, 53), key(17, RESOLVER, 5_353, 5_353));
+    let mut other_port = unicast;
+    other_port.subscriber_port += 1;
+    let asked = query("seg.streams.example");
+    let asked_otherwise = query("pages.example");
+    for (packets, why) in [
+        (vec![(unicast, Direction::Down, &forged)], "nobody asked"),
+        (vec![(other_port, Direction::Up, &asked), (unicast, Direction::Down, &forged)], "not on this flow"),
+        (
+            vec![(unicast, Direction::Up, &asked_otherwise), (unicast, Direction::Down, &forged)],
+            "not for this",
+        ),
+        (vec![(unicast, Direction::Up, &asked), (unicast, Direction::Up, &forged)], "said by the subscriber"),
+        (vec![(multicast, Direction::Up, &asked), (multicast, Direction::Down, &forged)], "multicast"),
+    ] {
+        let mut classifier = classifier();
+        for (flow, direction, message) in packets {
+            classifier.observe(&udp(flow, 7, direction, at(0), message));
+        }
+        let flow = key(17, SERVER, 6_000, 443);
+        let observation = classifier.observe(&udp(flow, 7, Direction::Up, at(1), b"x"));
+        assert_eq!(observation, Observation::GiveUp, "{why}");
+    }
 }
 
 #[test]
@@ -315,8 +334,7 @@ fn what_is_no_dns_on_its_port_is_not_of_the_system() {
 #[test]
 fn anonymous_addresses_share_no_answers() {
     let mut classifier = classifier();
-    let reply = answer("seg.streams.example", &[SERVER], 60);
-    classifier.observe(&udp(key(17, RESOLVER, 5_000, 53), ANONYMOUS, Direction::Down, at(0), &reply));
+    resolve(&mut classifier, ANONYMOUS, "seg.streams.example", 60);
     let own = key(17, SERVER, 6_000, 443);
     let named = classifier.observe(&udp(own, ANONYMOUS, Direction::Up, at(1), b"x"));
     assert!(matches!(named, Observation::Named(_)));
@@ -329,8 +347,7 @@ fn anonymous_addresses_share_no_answers() {
 #[test]
 fn a_half_hello_is_concluded_when_its_time_is_over_by_what_dns_said() {
     let mut classifier = classifier();
-    let reply = answer("seg.streams.example", &[SERVER], 1);
-    classifier.observe(&udp(key(17, RESOLVER, 5_000, 53), 7, Direction::Down, at(0), &reply));
+    resolve(&mut classifier, 7, "seg.streams.example", 1);
     let half = &client_hello("pages.example", false)[..60];
     let flow = key(6, SERVER, 40_000, 443);
     assert_eq!(classifier.observe(&Segment::up(100, half).sample_of(flow, at(10))), Observation::NeedMore);
