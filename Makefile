@@ -24,7 +24,7 @@ probe: ## rebuild the probe's object, installing its toolchain
 
 bench-%: ## run the bench NAME; the table is also in target/bench/NAME.json
 	@scripts/install.sh
-	cargo run --release --quiet --package usher-benches --bin $@
+	cargo run --release --quiet --package usher-benches --bin $*
 
 lint: ## what CI asks of the code's form
 	cargo fmt --all --check

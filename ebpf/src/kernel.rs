@@ -14,8 +14,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::programs::TcContext;
 use usher_models::wire::{
-    ANONYMOUS, Binding, Buckets, Cell, Class, Config, Direction, Enforcement, FirstBytes, Flow, FlowKey, MAX_FIRST_BYTES,
-    PREFIX_BITS, Rate, Reason, SlotUsage, Tally, UNLIMITED_SAMPLES,
+    ANONYMOUS, Binding, Buckets, Cell, Class, Config, Direction, Enforcement, FirstBytes, Flow, FlowKey,
+    MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, UNLIMITED_SAMPLES,
 };
 
 use crate::parse::{Frame, Packet};
@@ -411,8 +411,7 @@ pub fn sample(
             direction: direction as u32,
             zero: 0,
         });
-        let record =
-            core::slice::from_raw_parts(scratch.cast::<u8>(), FirstBytes::SIZE + length as usize);
+        let record = core::slice::from_raw_parts(scratch.cast::<u8>(), FirstBytes::SIZE + length as usize);
         SAMPLES.output::<[u8]>(record, 0).is_ok()
     }
 }

@@ -102,8 +102,7 @@ fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Result<Verdict, Re
     };
 
     let (bytes, packets) = on_the_wire(skb, packet);
-    let verdict =
-        if config.bypass() { Verdict::Pass } else { police::police(slot, class, direction, bytes) };
+    let verdict = if config.bypass() { Verdict::Pass } else { police::police(slot, class, direction, bytes) };
     kernel::count(slot, class, direction, verdict == Verdict::Drop, bytes, packets);
 
     if let (Some(first_packet_ns), Verdict::Pass) = (sample, verdict) {

@@ -112,7 +112,12 @@ fn ipv4<F: Frame>(frame: &F, at: u32, direction: Direction) -> Result<Packet, Re
     let protocol = protocol.to_ne_bytes()[1];
     let mapped = |address: u32| [0, 0, MAPPED, address];
     let ends = Ends { source: mapped(source), destination: mapped(destination) };
-    Ok(transport(frame, Inner { at, ip_bytes, header_bytes, protocol, later_fragment, trouble: None }, &ends, direction))
+    Ok(transport(
+        frame,
+        Inner { at, ip_bytes, header_bytes, protocol, later_fragment, trouble: None },
+        &ends,
+        direction,
+    ))
 }
 
 /// The third word of an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), as it lies in memory.
@@ -289,7 +294,5 @@ fn lower_half(word: u32) -> u16 {
 #[inline(always)]
 fn address(words: [u32; 4]) -> [u8; 16] {
     let [a, b, c, d] = words.map(u32::to_ne_bytes);
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-    ]
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
