@@ -71,6 +71,7 @@ pub(crate) struct Ledger {
     pub(crate) repeats: usize,
     pub(crate) streams: usize,
     pub(crate) gaps: usize,
+    pub(crate) dry_run: bool,
 }
 
 impl Ledger {
@@ -97,13 +98,16 @@ impl Ledger {
     }
 }
 
+/// What goes down a stream.
+type Down = mpsc::Sender<Result<ToAgent, Status>>;
+
 /// The other end of the uplink.
 #[derive(Clone)]
 pub(crate) struct Orchestrator {
     pub(crate) ledger: Arc<Mutex<Ledger>>,
     manners: Manners,
     reports: mpsc::Sender<telemetry::Report>,
-    down: Arc<Mutex<Option<mpsc::Sender<Result<ToAgent, Status>>>>>,
+    down: Arc<Mutex<Option<Down>>>,
 }
 
 impl Orchestrator {
@@ -149,17 +153,11 @@ impl Orchestrator {
                 look.tick().await;
             }
         };
-        if tokio::time::timeout(PATIENCE, seen).await.is_err() {
-            panic!("{what} did not happen: {:?}", self.ledger.lock().unwrap());
-        }
+        let in_time = tokio::time::timeout(PATIENCE, seen).await.is_ok();
+        assert!(in_time, "{what} did not happen: {:?}", self.ledger.lock().unwrap());
     }
 
-    async fn stream(
-        self,
-        mut up: Streaming<FromAgent>,
-        down: mpsc::Sender<Result<ToAgent, Status>>,
-        number: usize,
-    ) {
+    async fn stream(self, mut up: Streaming<FromAgent>, down: Down, number: usize) {
         let mut batches = 0;
         while let Ok(Some(message)) = up.message().await {
             match message.message {
@@ -199,10 +197,11 @@ impl Telemetry for Orchestrator {
         let Some(FromAgent { message: Some(from_agent::Message::Hello(hello)) }) = up.message().await? else {
             return Err(Status::invalid_argument("no hello"));
         };
-        assert_eq!((hello.protocol, hello.agent.as_str(), hello.dry_run), (PROTOCOL, "gw-test", true));
+        assert_eq!((hello.protocol, hello.agent.as_str()), (PROTOCOL, "gw-test"));
         let (number, boot, sequence) = {
             let mut ledger = self.ledger.lock().unwrap();
             ledger.streams += 1;
+            ledger.dry_run = hello.dry_run;
             let sequence = ledger.last.get(&ledger.latest).copied().unwrap_or(0);
             (ledger.streams, ledger.latest.clone(), sequence.saturating_sub(self.manners.behind))
         };
@@ -232,7 +231,7 @@ impl Gateway {
             "agent.yaml",
             &format!(
                 "agent: gw-test
-source: {{capture: {source}}}
+source: {source}
 sessions: sessions.yaml
 home_plmns: [\"00101\"]
 service:
@@ -315,6 +314,17 @@ impl Drop for Gateway {
 /// What a capture file holds, by the last byte of the subscriber's address and whether it goes up.
 pub(crate) type Truth = BTreeMap<(u8, bool), (u64, u64)>;
 
+/// A datagram between the subscriber 10.0.0.N and a server, as an Ethernet frame.
+pub(crate) fn frame(subscriber: u8, up: bool, payload: usize) -> Vec<u8> {
+    let (inside, outside) = ([10, 0, 0, subscriber], [192, 0, 2, 80]);
+    let (from, to) = if up { (inside, outside) } else { (outside, inside) };
+    let (from_port, to_port) = if up { (40_000, 9_000) } else { (9_000, 40_000) };
+    let packet = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(from, to, 64).udp(from_port, to_port);
+    let mut frame = Vec::with_capacity(packet.size(payload));
+    packet.write(&mut frame, &vec![0xee; payload]).unwrap();
+    frame
+}
+
 /// Writes a capture of UDP between three subscribers (two of them known) and a server, for so many milliseconds.
 pub(crate) fn capture(path: &Path, milliseconds: u32) -> Truth {
     let mut file = Vec::new();
@@ -325,13 +335,7 @@ pub(crate) fn capture(path: &Path, milliseconds: u32) -> Truth {
     for (number, at_ms) in (0..milliseconds).step_by(10).enumerate() {
         let subscriber = 2 + u8::try_from(number % 3).unwrap();
         let up = number % 4 == 0;
-        let payload = vec![0xee; 100 + number % 900];
-        let (inside, outside) = ([10, 0, 0, subscriber], [192, 0, 2, 80]);
-        let (from, to) = if up { (inside, outside) } else { (outside, inside) };
-        let (from_port, to_port) = if up { (40_000, 9_000) } else { (9_000, 40_000) };
-        let packet = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(from, to, 64).udp(from_port, to_port);
-        let mut frame = Vec::with_capacity(packet.size(payload.len()));
-        packet.write(&mut frame, &payload).unwrap();
+        let frame = frame(subscriber, up, 100 + number % 900);
         let length = u32::try_from(frame.len()).unwrap();
         for word in [1_700_000_000 + at_ms / 1_000, at_ms % 1_000 * 1_000, length, length] {
             file.extend(word.to_le_bytes());
