@@ -261,6 +261,12 @@ impl Gateway {
             return Ok(());
         };
         self.waiting = None;
+        // The slot's next session must not inherit what this one's subscriber asked for.
+        for session in &changed.closed {
+            if let Some(slot) = self.books.accounts().slot_of(session) {
+                self.classifier.forget(slot);
+            }
+        }
         let open = self.books.accounts().all_open().count();
         self.metrics.sessions.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.metrics.sessions_without_slot.set(i64::try_from(changed.without_slot.len()).unwrap_or(i64::MAX));

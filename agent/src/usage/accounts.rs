@@ -160,6 +160,11 @@ impl Accounts {
         std::iter::once(ANONYMOUS).chain(self.by_session.values().map(|account| account.slot))
     }
 
+    /// The slot of a session that is open, or has closed not long ago.
+    pub fn slot_of(&self, session: &str) -> Option<u32> {
+        self.by_session.get(session).map(|account| account.slot)
+    }
+
     /// What it takes to go from the sessions as they are to `sessions`. With `everything`, what is bound already is
     /// bound again: at the start, when it is not known how far the agent before this one came.
     pub fn plan(&self, sessions: Vec<SessionFacts>, now: Micros, everything: bool) -> Plan {
