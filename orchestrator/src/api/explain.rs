@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use usher_models::units::Micros;
+use usher_models::units::{Micros, SubscriberId};
 
 use super::model::{Decision, Explanation, FiredMoment, Push, Sending, Session, Subscriber, Time};
 use super::routes::settings_now;
@@ -10,7 +10,7 @@ use crate::elements::PushState;
 use crate::engine::SubscriberState;
 use crate::engine::io::{Cause, DecisionId, Gate, Mode};
 use crate::identity::Profile;
-use crate::ledger::pushes::PushFilter;
+use crate::ledger::pushes::{PushFilter, PushRecord};
 use crate::ledger::{DecisionRow, Ledger, LedgerError};
 
 /// Decisions and pushes of one subscriber that are looked through, newest first.
@@ -25,10 +25,11 @@ pub(super) fn explain(
     now: Micros,
 ) -> Result<Explanation, LedgerError> {
     let at = at.map_or_else(|| Time::from(now), Time);
+    let pushes = pushes_of(ledger, &profile.id)?;
     let mut decisions = Vec::new();
     for row in ledger.decisions(Some(&profile.id), LOOK_BACK)? {
         if decisions.len() < limit as usize && Time::from(row.decision.at) <= at {
-            decisions.push(with_push(ledger, row)?);
+            decisions.push(with_its_push(ledger, row, &pushes)?);
         }
     }
     let mut sessions: Vec<_> = ledger.sessions_of(&profile.id)?.into_iter().map(Session::from).collect();
@@ -64,15 +65,21 @@ fn moments(ledger: &Ledger, profile: &Profile) -> Result<Vec<FiredMoment>, Ledge
 
 /// A decision with the push that carried it out: its own, or the one its tap led to.
 pub(super) fn with_push(ledger: &Ledger, row: DecisionRow) -> Result<Decision, LedgerError> {
+    let pushes = pushes_of(ledger, &row.decision.subscriber)?;
+    with_its_push(ledger, row, &pushes)
+}
+
+fn with_its_push(ledger: &Ledger, row: DecisionRow, pushes: &[PushRecord]) -> Result<Decision, LedgerError> {
     let mut decision = Decision::from(row);
-    if decision.chosen.is_some() {
-        let filter = PushFilter { subscriber: Some(decision.subscriber.clone()), ..PushFilter::default() };
-        let pushes = ledger.pushes(&filter, LOOK_BACK as usize)?;
-        if let Some(found) = pushes.iter().find(|record| caused_by(&record.push.cause, &decision.id)) {
-            decision.push = ledger.push(&found.push.id)?.map(Push::from);
-        }
+    if let Some(found) = pushes.iter().find(|record| caused_by(&record.push.cause, &decision.id)) {
+        decision.push = ledger.push(&found.push.id)?.map(Push::from);
     }
     Ok(decision)
+}
+
+fn pushes_of(ledger: &Ledger, subscriber: &SubscriberId) -> Result<Vec<PushRecord>, LedgerError> {
+    let filter = PushFilter { subscriber: Some(subscriber.clone()), ..PushFilter::default() };
+    ledger.pushes(&filter, LOOK_BACK as usize)
 }
 
 fn caused_by(cause: &Cause, decision: &DecisionId) -> bool {
@@ -118,7 +125,7 @@ fn summary(explanation: &Explanation, stopped: bool) -> Vec<String> {
 }
 
 fn of_decision(decision: &Decision) -> String {
-    let what = format!("{} at {:.0}", decision.moment, decision.at.0);
+    let what = format!("{} at {}", decision.moment, decision.at);
     let Some(chosen) = &decision.chosen else {
         return format!("{what}: nothing was done, because {}.", why_nothing(decision));
     };
@@ -130,9 +137,9 @@ fn of_decision(decision: &Decision) -> String {
         (Some(Sending::Pending), _, None) => "its message waits to be sent".to_owned(),
         (Some(Sending::Failed(why)), _, None) => format!("its message was not sent: {why}"),
         (Some(Sending::Sent(at)), None, None) => {
-            format!("its message was sent at {:.0} and has not been tapped", at.0)
+            format!("its message was sent at {at} and has not been tapped")
         }
-        (_, Some(at), None) => format!("tapped at {:.0}", at.0),
+        (_, Some(at), None) => format!("tapped at {at}"),
         (None, None, None) => "no push was needed".to_owned(),
     };
     format!("{what}: {chosen} was chosen; {outcome}.")

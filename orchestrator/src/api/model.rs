@@ -18,6 +18,13 @@ use crate::ledger::{AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, 
 #[serde(transparent)]
 pub struct Time(pub jiff::Timestamp);
 
+/// `2026-11-21 20:15:04Z`: to the second, in UTC, and it says so.
+impl std::fmt::Display for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}Z", self.0.strftime("%Y-%m-%d %H:%M:%S"))
+    }
+}
+
 impl From<Micros> for Time {
     fn from(micros: Micros) -> Self {
         let clamped = if micros.get() < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };

@@ -184,12 +184,11 @@ pub(super) fn decision(decision: &Decision) -> String {
         .line("Decision", &decision.id.0)
         .line("Subscriber", &decision.subscriber.0)
         .line("Policy", &decision.policy);
-    sheet.end() + &trace(decision)
+    trace(sheet, decision)
 }
 
 /// Moment, facts, every candidate with the gate that stopped it, and what came of the one chosen.
-fn trace(decision: &Decision) -> String {
-    let mut sheet = Sheet::default();
+fn trace(mut sheet: Sheet, decision: &Decision) -> String {
     sheet
         .line("Moment", format!("{} (episode {})", decision.moment, decision.episode))
         .line("At", when(decision.at))
@@ -285,7 +284,7 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
         .section("Facts now", &facts_now(explanation))
         .section("Moments", &listing::moments(&explanation.moments));
     for decision in &explanation.decisions {
-        sheet.section(&format!("Decision {}", decision.id), &trace(decision));
+        sheet.section(&format!("Decision {}", decision.id), &trace(Sheet::default(), decision));
     }
     sheet.end()
 }

@@ -182,9 +182,9 @@ pub(super) fn strong(text: &str) -> String {
     if coloured() { format!("\u{1b}[1m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
-/// `2026-11-21 20:15:04Z`: to the second, in UTC, and it says so.
+/// To the second, in UTC.
 pub(super) fn when(time: Time) -> String {
-    format!("{}Z", time.0.strftime("%Y-%m-%d %H:%M:%S"))
+    time.to_string()
 }
 
 /// The same of a time there may not be.
