@@ -259,7 +259,7 @@ mod tests {
 
     fn hello(versions: &[&str]) -> Vec<u8> {
         let capabilities: String =
-            versions.iter().map(|uri| format!("<capability> {uri}\n</capability>")).collect();
+            versions.iter().flat_map(|uri| ["<capability> ", uri, "\n</capability>"]).collect();
         Framing::EndOfMessage.encode(&format!(
             "<nc:hello xmlns:nc='{BASE}'><capabilities xmlns='{BASE}'>{capabilities}</capabilities><nc:session-id>7</nc:session-id></nc:hello>"
         ))

@@ -425,7 +425,9 @@ mod tests {
         #[test]
         fn nothing_is_sent_where_nothing_differs(ids in proptest::collection::btree_set(0_u8..20, 0..10)) {
             let entries = |ids: &mut dyn Iterator<Item = &u8>| {
-                ids.map(|id| format!("<entry><id>{id}</id><q>{id}</q></entry>")).collect::<String>()
+                let entries: Vec<String> =
+                    ids.map(|id| format!("<entry><id>{id}</id><q>{id}</q></entry>")).collect();
+                entries.concat()
             };
             let forwards = nodes(&entries(&mut ids.iter()));
             let backwards = nodes(&entries(&mut ids.iter().rev()));
