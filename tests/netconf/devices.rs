@@ -1,140 +1,15 @@
-//! Pushes against real NETCONF servers: netconfd behind OpenSSH.
+//! One device or two: in force, back where they were, refused, locked, gone, hung, lying.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use usher_models::setting::{Setting, Settings};
-use usher_models::telemetry;
+use usher_models::setting::Setting;
 use usher_models::units::{Micros, SubscriberId};
-use usher_orchestrator::elements::{
-    Answer, Ask, AskError, ElementOutcome, ElementState, Elements, ElementsConfig, Executor, Journal,
-    JournalError, NetconfConfig, Outcome, Push, PushId, PushState, PushesConfig,
-};
-use usher_orchestrator::engine::io::Cause;
-use usher_orchestrator::ledger::Ledger;
-use usher_orchestrator::ledger::pushes::PushRecord;
-use usher_orchestrator::metrics::{self, Metrics};
-use usher_tests::netconfd::{self, NetconfServer};
-use usher_tests::skip;
+use usher_orchestrator::elements::{ElementState, Elements, Outcome, PushId, PushState};
+use usher_tests::netconfd::NetconfServer;
 use usher_tests::wait::{self, Seen};
 
-/// There is no gateway in these tests.
-struct NoAgents;
-
-impl Ask for NoAgents {
-    fn ask<'a>(&'a self, _: &'a str, _: telemetry::Push, _: Duration) -> Answer<'a> {
-        Box::pin(async { Err(AskError::UnknownAgent) })
-    }
-}
-
-type Hook = Box<dyn FnMut(&Note) -> Result<(), JournalError> + Send>;
-
-/// What the transaction noted, and something to do at that very moment.
-#[derive(Clone, Default)]
-struct Notes {
-    notes: Arc<Mutex<Vec<Note>>>,
-    hook: Arc<Mutex<Option<Hook>>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Note {
-    Push(PushState),
-    Element(String, ElementState),
-}
-
-impl Notes {
-    fn at(hook: impl FnMut(&Note) -> Result<(), JournalError> + Send + 'static) -> Self {
-        Self { notes: Arc::default(), hook: Arc::new(Mutex::new(Some(Box::new(hook)))) }
-    }
-
-    fn journal(&self) -> Arc<dyn Journal> {
-        Arc::new(self.clone())
-    }
-
-    fn take(&self, note: Note) -> Result<(), JournalError> {
-        self.notes.lock().unwrap().push(note.clone());
-        self.hook.lock().unwrap().as_mut().map_or(Ok(()), |hook| hook(&note))
-    }
-}
-
-impl Journal for Notes {
-    fn push(&self, _: &PushId, state: PushState) -> Result<(), JournalError> {
-        self.take(Note::Push(state))
-    }
-
-    fn element(&self, _: &PushId, element: &ElementOutcome) -> Result<(), JournalError> {
-        self.take(Note::Element(element.element.clone(), element.state))
-    }
-}
-
-fn template() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../orchestrator/templates/usher-subscriber-services.yaml")
-}
-
-fn device(name: &str, server: &NetconfServer) -> NetconfConfig {
-    let video = |quality: &str, down: &str| {
-        BTreeMap::from([("quality".to_owned(), quality.to_owned()), ("down".to_owned(), down.to_owned())])
-    };
-    NetconfConfig {
-        name: name.to_owned(),
-        address: server.address.clone(),
-        user: server.user.clone(),
-        key: Some(server.key.clone()),
-        password: None,
-        known_hosts: server.known_hosts.clone(),
-        template: template(),
-        settings: BTreeMap::from([(
-            "video".to_owned(),
-            BTreeMap::from([
-                ("sd".to_owned(), video("sd", "1.5 Mbit/s")),
-                ("hd".to_owned(), video("hd", "8 Mbit/s")),
-            ]),
-        )]),
-        connect: Duration::from_secs(5),
-        rpc: Duration::from_secs(5),
-        lock: Duration::from_secs(2),
-        confirm: Duration::from_secs(4),
-        dry_run: false,
-    }
-}
-
-fn elements(devices: &[NetconfConfig]) -> Elements {
-    let config = ElementsConfig { netconf: devices.to_vec(), ..ElementsConfig::default() };
-    Elements::new(&config, Path::new("/"), Arc::new(NoAgents)).unwrap()
-}
-
-fn video(value: &str) -> Push {
-    Push {
-        id: PushId::new(),
-        subscriber: SubscriberId("line <1> & co".to_owned()),
-        cause: Cause::Plan,
-        settings: Settings {
-            revision: 1,
-            values: BTreeMap::from([("video".to_owned(), Setting::of_plan(value))]),
-        },
-        desired_at: Micros::now(),
-    }
-}
-
-/// As the subscriber's name stands in XML.
-const LINE: &str = "line &lt;1&gt; &amp; co";
-
-fn holds(server: &NetconfServer, quality: Option<&str>) {
-    assert_eq!(server.video_quality(LINE).unwrap().as_deref(), quality);
-}
-
-/// Starts a server, or says why the test cannot run.
-macro_rules! server {
-    ($test:literal) => {{
-        if let Some(reason) = netconfd::why_not() {
-            skip::skipped($test, &reason);
-            return;
-        }
-        NetconfServer::start().unwrap()
-    }};
-}
+use super::{LINE, Note, Notes, device, elements, holds, server, template, until_done, video};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_is_in_force_read_back_and_confirmed() {
@@ -218,21 +93,11 @@ async fn a_changed_host_key_is_named_and_nothing_is_sent() {
 
 /// Pushes until it fails with those words: an unreachable device is not tried again at once.
 async fn elements_until(elements: &Elements, words: &str) -> String {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match elements.push(&video("hd"), &[], &Notes::default().journal()).await.outcome {
             Outcome::RolledBack { error } if error.contains(words) => return error,
-            other => assert!(std::time::Instant::now() < deadline, "{other:?}"),
-        }
-    }
-}
-
-async fn until_done(elements: &Elements, push: &Push) -> Outcome {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    loop {
-        let outcome = elements.push(push, &[], &Notes::default().journal()).await.outcome;
-        if outcome == Outcome::Done || std::time::Instant::now() > deadline {
-            return outcome;
+            other => assert!(Instant::now() < deadline, "{other:?}"),
         }
     }
 }
@@ -255,7 +120,7 @@ async fn locks_of_another_manager_are_waited_for_within_a_bound() {
     let journal = Notes::default().journal();
     let mut other = server.client().unwrap();
     other.ask("<lock><target><candidate/></target></lock>").unwrap();
-    let since = std::time::Instant::now();
+    let since = Instant::now();
     let outcome = elements.push(&video("hd"), &[], &journal).await.outcome;
     let Outcome::RolledBack { error } = outcome else { panic!("{outcome:?}") };
     assert!(error.contains("lock of candidate was refused"), "{error}");
@@ -356,9 +221,9 @@ async fn a_device_gone_before_its_commit_takes_the_other_back_at_once() {
 
 /// Cancels what is left, as soon as the device can be talked to again.
 async fn settle(elements: &Elements, push: &PushId, element: &str) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while let Err(error) = elements.cancel_leftover(push, element).await {
-        assert!(std::time::Instant::now() < deadline, "{error}");
+        assert!(Instant::now() < deadline, "{error}");
     }
 }
 
@@ -460,7 +325,7 @@ async fn a_device_that_hangs_holds_up_only_pushes_that_touch_it() {
     });
     let mut other = video("sd");
     other.subscriber = SubscriberId("another".to_owned());
-    let since = std::time::Instant::now();
+    let since = Instant::now();
     assert_eq!(elements.push(&other, &[], &Notes::default().journal()).await.outcome, Outcome::Done);
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     let outcome = stuck.await.unwrap().outcome;
@@ -470,221 +335,4 @@ async fn a_device_that_hangs_holds_up_only_pushes_that_touch_it() {
     );
     hung.thaw().unwrap();
     holds(&well, Some("hd"));
-}
-
-/// A ledger of its own, and an executor over it that tries often.
-struct Shop {
-    ledger: Ledger,
-    _folder: tempfile::TempDir,
-}
-
-impl Shop {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        Self { ledger: Ledger::open(&folder.path().join("ledger.sqlite")).unwrap(), _folder: folder }
-    }
-
-    fn executor(&self, elements: &Arc<Elements>) -> Executor {
-        let config = PushesConfig {
-            first_retry: Duration::from_millis(200),
-            longest_retry: Duration::from_secs(1),
-            ..PushesConfig::default()
-        };
-        let metrics = Metrics::register(&mut metrics::registry());
-        Executor::new(Arc::clone(elements), self.ledger.clone(), config, metrics)
-    }
-
-    fn record(&self, push: &Push) -> PushRecord {
-        self.ledger.push(&push.id).unwrap().unwrap()
-    }
-
-    /// Lets an executor work until the push has come to an end.
-    async fn work_off(&self, elements: &Arc<Elements>, push: &Push) -> PushRecord {
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let running = tokio::spawn(self.executor(elements).run(async move {
-            let _ = stopped.await;
-        }));
-        let (ledger, id) = (self.ledger.clone(), push.id.clone());
-        let record = tokio::task::spawn_blocking(move || {
-            wait::until("the end of the push", Duration::from_secs(30), || {
-                let record = ledger.push(&id)?.unwrap();
-                Ok(if record.state.is_final() {
-                    Seen::Done(record)
-                } else {
-                    Seen::NotYet(format!("{record:?}"))
-                })
-            })
-        });
-        let record = record.await.unwrap().unwrap();
-        drop(stop);
-        running.await.unwrap();
-        record
-    }
-}
-
-/// The process ends while `at` is being noted: the note is on the disk, and nothing after it happens.
-async fn crash_at(shop: &Shop, config: NetconfConfig, push: &Push, at: fn(&Note) -> bool) {
-    let elements = elements(&[config]);
-    shop.ledger.push_enqueue(push).unwrap();
-    shop.ledger.push_begin(&push.id).unwrap();
-    let (reached, crash) = tokio::sync::oneshot::channel::<()>();
-    let mut reached = Some(reached);
-    let (go_on, gone) = std::sync::mpsc::channel::<()>();
-    let notes = Notes::at(move |note| {
-        if at(note) {
-            drop(reached.take());
-            let _ = gone.recv();
-        }
-        Ok(())
-    });
-    let journal: Arc<dyn Journal> = Arc::new(Both(shop.ledger.clone(), notes));
-    tokio::select! {
-        outcome = elements.push(push, &[], &journal) => panic!("it went through: {outcome:?}"),
-        _ = crash => {}
-    }
-    drop(go_on);
-}
-
-/// Into the ledger, and then to the test.
-struct Both(Ledger, Notes);
-
-impl Journal for Both {
-    fn push(&self, push: &PushId, state: PushState) -> Result<(), JournalError> {
-        Journal::push(&self.0, push, state)?;
-        Journal::push(&self.1, push, state)
-    }
-
-    fn element(&self, push: &PushId, element: &ElementOutcome) -> Result<(), JournalError> {
-        self.0.element(push, element)?;
-        self.1.element(push, element)
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_push_that_was_decided_is_confirmed_after_a_crash() {
-    let server = server!("a_push_that_was_decided_is_confirmed_after_a_crash");
-    let mut config = device("x", &server);
-    config.confirm = Duration::from_secs(60);
-    let shop = Shop::new();
-    let push = video("hd");
-    crash_at(&shop, config.clone(), &push, |note| *note == Note::Push(PushState::Confirming)).await;
-    assert_eq!(shop.record(&push).state, PushState::Confirming);
-    let edits = server.transactions();
-    let elements = Arc::new(elements(&[config]));
-    let record = shop.work_off(&elements, &push).await;
-    assert_eq!(record.state, PushState::Done, "{record:?}");
-    assert_eq!(server.transactions(), edits, "nothing is pushed a second time");
-    // Nothing is pending any more that could take it back.
-    elements.cancel_leftover(&push.id, "netconf:x").await.unwrap();
-    holds(&server, Some("hd"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_push_that_was_not_decided_is_taken_back_after_a_crash_and_made_again() {
-    let server = server!("a_push_that_was_not_decided_is_taken_back_after_a_crash_and_made_again");
-    let mut config = device("x", &server);
-    config.confirm = Duration::from_secs(60);
-    let shop = Shop::new();
-    let push = video("hd");
-    let enforced = |note: &Note| matches!(note, Note::Element(_, ElementState::Enforced));
-    crash_at(&shop, config.clone(), &push, enforced).await;
-    assert_eq!(shop.record(&push).state, PushState::Running);
-    holds(&server, Some("hd"));
-    // Meanwhile something newer is desired: the older push is not made again.
-    let newer = video("sd");
-    shop.ledger.push_enqueue(&newer).unwrap();
-    let elements = Arc::new(elements(&[config]));
-    let record = shop.work_off(&elements, &newer).await;
-    assert_eq!(record.state, PushState::Done, "{record:?}");
-    let older = shop.record(&push);
-    assert_eq!((older.state, older.elements[0].state), (PushState::Superseded, ElementState::RolledBack));
-    elements.cancel_leftover(&push.id, "netconf:x").await.unwrap();
-    holds(&server, Some("sd"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_push_waits_for_a_device_that_is_away() {
-    let mut server = server!("a_push_waits_for_a_device_that_is_away");
-    let mut config = device("x", &server);
-    config.connect = Duration::from_secs(2);
-    server.cut_off().unwrap();
-    let shop = Shop::new();
-    let push = video("hd");
-    shop.ledger.push_enqueue(&push).unwrap();
-    let elements = Arc::new(elements(&[config]));
-    let back = tokio::task::spawn_blocking({
-        let (ledger, id) = (shop.ledger.clone(), push.id.clone());
-        move || {
-            wait::until("two attempts", Duration::from_secs(20), || {
-                let record = ledger.push(&id)?.unwrap();
-                Ok(Seen::when(record.attempts >= 2, record.error.clone(), format!("{record:?}")))
-            })
-            .map(|error| {
-                server.start_sshd().unwrap();
-                (server, error)
-            })
-        }
-    });
-    let record = shop.work_off(&elements, &push).await;
-    let (server, error) = back.await.unwrap().unwrap();
-    assert!(error.unwrap().contains("Connection refused"));
-    assert_eq!(record.state, PushState::Done, "{record:?}");
-    assert!(record.elements[0].enforced.is_some());
-    holds(&server, Some("hd"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_push_that_cannot_be_is_given_up_after_its_attempts() {
-    let shop = Shop::new();
-    let push = video("hd");
-    shop.ledger.push_enqueue(&push).unwrap();
-    let config = NetconfConfig {
-        name: "x".into(),
-        address: "127.0.0.1:9".into(),
-        user: "nobody".into(),
-        key: Some("/nonexistent".into()),
-        password: None,
-        known_hosts: "/nonexistent".into(),
-        template: template(),
-        settings: BTreeMap::from([(
-            "video".to_owned(),
-            BTreeMap::from([(
-                "hd".to_owned(),
-                BTreeMap::from([
-                    ("quality".to_owned(), "hd".to_owned()),
-                    ("down".to_owned(), "8 Mbit/s".to_owned()),
-                ]),
-            )]),
-        )]),
-        connect: Duration::from_millis(100),
-        rpc: Duration::from_secs(1),
-        lock: Duration::from_secs(1),
-        confirm: Duration::from_secs(4),
-        dry_run: false,
-    };
-    let elements = Arc::new(elements(&[config]));
-    let config = PushesConfig {
-        attempts: 3,
-        first_retry: Duration::from_millis(1),
-        longest_retry: Duration::from_millis(1),
-        ..PushesConfig::default()
-    };
-    let metrics = Metrics::register(&mut metrics::registry());
-    let (ledger, id) = (shop.ledger.clone(), push.id.clone());
-    let ended = tokio::task::spawn_blocking(move || {
-        wait::until("the end of the push", Duration::from_secs(20), || {
-            let record = ledger.push(&id)?.unwrap();
-            Ok(if record.state.is_final() { Seen::Done(record) } else { Seen::NotYet(format!("{record:?}")) })
-        })
-    });
-    let mut record = None;
-    let executor = Executor::new(elements, shop.ledger.clone(), config, metrics.clone());
-    executor
-        .run(async {
-            record = Some(ended.await.unwrap().unwrap());
-        })
-        .await;
-    let record = record.unwrap();
-    assert_eq!((record.state, record.attempts), (PushState::Failed, 3));
-    assert_eq!(metrics.pushes_retried.get(), 2);
 }
