@@ -101,8 +101,15 @@ pub struct Row {
 }
 
 /// Lists the flows of all captures, in the order given. A capture that breaks off is listed as far as it goes; then its
-/// error is returned, after the other captures.
+/// error is returned, after the other captures. A reader that wants no more lines (a closed pipe) is no error.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), ClassifyError> {
+    match list_all(args, out) {
+        Err(ClassifyError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+fn list_all(args: &Args, out: &mut dyn Write) -> Result<(), ClassifyError> {
     let catalogue = catalogue::load(args.catalogue.as_deref())?;
     let mut lines = Lines::new(args.format, out);
     let mut broken = None;

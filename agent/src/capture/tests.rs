@@ -400,3 +400,42 @@ fn addresses_in_keys_are_mapped() {
     assert_eq!(sample.flow.subscriber, Ipv4Addr::from(SUBSCRIBER).to_ipv6_mapped().octets());
     assert_eq!((sample.flow.subscriber_port, sample.flow.remote_port, sample.flow.protocol), (1, 2, 17));
 }
+
+#[tokio::test]
+async fn packets_of_a_live_interface_are_counted() {
+    let mut capture = match Capture::open(&Source::Interface("lo".to_owned())) {
+        Err(CaptureError::NotPermitted { .. }) => {
+            let name = "packets_of_a_live_interface_are_counted";
+            let line = format!("SKIPPED {name}: needs CAP_NET_RAW\n");
+            // Past the test runner's own buffer, which hides what passing tests print.
+            std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
+            assert!(
+                std::env::var_os("USHER_NO_SKIP").is_none_or(|value| value != "1"),
+                "no test may be left out"
+            );
+            return;
+        }
+        opened => opened.unwrap(),
+    };
+    let receiver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let ports = [sender.local_addr().unwrap().port(), receiver.local_addr().unwrap().port()];
+    let before = Micros::now();
+    sender.send_to(&[7; 972], receiver.local_addr().unwrap()).unwrap();
+    let sample = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            let sample = capture.next_sample().await.expect("the interface stays");
+            let flow = &sample.flow;
+            if [flow.subscriber_port, flow.remote_port].iter().all(|port| ports.contains(port)) {
+                return sample;
+            }
+        }
+    })
+    .await
+    .expect("the packet is captured");
+    assert_eq!(sample.packet.len(), 1_000);
+    assert!(sample.seen.since(before) < Duration::from_secs(20) && before.since(sample.seen).as_secs() == 0);
+    let anonymous = capture.usage(ANONYMOUS);
+    let bytes: u64 = anonymous.cells.iter().flatten().map(|cell| cell.bytes).sum();
+    assert!(bytes >= 1_000);
+}

@@ -101,3 +101,23 @@ fn a_file_that_is_no_capture_is_named() {
     let message = result.unwrap_err().to_string();
     assert!(message.contains("notes.txt") && message.contains("not a pcap"), "{message}");
 }
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    struct Closed;
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("one.pcapng");
+    std::fs::write(&path, capture()).unwrap();
+    for format in [Format::Json, Format::Csv, Format::Table] {
+        let args = Args { format, catalogue: None, captures: vec![path.clone()] };
+        assert!(run(&args, &mut Closed).is_ok(), "{format:?}");
+    }
+}
