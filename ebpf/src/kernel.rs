@@ -4,6 +4,7 @@
 //! never through a reference. Sizes of maps are the agent's to choose when it loads them.
 
 use core::arch::asm;
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut};
 
 use aya_ebpf::EbpfContext as _;
@@ -109,12 +110,14 @@ impl Frame for Skb {
             return Some(unsafe { *(from as *const [u32; N]) });
         }
         // Headers beyond the linear part: rare, and the helper copies them from wherever they are.
-        let mut words = [0_u32; N];
-        // SAFETY: `words` has room for what is asked for; the helper refuses to read beyond the packet.
-        let refused = unsafe {
-            bpf_skb_load_bytes(self.context.as_ptr(), at, words.as_mut_ptr().cast(), (N * 4) as u32)
-        } != 0;
-        if refused { None } else { Some(words) }
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        // SAFETY: `words` has room for what is asked for; the helper refuses to read beyond the packet, and fills all of
+        // `words` where it does not refuse.
+        unsafe {
+            let to = words.as_mut_ptr().cast();
+            let refused = bpf_skb_load_bytes(self.context.as_ptr(), at, to, (N * 4) as u32) != 0;
+            if refused { None } else { Some(words.assume_init()) }
+        }
     }
 }
 

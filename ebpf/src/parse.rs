@@ -223,24 +223,13 @@ fn transport<F: Frame>(frame: &F, inner: Inner, ends: &Ends, direction: Directio
     let [source_port, destination_port] = ports;
     let source = address(ends.source);
     let destination = address(ends.destination);
-    let flow = match direction {
-        Direction::Up => FlowKey {
-            subscriber: source,
-            remote: destination,
-            subscriber_port: source_port,
-            remote_port: destination_port,
-            protocol,
-            zero: [0; 3],
-        },
-        Direction::Down => FlowKey {
-            subscriber: destination,
-            remote: source,
-            subscriber_port: destination_port,
-            remote_port: source_port,
-            protocol,
-            zero: [0; 3],
-        },
+    let ((subscriber, subscriber_port), (remote, remote_port)) = match direction {
+        Direction::Up => ((source, source_port), (destination, destination_port)),
+        Direction::Down => ((destination, destination_port), (source, source_port)),
     };
+    // One word, so that the compiler writes it as one.
+    let [protocol, zero @ ..] = u32::from(protocol).to_le_bytes();
+    let flow = FlowKey { subscriber, remote, subscriber_port, remote_port, protocol, zero };
     Packet { flow, ip_at: at, ip_bytes, header_bytes, trouble, worth_a_sample }
 }
 
