@@ -136,6 +136,7 @@ pub struct LogConfig {
     /// For people or for machines.
     pub format: LogFormat,
     /// A filter, as `info` or `info,usher_orchestrator::elements=debug`.
+    #[serde(deserialize_with = "filter")]
     pub level: String,
 }
 
@@ -249,6 +250,16 @@ fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAd
     })
 }
 
+fn filter<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+    match tracing_subscriber::EnvFilter::try_new(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(serde::de::Error::custom(format!(
+            "`{text}` is no log level: expected error, warn, info, debug or trace, or MODULE=LEVEL,... ({error})"
+        ))),
+    }
+}
+
 /// Names that can stand in a certificate's DNS name, a label and a file name.
 pub fn is_agent_name(name: &str) -> bool {
     !name.is_empty()
@@ -301,6 +312,7 @@ advice: {public_url: 'https://advice.example.net', listen: 127.0.0.1:8080, outbo
             (GOOD.replace("gw2", "'Gate Way'"), (7, 18), "`Gate Way` is no name of an agent"),
             (GOOD.replace("https://advice.example.net", "advice"), (8, 22), "`advice` is no URL"),
             (format!("{GOOD}log: {{format: xml}}\n"), (9, 15), "xml"),
+            (format!("{GOOD}log: {{level: info=loud}}\n"), (9, 14), "`info=loud` is no log level"),
             (format!("{GOOD}policy: again.yaml\n"), (9, 1), "policy"),
             (
                 GOOD.replace(

@@ -23,7 +23,7 @@ use crate::inputs::{Inbox, Refusal};
 use crate::ledger::{BatchMark, Ledger};
 use crate::metrics::{Metrics, count};
 
-/// How long an agent may take to say Hello.
+/// How long an agent may take to shake hands, and then to say Hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Silence after which an agent is asked for a sign of life, and how long that may take.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -82,7 +82,8 @@ impl Service {
         PrivateKeyDer::from_pem_slice(&key).map_err(|error| tls(&files.key, &error))?;
         Ok(ServerTlsConfig::new()
             .identity(Identity::from_pem(certificate, key))
-            .client_ca_root(Certificate::from_pem(ca)))
+            .client_ca_root(Certificate::from_pem(ca))
+            .timeout(HELLO_WITHIN))
     }
 
     /// Serves agents on `listener` until the daemon stops.
@@ -274,7 +275,7 @@ impl Service {
         };
         match &end {
             Ok(()) => tracing::info!(agent, "agent disconnected"),
-            Err(status) => tracing::info!(agent, reason = status.message(), "uplink ended"),
+            Err(status) => tracing::warn!(agent, reason = status.message(), "uplink ended"),
         }
         if let Err(status) = end {
             // The agent is gone, or reads no more: then it needs no reason.

@@ -14,7 +14,7 @@ use crate::agents::Batch;
 use crate::api;
 use crate::elements::Wake;
 use crate::engine::io::{Decision, DecisionId, Effect, Input, Mode, TapState};
-use crate::engine::{Engine, SubscriberState};
+use crate::engine::{Counters, Engine, SubscriberState};
 use crate::ledger::{BatchMark, InputRecord, Ledger, LedgerError};
 use crate::metrics::{DecisionLabels, Metrics, Reason, count};
 use crate::policy::PolicyErrors;
@@ -25,6 +25,12 @@ const TICK: Duration = Duration::from_secs(1);
 const TICK_LEAST: Duration = Duration::from_millis(10);
 /// Boots of one agent remembered; beyond them the ledger's own selection is read again.
 const BOOTS_MAX: usize = 64;
+
+/// Decisions are kept this long for people to look at: longer than any back-off or re-arm looks back.
+const DECISIONS_KEPT: Duration = Duration::from_hours(400 * 24);
+/// Old ones are forgotten this often, and so many at a time.
+const PRUNE_EVERY: Duration = Duration::from_mins(10);
+const PRUNE_AT_ONCE: u32 = 10_000;
 
 /// Rung after a transaction that left work for others.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +76,8 @@ pub struct EngineTask {
     bells: Bells,
     in_force: watch::Sender<Arc<Book>>,
     now: Micros,
+    pruned: Micros,
+    counted: Counters,
 }
 
 impl EngineTask {
@@ -98,8 +106,13 @@ impl EngineTask {
             bells,
             in_force,
             now: Micros::now(),
+            pruned: Micros::default(),
+            counted: Counters::default(),
         };
         let stopped = task.ledger.with(Ledger::stopped).await?;
+        if stopped {
+            tracing::warn!("the kill switch is on: nothing is decided until `usher resume`");
+        }
         let mut record = task.record();
         record.effects = task.engine.step(task.now, Input::Stop(stopped));
         task.reassign(&mut record);
@@ -146,7 +159,13 @@ impl EngineTask {
         let now = self.advance();
         let mut record = self.record();
         record.effects = self.engine.step(now, Input::Tick);
-        self.commit(record).await
+        self.commit(record).await?;
+        if now.since(self.pruned) >= PRUNE_EVERY {
+            self.pruned = now;
+            let before = now.before(DECISIONS_KEPT);
+            self.ledger.with(move |ledger| ledger.prune(before, PRUNE_AT_ONCE)).await?;
+        }
+        Ok(())
     }
 
     async fn request(&mut self, request: Request) -> Result<(), TaskError> {
@@ -235,6 +254,7 @@ impl EngineTask {
             // Windows begin anew: facts of another policy are other facts.
             let stopped = self.ledger.with(Ledger::stopped).await?;
             self.engine = engine_of(&book, &self.ledger).await?;
+            self.counted = Counters::default();
             record.effects = self.engine.step(now, Input::Stop(stopped));
         }
         self.book = book;
@@ -320,15 +340,14 @@ impl EngineTask {
     /// Makes what a step led to durable, with the engine's own state, and calls those who are to carry it out. A failure
     /// ends the task and with it the process: memory is ahead of the ledger then, and the ledger is right.
     async fn commit(&mut self, mut record: InputRecord) -> Result<(), TaskError> {
+        self.count_left_out();
         for (subscriber, state) in self.engine.take_dirty() {
             record.engine.push((subscriber, serde_json::to_string(&state).map_err(LedgerError::Encode)?));
         }
         if record == self.record() {
             return Ok(());
         }
-        let effects = std::mem::take(&mut record.effects);
-        self.count_effects(&effects);
-        record.effects = effects;
+        self.count_effects(&record.effects);
         let began = Instant::now();
         let applied = self.ledger.with(move |ledger| ledger.apply(&record)).await?;
         self.metrics.ledger_seconds.observe(began.elapsed().as_secs_f64());
@@ -339,6 +358,23 @@ impl EngineTask {
             self.bells.messages.notify_one();
         }
         Ok(())
+    }
+
+    /// What the engine could make nothing of since the last look.
+    fn count_left_out(&mut self) {
+        let (now, before) = (self.engine.counters(), self.counted);
+        for (reason, now, before) in [
+            ("engine_late", now.late, before.late),
+            ("engine_misdated", now.misdated, before.misdated),
+            ("engine_stranger", now.strangers, before.strangers),
+            ("engine_sessions_full", now.sessions_refused, before.sessions_refused),
+            ("engine_boundary_skipped", now.boundaries_skipped, before.boundaries_skipped),
+        ] {
+            if now > before {
+                self.metrics.records_ignored.get_or_create(&Reason { reason }).inc_by(now - before);
+            }
+        }
+        self.counted = now;
     }
 
     fn count_effects(&self, effects: &[Effect]) {

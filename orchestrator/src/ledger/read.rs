@@ -424,7 +424,7 @@ impl Ledger {
     pub fn stopped(&self) -> Result<bool, LedgerError> {
         let value: Option<String> = self
             .reader()
-            .prepare_cached("SELECT value FROM facts WHERE name = 'stop'")?
+            .prepare_cached("SELECT value FROM switches WHERE name = 'stop'")?
             .query_row([], |row| row.get(0))
             .optional()?;
         Ok(value.as_deref() == Some("true"))

@@ -159,6 +159,21 @@ impl Ledger {
         Ok(applied)
     }
 
+    /// Forgets up to `limit` decisions older than `before`, each with its message and tap. Totals, sessions and what the
+    /// engine needs stay. Returns how many it forgot.
+    pub fn prune(&self, before: Micros, limit: u32) -> Result<usize, LedgerError> {
+        let mut writer = self.writer();
+        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let old = "SELECT id FROM decisions WHERE at_us < ?1 ORDER BY at_us LIMIT ?2";
+        for from in ["messages WHERE decision", "taps WHERE decision"] {
+            transaction.execute(&format!("DELETE FROM {from} IN ({old})"), params![before.get(), limit])?;
+        }
+        let forgotten = transaction
+            .execute(&format!("DELETE FROM decisions WHERE id IN ({old})"), params![before.get(), limit])?;
+        transaction.commit()?;
+        Ok(forgotten)
+    }
+
     /// Notes that the channel has taken the message.
     pub fn message_sent(&self, decision: &DecisionId, at: Micros) -> Result<(), LedgerError> {
         self.writer().execute(
@@ -198,7 +213,7 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
     }
     if let Some(stop) = record.stop {
         transaction
-            .prepare_cached("INSERT OR REPLACE INTO facts (name, value) VALUES ('stop', ?1)")?
+            .prepare_cached("INSERT OR REPLACE INTO switches (name, value) VALUES ('stop', ?1)")?
             .execute([if stop { "true" } else { "false" }])?;
     }
     for (subscriber, state) in &record.engine {

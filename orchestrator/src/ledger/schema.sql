@@ -88,8 +88,8 @@ CREATE TABLE taps (
     at_us    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Single values: the kill switch.
-CREATE TABLE facts (
+-- What an operator has turned: `stop`, the kill switch.
+CREATE TABLE switches (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;

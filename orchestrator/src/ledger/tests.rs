@@ -10,7 +10,7 @@ use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
 use super::*;
-use crate::engine::io::{Cause, DecisionId, Desire, Effect, Say};
+use crate::engine::io::{Cause, Decision, DecisionId, Desire, Effect, Mode, Say};
 
 fn usage(subscriber: Option<&str>, bytes: u64) -> UsageRecord {
     UsageRecord {
@@ -143,6 +143,37 @@ fn a_message_is_pending_until_it_is_sent_and_never_again() {
     ledger.apply(&tap(7)).unwrap();
     ledger.apply(&tap(8)).unwrap();
     assert_eq!(ledger.tapped(&DecisionId("d1".into())).unwrap(), Some(Micros::new(7)));
+}
+
+#[test]
+fn old_decisions_are_forgotten_with_their_messages_and_new_ones_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+    for (id, at) in [("d1", 10), ("d2", 20), ("d3", 30)] {
+        let decision = Decision {
+            id: DecisionId(id.into()),
+            subscriber: SubscriberId("line-b".into()),
+            moment: "roam_bare".into(),
+            episode: 1,
+            at: Micros::new(at),
+            policy: "p".into(),
+            mode: Mode::Live,
+            facts: BTreeMap::new(),
+            words: BTreeMap::new(),
+            candidates: Vec::new(),
+            chosen: Some("roam_pass".into()),
+        };
+        let effects = vec![Effect::Decided(decision), Effect::Say(say(id))];
+        let tap = Some(DecisionId(id.into()));
+        ledger.apply(&InputRecord { tap, effects, ..InputRecord::default() }).unwrap();
+    }
+    assert_eq!(ledger.prune(Micros::new(30), 1).unwrap(), 1);
+    assert_eq!(ledger.prune(Micros::new(30), 9).unwrap(), 1);
+    assert_eq!(ledger.prune(Micros::new(30), 9).unwrap(), 0);
+    let left: Vec<_> = ledger.decisions(None, 9).unwrap().into_iter().map(|row| row.decision.id.0).collect();
+    assert_eq!(left, ["d3"]);
+    assert_eq!(ledger.messages(None, 9).unwrap().len(), 1);
+    assert_eq!(ledger.tapped(&DecisionId("d1".into())).unwrap(), None);
 }
 
 #[test]
