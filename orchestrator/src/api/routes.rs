@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::HttpBody as _;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
@@ -75,9 +76,15 @@ pub fn router(state: ApiState) -> Router {
 }
 
 async fn bound_and_count(State(state): State<ApiState>, request: Request, next: Next) -> Response {
-    let response = match tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => ApiError::busy().into_response(),
+    // Said to be too long: not even begun with.
+    let response = if request.body().size_hint().lower() > BODY_MAX as u64 {
+        let message = format!("the request is longer than {} MiB", BODY_MAX >> 20);
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).into_response()
+    } else {
+        match tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => ApiError::busy().into_response(),
+        }
     };
     state.metrics.requests.get_or_create(&RequestLabels { code: response.status().as_u16() }).inc();
     response

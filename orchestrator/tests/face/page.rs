@@ -1,7 +1,5 @@
 //! The tap page as a browser, a link preview and a forger meet it: a real server, real HTTP, a real ledger behind it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -294,7 +292,7 @@ async fn the_style_is_the_one_the_policy_names() {
     let site = site().await;
     let answer = site.ask("GET", &site.good(), "").await;
     let style = answer.body.split("<style>").nth(1).unwrap().split("</style>").next().unwrap();
-    assert_eq!(style, include_str!("../templates/tap.css"), "escaped or trimmed, it would not apply");
+    assert_eq!(style, include_str!("../../templates/tap.css"), "escaped or trimmed, it would not apply");
 }
 
 #[tokio::test]
