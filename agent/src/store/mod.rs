@@ -21,6 +21,7 @@ mod crash_tests;
 mod encoding;
 mod error;
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -84,7 +85,11 @@ pub struct Store {
 impl Store {
     /// Opens or makes the file `agent.redb` in the state directory, which is made too.
     pub fn open(state_dir: &Path, limit: Size) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(state_dir)
+        // Keys of subscribers stand in it: for nobody else's eyes.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
             .map_err(|source| StoreError::Directory { directory: state_dir.to_owned(), source })?;
         let path = state_dir.join("agent.redb");
         let fresh = !path.try_exists().map_err(|source| StoreError::made(&path, source))?;

@@ -126,6 +126,8 @@ pub enum Command {
 pub struct Pushes {
     service: Service,
     kept: Kept,
+    /// Which push holds a session.
+    holders: BTreeMap<String, String>,
     max_ended: usize,
     next: Option<Micros>,
     ticked: Micros,
@@ -134,8 +136,9 @@ pub struct Pushes {
 impl Pushes {
     /// Takes up what an earlier agent kept. `max_ended`: how many pushes that ended are remembered.
     pub fn new(service: Service, kept: Kept, max_ended: usize, now: Micros) -> Self {
-        let mut pushes = Self { service, kept, max_ended, next: None, ticked: now };
-        pushes.next = pushes.when_next(now);
+        let mut pushes = Self { service, kept, holders: BTreeMap::new(), max_ended, next: None, ticked: now };
+        pushes.holders = pushes.held().flat_map(|(push, _, desired)| holders(push, desired)).collect();
+        pushes.next = pushes.when_next();
         pushes
     }
 
@@ -158,8 +161,7 @@ impl Pushes {
 
     /// Every session that something is kept for.
     pub fn sessions(&self) -> BTreeSet<String> {
-        let held = self.held().flat_map(|(_, _, desired)| desired.keys());
-        held.chain(self.kept.confirmed.keys()).cloned().collect()
+        self.holders.keys().chain(self.kept.confirmed.keys()).cloned().collect()
     }
 
     /// One event at a time; `is_open` says which sessions there are.
@@ -175,7 +177,7 @@ impl Pushes {
             Event::Closed(sessions) => self.closed(now, &sessions),
             Event::Tick => self.tick(now),
         };
-        self.next = self.when_next(now);
+        self.next = self.when_next();
         commands
     }
 
@@ -335,15 +337,14 @@ impl Pushes {
         if desired.is_empty() || desired.len() > MAX_HELD {
             return Err(format!("{} sessions in one push: expected 1 to {MAX_HELD}", desired.len()));
         }
-        let others = self.held().filter(|(other, ..)| *other != push);
-        if others.clone().count() >= MAX_HELD {
+        if self.held().filter(|(other, ..)| *other != push).count() >= MAX_HELD {
             return Err(format!("{MAX_HELD} pushes are held already; confirm or cancel some"));
         }
         for (session, settings) in &desired {
             if !is_open(session) {
                 return Err(not_open(session));
             }
-            if let Some((other, ..)) = others.clone().find(|(.., desired)| desired.contains_key(session)) {
+            if let Some(other) = self.holders.get(session).filter(|other| *other != push) {
                 return Err(format!(
                     "session `{session}` is held by push `{other}`; confirm or cancel that first"
                 ));
@@ -365,7 +366,7 @@ impl Pushes {
         sessions.iter().map(|session| self.in_force(session).unwrap_or(&none).to_desired(session)).collect()
     }
 
-    fn held(&self) -> impl Iterator<Item = (&str, Micros, &BTreeMap<String, Settings>)> + Clone {
+    fn held(&self) -> impl Iterator<Item = (&str, Micros, &BTreeMap<String, Settings>)> {
         self.kept.pushes.iter().filter_map(|(push, record)| match record {
             PushRecord::Held { deadline, desired } => Some((push.as_str(), *deadline, desired)),
             PushRecord::Confirmed { .. } | PushRecord::Undone { .. } => None,
@@ -378,7 +379,11 @@ impl Pushes {
 
     fn keep(&mut self, mut change: Change) -> Command {
         for (push, record) in &change.pushes {
+            self.holders.retain(|_, holder| holder != push);
             if let Some(record) = record {
+                if let PushRecord::Held { desired, .. } = record {
+                    self.holders.extend(holders(push, desired));
+                }
                 self.kept.pushes.insert(push.clone(), record.clone());
             }
         }
@@ -407,15 +412,20 @@ impl Pushes {
         Command::Save(change)
     }
 
-    fn when_next(&self, now: Micros) -> Option<Micros> {
+    /// What ended since the last tick is still to come: the next tick sees to it.
+    fn when_next(&self) -> Option<Micros> {
         let deadlines = self.held().map(|(_, deadline, _)| deadline).min();
         let held = self.held().flat_map(|(_, _, desired)| desired.values());
         let expiries = held
             .chain(self.kept.confirmed.values())
-            .filter_map(|settings| Service::next_expiry(settings, now))
+            .filter_map(|settings| Service::next_expiry(settings, self.ticked))
             .min();
         [deadlines, expiries].into_iter().flatten().min()
     }
+}
+
+fn holders(push: &str, desired: &BTreeMap<String, Settings>) -> impl Iterator<Item = (String, String)> {
+    desired.keys().map(|session| (session.clone(), push.to_owned()))
 }
 
 fn wanted(desired: &[telemetry::Desired]) -> BTreeMap<String, Settings> {

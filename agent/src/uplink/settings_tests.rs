@@ -1,5 +1,6 @@
 //! Every way through a push, and what a restart at any point of it leaves.
 
+use proptest::prelude::*;
 use usher_models::setting::Setting;
 use usher_models::units::BitsPerSecond;
 use usher_models::wire::Class;
@@ -237,4 +238,110 @@ fn pushes_that_have_ended_are_remembered_up_to_a_bound() {
     }
     assert_eq!(gateway.stored.pushes.keys().collect::<Vec<_>>(), ["p7", "p8", "p9"]);
     assert_eq!(gateway.pushes.kept, gateway.stored);
+}
+
+#[test]
+fn a_setting_that_ends_between_two_ticks_is_taken_back_though_a_step_came_first() {
+    let mut gateway = Gateway::new();
+    let until = Step::Prepare(telemetry::Prepare {
+        desired: vec![desired("a", 1, "hd", Some(10_000))],
+        confirm_within_ms: 1,
+    });
+    gateway.step(0, "p1", until);
+    gateway.step(0, "p1", CONFIRM);
+    gateway.feed(9_000, Event::Tick);
+    gateway.step(10_500, "p2", CANCEL);
+    assert_eq!(gateway.pushes.next(), Some(Micros::new(10_000)));
+    gateway.feed(10_600, Event::Tick);
+    assert_eq!(gateway.applied, ["a"]);
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Prepare { push: u8, sessions: Vec<u8>, revision: u64, hd: bool },
+    Confirm { push: u8 },
+    Cancel { push: u8 },
+    Close { session: u8 },
+    Disagree(bool),
+    Wait(i64),
+    Restart,
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    prop_oneof![
+        4 => (0..4_u8, proptest::collection::vec(0..3_u8, 1..3), 0..5_u64, any::<bool>())
+            .prop_map(|(push, sessions, revision, hd)| Move::Prepare { push, sessions, revision, hd }),
+        3 => (0..4_u8).prop_map(|push| Move::Confirm { push }),
+        2 => (0..4_u8).prop_map(|push| Move::Cancel { push }),
+        1 => (0..3_u8).prop_map(|session| Move::Close { session }),
+        1 => any::<bool>().prop_map(Move::Disagree),
+        3 => (1..1_500_i64).prop_map(Move::Wait),
+        1 => Just(Move::Restart),
+    ]
+}
+
+proptest! {
+    /// Whatever comes in whatever order: what is in memory is what is stored, no session is held twice, a refusal leaves
+    /// everything as it was, and a confirmed revision never falls while its session is open.
+    #[test]
+    fn no_order_of_steps_breaks_the_books(moves in proptest::collection::vec(moves(), 1..60)) {
+        let mut gateway = Gateway::new();
+        let mut now = 0;
+        for step in moves {
+            gateway.feed(now, Event::Tick);
+            let before = gateway.stored.clone();
+            let mut closed = None;
+            let name = |push: u8| format!("p{push}");
+            let answer = match step {
+                Move::Prepare { push, sessions, revision, hd } => {
+                    let value = if hd { "hd" } else { "sd" };
+                    let desired = sessions.iter().map(|id| desired(&format!("s{id}"), revision, value, None));
+                    let prepare = telemetry::Prepare { desired: desired.collect(), confirm_within_ms: 1 };
+                    Some(gateway.step(now, &name(push), Step::Prepare(prepare)))
+                }
+                Move::Confirm { push } => Some(gateway.step(now, &name(push), CONFIRM)),
+                Move::Cancel { push } => Some(gateway.step(now, &name(push), CANCEL)),
+                Move::Close { session } => {
+                    let session = format!("s{session}");
+                    gateway.feed(now, Event::Closed(vec![session.clone()]));
+                    closed = Some(session);
+                    None
+                }
+                Move::Disagree(disagrees) => {
+                    gateway.agrees = !disagrees;
+                    None
+                }
+                Move::Wait(micros) => {
+                    now += micros;
+                    None
+                }
+                Move::Restart => {
+                    let agrees = gateway.agrees;
+                    gateway = Gateway::restarted(gateway.stored, now);
+                    gateway.agrees = agrees;
+                    None
+                }
+            };
+            prop_assert_eq!(&gateway.pushes.kept, &gateway.stored);
+            if let Some(refused) = answer.filter(|answer| answer.stage() == Stage::Refused) {
+                if gateway.agrees {
+                    prop_assert_eq!(&gateway.stored, &before, "refused: {}", refused.error);
+                }
+                prop_assert!(!refused.error.is_empty());
+            }
+            let mut held = BTreeSet::new();
+            for (_, _, desired) in gateway.pushes.held() {
+                for session in desired.keys() {
+                    prop_assert!(held.insert(session.clone()), "{} is held twice", session);
+                }
+            }
+            prop_assert!(held.iter().eq(gateway.pushes.holders.keys()));
+            for (session, settings) in &before.confirmed {
+                let still = gateway.stored.confirmed.get(session);
+                prop_assert!(
+                    closed.as_ref() == Some(session) || still.is_some_and(|still| still.revision >= settings.revision)
+                );
+            }
+        }
+    }
 }

@@ -12,6 +12,7 @@
 //! on their way are still told as its own; then its close is told, after its last usage.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -116,18 +117,20 @@ pub struct Accounts {
     by_session: BTreeMap<String, Account>,
     by_slot: HashMap<u32, String>,
     announce: BTreeSet<String>,
+    /// Slots that were used and are not.
     free: BTreeSet<u32>,
+    /// Slots that were never used.
+    fresh: RangeInclusive<u32>,
 }
 
 impl Accounts {
     /// Takes up the books where they were left. `max_subscribers`: slots go from 1 up to and including it.
     pub fn new(restored: Restored, max_subscribers: u32) -> Self {
-        let mut free: BTreeSet<u32> = (1..=max_subscribers).collect();
-        for account in &restored.accounts {
-            free.remove(&account.slot);
-        }
-        let accounts: BTreeMap<_, _> =
-            restored.accounts.into_iter().map(|account| (account.facts.id.clone(), account)).collect();
+        // Beyond the last slot: from before the configuration was made smaller. Such a session gets another slot.
+        let within = restored.accounts.into_iter().filter(|account| account.slot <= max_subscribers);
+        let accounts: BTreeMap<_, _> = within.map(|account| (account.facts.id.clone(), account)).collect();
+        let used: BTreeSet<u32> = accounts.values().map(|account| account.slot).collect();
+        let highest = used.last().copied().unwrap_or(ANONYMOUS);
         Self {
             boot: restored.boot,
             sequence: restored.sequence,
@@ -136,7 +139,8 @@ impl Accounts {
             announce: accounts.keys().cloned().collect(),
             by_slot: accounts.iter().map(|(id, account)| (account.slot, id.clone())).collect(),
             by_session: accounts,
-            free,
+            free: (1..highest).filter(|slot| !used.contains(slot)).collect(),
+            fresh: highest + 1..=max_subscribers,
         }
     }
 
@@ -169,7 +173,7 @@ impl Accounts {
     /// bound again: at the start, when it is not known how far the agent before this one came.
     pub fn plan(&self, sessions: Vec<SessionFacts>, now: Micros, everything: bool) -> Plan {
         let mut plan = Plan::default();
-        let mut free = self.free.iter().copied();
+        let mut free = self.free.iter().copied().chain(self.fresh.clone());
         let held: HashMap<IpNet, u32> = self
             .all_open()
             .flat_map(|account| account.facts.prefixes.iter().map(|prefix| (*prefix, account.slot)))
@@ -209,6 +213,10 @@ impl Accounts {
     pub fn apply(&mut self, changed: Vec<Account>) {
         for account in changed {
             self.free.remove(&account.slot);
+            if self.fresh.contains(&account.slot) {
+                self.free.extend(*self.fresh.start()..account.slot);
+                self.fresh = account.slot + 1..=*self.fresh.end();
+            }
             self.by_slot.insert(account.slot, account.facts.id.clone());
             if account.closing.is_none() {
                 self.announce.insert(account.facts.id.clone());
