@@ -82,6 +82,8 @@ pub struct Flow {
     pub last: Micros,
     /// By direction.
     pub traffic: [Traffic; 2],
+    /// First packet of the last connection on these ports.
+    opened: Micros,
     class: Class,
     sampling: bool,
     samples: u16,
@@ -238,6 +240,10 @@ impl Table {
         traffic.bytes += bytes;
         traffic.packets += 1;
         count_usage(&mut self.usage, slot, flow.class, direction, bytes);
+        // A new connection on the ports of an old one may be of another name. It keeps the class until that is known.
+        if opens_connection(packet) && flow.traffic[direction.index()].packets > 1 {
+            (flow.opened, flow.sampling, flow.samples) = (seen, true, 0);
+        }
         if !flow.sampling || !tells_something(packet) {
             return None;
         }
@@ -253,7 +259,7 @@ impl Table {
             flow: key,
             slot,
             direction,
-            first_packet: flow.first,
+            first_packet: flow.opened,
             seen,
             packet: found.ip.get(..self.limits.sample_bytes).unwrap_or(found.ip).to_vec(),
         })
@@ -267,6 +273,7 @@ impl Flow {
             layers,
             first,
             last: first,
+            opened: first,
             traffic: [Traffic::default(); 2],
             class: Class::Other,
             sampling: true,
@@ -285,6 +292,10 @@ fn count_usage(
     let cell = &mut usage.entry(slot).or_default().cells[class.index()][direction.index()];
     cell.bytes += bytes;
     cell.packets += 1;
+}
+
+fn opens_connection(packet: &Packet<'_>) -> bool {
+    matches!(packet.payload, Payload::Tcp(segment) if segment.syn && !segment.acknowledges)
 }
 
 /// A segment without a byte and outside the handshake tells the classifier nothing.

@@ -343,6 +343,33 @@ fn a_full_table_costs_a_label_and_not_a_byte() {
 }
 
 #[test]
+fn a_new_connection_on_old_ports_is_sampled_again() {
+    let mut table = table(&[("10.0.0.2/32", 1)]);
+    let syn = |sequence| {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(SUBSCRIBER, SERVER, 64)
+            .tcp(40_000, 443, sequence, 1)
+            .syn()
+            .write(&mut bytes, b"")
+            .unwrap();
+        bytes
+    };
+    let first = frame(&mut table, &syn(1)).unwrap();
+    table.name_flow(&first.flow, Class::Video, false);
+    assert_eq!(frame(&mut table, &tcp(SUBSCRIBER, 40_000, SERVER, 443, b"x")), None);
+    let later = Micros::new(2_000_000);
+    let reopened = table.frame(ETHERNET, &syn(9), 54, later).unwrap();
+    assert_eq!((reopened.flow, reopened.first_packet), (first.flow, later));
+    assert!(frame(&mut table, &tcp(SUBSCRIBER, 40_000, SERVER, 443, b"x")).is_some());
+    assert_eq!(
+        cell(&table.usage(1), Class::Video, Direction::Up).1,
+        3,
+        "the class holds until the next verdict"
+    );
+}
+
+#[test]
 fn bindings_are_bounded() {
     let mut table = Table::new(TableLimits { bindings: 1, ..TableLimits::default() });
     table.bind(prefix("10.0.0.2/32"), 1).unwrap();

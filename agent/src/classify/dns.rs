@@ -202,9 +202,9 @@ impl Answers {
     /// An answer was seen on its way to `asker`. Only what was asked for on the same flow, by the same name and id, is
     /// remembered, and once: anybody can send a subscriber a packet that looks like an answer.
     pub fn hear(&mut self, asker: Asker, flow: &FlowKey, message: &Message, now: Micros) {
-        let asked = self.questions.remove(&(*flow, message.id));
-        match (asked, &message.question) {
-            (Some(asked), Some(name)) if asked == *name => {
+        let question = self.questions.remove(&(*flow, message.id));
+        match (question, &message.question) {
+            (Some(question), Some(name)) if question == *name => {
                 for (address, ttl) in &message.addresses {
                     self.remember(asker, *address, name, *ttl, now);
                 }

@@ -147,8 +147,9 @@ impl InProgress {
                 if early.iter().any(repeat) {
                     return Step::More;
                 }
+                // A connection taken up in its middle, as most are after the agent's first start.
                 if early.len() >= MAX_UNKNOWN {
-                    return Step::TooMuch;
+                    return Step::Nothing;
                 }
                 let bytes = segment.bytes.get(..MAX_UNKNOWN_BYTES).unwrap_or(segment.bytes).into();
                 early.push(Early { direction, sequence, bytes });

@@ -61,6 +61,12 @@ fn csv_says_the_same_as_yaml() {
 }
 
 #[test]
+fn a_plmn_without_quotes_keeps_its_zeros() {
+    let text = "sessions: [{id: a, keys: [imsi:1], prefixes: [10.0.0.2], plmn: 00101}]";
+    assert_eq!(yaml(text).unwrap().get("a").unwrap().plmn.as_deref(), Some("00101"));
+}
+
+#[test]
 fn roaming_is_a_known_network_that_is_not_home() {
     let sessions = yaml(GOOD).unwrap();
     let roaming = |id: &str| sessions.get(id).unwrap().roaming;
