@@ -7,12 +7,7 @@ use proptest::prelude::*;
 use usher_models::wire::{Direction, FlowKey, Reason};
 
 #[path = "../ebpf/src/parse.rs"]
-#[expect(
-    clippy::inline_always,
-    clippy::similar_names,
-    reason = "the probe's file, held to the kernel's needs"
-)]
-#[expect(unreachable_pub, reason = "as above")]
+#[expect(clippy::inline_always, unreachable_pub, reason = "the probe's file, held to the kernel's needs")]
 mod parse;
 
 use parse::{Frame, Packet, parse};

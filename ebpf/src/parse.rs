@@ -184,6 +184,7 @@ const fn is_extension(protocol: u8) -> bool {
 }
 
 /// An IP packet up to its transport header.
+#[derive(Clone, Copy)]
 struct Inner {
     at: u32,
     ip_bytes: u32,

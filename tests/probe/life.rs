@@ -136,7 +136,7 @@ fn maps_of_another_size_are_refused_and_left_alone() {
 fn idle_flows_are_forgotten_and_busy_ones_are_not() {
     on_a_kernel!("idle_flows_are_forgotten_and_busy_ones_are_not");
     let mut rig = Rig::new();
-    rig.settings.flow_idle = Duration::from_secs(60);
+    rig.settings.flow_idle = Duration::from_mins(1);
     let mut probe = rig.probe();
     let began = Micros::now();
     run(&probe, Up, &tcp(Up, 1, b"x"));
