@@ -269,6 +269,10 @@ mod tests {
         assert!(complaint("? [a]\n: 1\n").contains("key must be a word"));
         assert!(complaint("").contains("empty"));
         assert_eq!(complaint("a: [1\n"), "1:4: not YAML: unclosed bracket '['");
+        for deep in ["[", "{a: ", "- ", "? "] {
+            let issues = parse(&deep.repeat(100_000)).unwrap_err();
+            assert_eq!(issues.len(), 1, "{deep}");
+        }
         assert!(complaint(&("[".repeat(100) + &"]".repeat(100))).contains("nested deeper"));
     }
 

@@ -13,7 +13,7 @@ use crate::identity::{Country, Profile};
 use crate::policy::{Action, ActionKind, Amount, Expression, Known, Purpose, Quota, Read, Unknown};
 
 /// How long a message is remembered beyond its link, so that a late tap is told the right thing.
-const REMEMBERED: std::time::Duration = std::time::Duration::from_hours(7 * 24);
+pub(crate) const REMEMBERED: std::time::Duration = std::time::Duration::from_hours(7 * 24);
 
 /// Who and when.
 pub(super) struct Case<'c> {

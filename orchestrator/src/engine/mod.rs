@@ -12,7 +12,7 @@
 //! is ordered here is ordered by time, then subscriber, then name. Durable state leaves by [`Engine::take_dirty`] and
 //! comes back by [`Engine::restore`]; windows do not survive, so facts are unknown until they are full again.
 
-mod choose;
+pub(crate) mod choose;
 mod clock;
 pub mod io;
 mod moments;
@@ -178,10 +178,10 @@ impl Engine {
             self.world.facts.iter().map(|(name, _)| (name.clone(), None)).collect();
         let nobody = Subscriber::new(&self.world, SubscriberState::default());
         let subscriber = self.subscribers.get(id).unwrap_or(&nobody);
-        for ((name, _), value) in self.world.facts.iter().zip(&subscriber.facts) {
-            // A fact is as old as the watermark; long after, it says nothing of now.
-            let fresh =
-                self.boundary.is_some_and(|boundary| at.since(Micros::new(boundary)) < clock::AGENT_IDLE);
+        for ((name, fact), value) in self.world.facts.iter().zip(&subscriber.facts) {
+            // A fact is as old as its last boundary; long after, it says nothing of now.
+            let still = clock::AGENT_IDLE + self.world.policy.lateness() + fact.every;
+            let fresh = self.boundary.is_some_and(|boundary| at.since(Micros::new(boundary)) < still);
             facts.insert(name.clone(), value.filter(|_| fresh));
         }
         for field in FIELDS {
@@ -260,6 +260,7 @@ impl Engine {
             if sessions.is_empty() {
                 subscriber.present_since = None;
             }
+            self.dirty.insert(seen.subscriber.clone());
             self.look_at(&seen.subscriber, Cause::Plan, false, effects);
             return;
         }
@@ -280,6 +281,7 @@ impl Engine {
         }
         sessions.entry(agent.to_owned()).or_default().insert(seen.session.clone(), open);
         subscriber.present_since.get_or_insert(since);
+        self.dirty.insert(seen.subscriber.clone());
         self.look_at(&seen.subscriber, Cause::Plan, new, effects);
     }
 

@@ -9,6 +9,7 @@
 //! lives in our time and is looked at when something it may read changes, or when its time has come. A condition that
 //! stays true fires again after `rearm`, as a new episode.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use usher_models::units::{Micros, SubscriberId};
@@ -18,8 +19,11 @@ use super::choose::{Case, forget_contacts};
 use super::io::{Cause, Decision, Desire, Effect, Mode, Say};
 use super::state::{Fired, Overlay, SentMessage};
 use super::subscriber::Phase;
+use super::world::{World, micros};
 use crate::policy::ActionKind;
 
+/// Most moments remembered of one subscriber, those of policies past included: their episodes must not come again.
+const MAX_FIRED: usize = 1_024;
 /// Most boundaries looked at in one step; event time that jumps further skips the oldest.
 const MAX_BOUNDARIES: usize = 1_000;
 
@@ -47,14 +51,18 @@ impl Engine {
         effects: &mut Vec<Effect>,
     ) {
         let Some(subscriber) = self.subscribers.get_mut(id) else { return };
-        self.dirty.insert(id.clone());
         let expired = subscriber.expire(self.now);
-        for decision in forget_contacts(&self.world, &mut subscriber.state.contacts, self.now) {
+        let forgotten = forget_contacts(&self.world, &mut subscriber.state.contacts, self.now);
+        if expired || !forgotten.is_empty() {
+            self.dirty.insert(id.clone());
+        }
+        for decision in forgotten {
             self.by_decision.remove(&decision);
         }
         if let Some(profile) = self.profiles.get(id) {
             let cause = if expired && cause == Cause::Plan { Cause::Expiry } else { cause };
             if let Some(desire) = subscriber.reconcile(&self.world, profile, cause, again) {
+                self.dirty.insert(id.clone());
                 self.counters.desired += 1;
                 effects.push(Effect::Desire(desire));
             }
@@ -118,14 +126,15 @@ impl Engine {
 
     /// Facts, then the moments that read them, of everybody, at one boundary.
     fn cross(&mut self, boundary: Micros, effects: &mut Vec<Effect>) {
+        let mut changed = vec![false; self.world.facts.len()];
         let ids: Vec<SubscriberId> = self
             .subscribers
             .iter_mut()
             .filter_map(|(id, subscriber)| {
                 let mut look = false;
-                let mut changed = vec![false; self.world.facts.len()];
+                changed.fill(false);
                 for (index, (_, fact)) in self.world.facts.iter().enumerate() {
-                    if boundary.get() % super::world::micros(fact.every) != 0 {
+                    if boundary.get() % micros(fact.every) != 0 {
                         continue;
                     }
                     // The window is closed even where it is unknown: closing is what forgets.
@@ -183,6 +192,7 @@ impl Engine {
         let episode = fired.map_or(0, |fired| fired.episodes) + 1;
         let silent_until = clock.after(watched.moment.rearm);
         subscriber.state.moments.insert(watched.name.clone(), Fired { episodes: episode, silent_until });
+        forget_moments(&self.world, &mut subscriber.state.moments);
         subscriber.phases[index] = Phase::Silent;
         self.dirty.insert(id.clone());
         self.counters.fired += 1;
@@ -244,5 +254,16 @@ impl Engine {
                 }));
             }
         }
+    }
+}
+
+/// Keeps the moments of the policy in force and the latest of others.
+fn forget_moments(world: &World, moments: &mut BTreeMap<String, Fired>) {
+    while moments.len() > MAX_FIRED {
+        let past = |name: &str| !world.policy.moments().contains_key(name);
+        let oldest =
+            moments.iter().filter(|(name, _)| past(name)).min_by_key(|(_, fired)| fired.silent_until);
+        let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { return };
+        moments.remove(&oldest);
     }
 }

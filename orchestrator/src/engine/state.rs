@@ -7,8 +7,9 @@ use usher_models::units::Micros;
 
 use super::io::DecisionId;
 
-/// Most messages remembered of one subscriber. The quotas of a policy look back over these.
-pub const MAX_CONTACTS: usize = 64;
+/// Most messages remembered of one subscriber. The quotas of a policy look back over these, and a policy that would need
+/// more is refused.
+pub const MAX_CONTACTS: usize = 256;
 /// Most sessions one subscriber has open at a time; further ones are not seen.
 pub const MAX_SESSIONS: usize = 64;
 

@@ -386,7 +386,7 @@ fn an_ignored_message_is_not_repeated_until_the_back_off_is_over() {
 
 #[test]
 fn the_same_action_has_a_quota_of_its_own() {
-    let policy = POLICY.replace("budget: 1/1d", "budget: 9/1d").replace("  backoff: {ignored: 2d}\n", "");
+    let policy = POLICY.replace("budget: 1/1d", "budget: 3/1d").replace("  backoff: {ignored: 2d}\n", "");
     let mut engine = engine_with(&policy);
     assert_eq!(says(&open(&mut engine, 0, "a", "26201")).len(), 1);
     let effects = engine.step(s(3_700), Input::Tick);

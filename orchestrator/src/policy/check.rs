@@ -11,7 +11,11 @@ use super::expr::{Compiled, Expression, Known, Place, Read, Wants, context};
 use crate::document::{Issue, Kind, Node, Span, nearest};
 
 /// Longest expression read, characters.
-const MAX_LENGTH: usize = 2_000;
+const MAX_LENGTH: usize = 1_000;
+/// Most operators, dots and brackets read: the CEL parser goes down the stack with a chain of them.
+const MAX_OPERATORS: usize = 64;
+/// Deepest nesting read: CEL goes down the stack with each level, when it parses and when it evaluates.
+const MAX_DEPTH: usize = 32;
 /// Most plan fields in one expression: each may be a word or a number, and all combinations are tried.
 const MAX_PLAN_FIELDS: usize = 6;
 
@@ -92,6 +96,15 @@ impl Checker<'_> {
             self.issues.push(Issue::new(node.span, message));
             return None;
         }
+        if operators(source) > MAX_OPERATORS {
+            let message = format!("an expression of more than {MAX_OPERATORS} operators: make several of it");
+            self.issues.push(Issue::new(node.span, message));
+            return None;
+        }
+        if nesting(source) > MAX_DEPTH {
+            self.too_deep(node.span);
+            return None;
+        }
         let place = Place { span: node.span, inside: inside(self.text, node.span, source) };
         let program = match Program::compile(source) {
             Ok(program) => program,
@@ -104,6 +117,10 @@ impl Checker<'_> {
                 return None;
             }
         };
+        if depth(program.expression()) > MAX_DEPTH {
+            self.too_deep(node.span);
+            return None;
+        }
         let mut walk = Walk {
             checker: self,
             scope,
@@ -126,6 +143,11 @@ impl Checker<'_> {
             return None;
         }
         Some(Expression::new(compiled))
+    }
+
+    fn too_deep(&mut self, span: Span) {
+        let message = format!("an expression nested deeper than {MAX_DEPTH} levels: make several of it");
+        self.issues.push(Issue::new(span, message));
     }
 
     /// Mistakes of kind under the best reading of the plan's fields; `None` where there are too many to try.
@@ -209,6 +231,59 @@ fn inside(text: &str, span: Span, source: &str) -> Option<usize> {
     let raw = text.get(span.offset..span.offset + span.length)?;
     let quote = usize::from(raw.starts_with(['"', '\'']));
     raw.get(quote..).is_some_and(|raw| raw.starts_with(source)).then_some(quote)
+}
+
+/// How deep the brackets go, or how many `?` there are, whichever is more; brackets in strings count as well.
+fn nesting(source: &str) -> usize {
+    let mut depth = 0_usize;
+    let mut deepest = 0;
+    for letter in source.chars() {
+        match letter {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest.max(source.matches('?').count())
+}
+
+/// How many runs of signs there are, brackets one by one; those in strings count as well.
+fn operators(source: &str) -> usize {
+    let mut count = 0;
+    let mut before = ' ';
+    for letter in source.chars() {
+        let sign =
+            !letter.is_alphanumeric() && !letter.is_whitespace() && !matches!(letter, '_' | '\'' | '"');
+        if sign && (letter != before || matches!(letter, '(' | '[' | '{')) {
+            count += 1;
+        }
+        before = letter;
+    }
+    count
+}
+
+/// Levels of a parsed expression, without going down the stack.
+fn depth(expr: &IdedExpr) -> usize {
+    let mut deepest = 0;
+    let mut open = vec![(expr, 1)];
+    while let Some((expr, depth)) = open.pop() {
+        deepest = deepest.max(depth);
+        let mut down = |part| open.push((part, depth + 1));
+        match &expr.expr {
+            Expr::Select(select) => down(&select.operand),
+            Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).for_each(down),
+            Expr::List(list) => list.elements.iter().for_each(down),
+            Expr::Comprehension(over) => {
+                [&over.iter_range, &over.accu_init, &over.loop_cond, &over.loop_step, &over.result]
+                    .into_iter()
+                    .for_each(down);
+            }
+            // Refused by name, or without parts.
+            Expr::Map(_) | Expr::Struct(_) | Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
+        }
+    }
+    deepest
 }
 
 /// The message without the list of every token the grammar could go on with.

@@ -21,7 +21,28 @@ pub(super) struct Reading<'t> {
     pub(super) says: Option<Span>,
 }
 
+/// Stack for reading a policy: the CEL parser goes down it with every sign of an expression, far in a debug build.
+const STACK_BYTES: usize = 64 << 20;
+
+/// Reads a policy, on a stack that no expression within bounds gets to the end of.
 pub(super) fn policy(file: &str, yaml: &str) -> Result<Policy, Vec<Issue>> {
+    std::thread::scope(|scope| {
+        let reader = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let reading = reader.spawn_scoped(scope, || read(file, yaml));
+        let read = reading.map(std::thread::ScopedJoinHandle::join);
+        match read {
+            Ok(Ok(read)) => read,
+            // A panic goes on where it would have without the thread.
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => {
+                let start = Span { line: 1, column: 1, offset: 0, length: 0 };
+                Err(vec![Issue::new(start, format!("no thread to read the policy with: {error}"))])
+            }
+        }
+    })
+}
+
+fn read(file: &str, yaml: &str) -> Result<Policy, Vec<Issue>> {
     let root = document::parse(yaml)?;
     let mut reading = Reading {
         text: yaml,

@@ -1,6 +1,7 @@
 //! The last three words: policy, choose, guard.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::check::Scope;
 use super::expr::{Expression, Wants};
@@ -8,6 +9,8 @@ use super::parse::Reading;
 use super::types::{Choose, Contact, Guard, Purpose, Rules};
 use super::values::{percent, positive, quiet, quota, rate, ratio};
 use crate::document::{Fields, Issue, Kind, Node, Span, items, nearest, number, text, word};
+use crate::engine::MAX_CONTACTS;
+use crate::engine::choose::REMEMBERED;
 use crate::engine::io::Mode;
 
 /// Chance that a message is taken up, where the policy does not say.
@@ -100,10 +103,22 @@ impl Reading<'_> {
             contact.expire = expire;
         }
         fields.finish(issues);
+        if let Some(budget) = contact.budget {
+            let per_action = contact.same_action.map_or(Duration::ZERO, |quota| quota.per);
+            let look_back = per_action.max(contact.expire + REMEMBERED);
+            let spans = look_back.as_millis() / budget.per.as_millis() + 1;
+            if u128::from(budget.count) * spans > MAX_CONTACTS as u128 {
+                let message = format!(
+                    "{} messages in {:?} over a look-back of {look_back:?} are more than the {MAX_CONTACTS} remembered",
+                    budget.count, budget.per
+                );
+                issues.push(Issue::new(node.span, message).with_help("expected a smaller budget"));
+            }
+        }
         contact
     }
 
-    fn backoff(&mut self, node: Option<&Node>) -> Option<std::time::Duration> {
+    fn backoff(&mut self, node: Option<&Node>) -> Option<Duration> {
         let mut fields = Fields::of(node?, "backoff", &mut self.issues)?;
         let ignored = fields.take("ignored").and_then(|node| positive(node, "a back-off", &mut self.issues));
         for key in ["declined", "complaint"] {

@@ -269,6 +269,11 @@ fn each_mistake_is_told_with_its_place_and_what_was_expected() {
             "21-8",
             "13:34: `21-8` are no quiet hours: expected two different times, as `\"21:00-08:00\"`",
         ),
+        (
+            "budget: 2/7d",
+            "budget: 100/1d",
+            "13:12: 100 messages in 86400s over a look-back of 612000s are more than the 256 remembered",
+        ),
         ("expire: 2h", "expire: 0s", "13:57: expected a link's life above zero"),
         // Choose and guard.
         ("starved: 1.5", "starve: 1.5", "15:29: unknown moment `starve` (did you mean `starved`?)"),
@@ -415,4 +420,44 @@ proptest! {
         let text = SMALL.replace("\"capped > 0.8 && plan.video == 'sd'\"", &format!("{:?}", format!("capped > 0.5 && {condition}")));
         spans_are_sound(&text);
     }
+}
+
+#[test]
+fn deep_and_long_expressions_are_refused_or_evaluated_and_never_overflow_the_stack() {
+    let deep = [
+        "!".repeat(900) + "sub.active",
+        "(".repeat(900) + "sub.active" + &")".repeat(900),
+        "[".repeat(900) + &"]".repeat(900) + " == []",
+        vec!["capped"; 140].join("+") + " > 0.5",
+        vec!["sub.active"; 80].join("&&"),
+        "-".repeat(900) + "capped > 0.5",
+        "sub.active?".repeat(50) + "true" + &":false".repeat(50),
+        "(".repeat(32) + "sub.active" + &")".repeat(32),
+        "[".repeat(32) + &"]".repeat(32) + " == []",
+        "sub.active?".repeat(32) + "true" + &":false".repeat(32),
+        vec!["capped"; 30].join("+") + " > 0.5",
+        vec!["sub.active"; 32].join("&&"),
+        vec!["capped"; 64].join("+") + " > 0.5",
+        "!(".repeat(31) + "sub.active" + &")".repeat(31),
+        "capped".to_owned() + &".a".repeat(63),
+        "capped".to_owned() + &"[0]".repeat(31),
+        "capped".to_owned() + &".a".repeat(490),
+        "capped".to_owned() + &"[0]".repeat(330),
+        "capped".to_owned() + &".a()".repeat(240),
+    ];
+    let mut taken = 0;
+    for condition in deep {
+        let text = SMALL.replace("capped > 0.8 && plan.video == 'sd'", &condition);
+        spans_are_sound(&text);
+        // What is taken is evaluated on an ordinary stack.
+        if let Ok(policy) = Policy::parse("policy.yaml", &text) {
+            let known = |read: &Read| match read {
+                Read::Fact(_) => Some(Known::Number(1.0)),
+                _ => Some(Known::Truth(true)),
+            };
+            assert!(policy.moments()["starved"].when.truth(known).is_ok(), "{condition}");
+            taken += 1;
+        }
+    }
+    assert!(taken >= 3, "{taken}");
 }
