@@ -31,6 +31,10 @@ const MAX_FLOWS_TOLD: usize = 16_384;
 /// Seconds between two looks for idle flows.
 const SWEEP_EVERY: u64 = 10;
 
+/// Drains that fail one after the other until the agent gives up: a state file that failed once stays unusable to the
+/// process that has it open.
+const MAX_FAILED_DRAINS: u32 = 3;
+
 /// What a file was when it was last read.
 type Stamp = Option<(u64, u64, i64, i64)>;
 
@@ -47,6 +51,7 @@ pub struct Gateway {
     read: Stamp,
     waiting: Option<Sessions>,
     seconds: u64,
+    failed_drains: u32,
 }
 
 impl Gateway {
@@ -79,6 +84,7 @@ impl Gateway {
             read,
             waiting: None,
             seconds: 0,
+            failed_drains: 0,
         };
         gateway.set_sessions(now, sessions, true)?;
         // Settings of sessions that are gone since the last agent ran.
@@ -92,6 +98,12 @@ impl Gateway {
     /// The data plane, to wait for samples.
     pub fn plane(&mut self) -> &mut DataPlane {
         &mut self.plane
+    }
+
+    /// Whether nothing can be stored any more. The next agent takes up from what the file holds; until then counting and
+    /// enforcement go on in the kernel.
+    pub fn is_stuck(&self) -> bool {
+        self.failed_drains >= MAX_FAILED_DRAINS
     }
 
     /// When the next setting or hold ends by itself.
@@ -196,6 +208,7 @@ impl Gateway {
         self.metrics.spooled(self.store.spooled());
         match result {
             Ok(Some(told)) => {
+                self.failed_drains = 0;
                 self.flows.clear();
                 self.metrics.drained("told");
                 self.metrics.batch_bytes.inc_by(told.bytes);
@@ -214,6 +227,7 @@ impl Gateway {
             }
             Err(error) => {
                 self.metrics.drained("failed");
+                self.failed_drains += 1;
                 tracing::error!("usage waits in the counters, for it could not be stored: {error}");
                 false
             }

@@ -42,7 +42,7 @@ enum End {
     Told,
     /// The capture file is read to its end, and all of it acknowledged.
     AllRead,
-    /// The capture broke off.
+    /// The capture broke off, or the store did.
     Broken(anyhow::Error),
 }
 
@@ -163,6 +163,10 @@ async fn work(gateway: &mut Gateway, joints: &mut Joints, mut signals: Signals, 
                 } else {
                     told = block_in_place(|| gateway.tick(now));
                     joints.spooled.send_modify(|count| *count += 1);
+                }
+                if gateway.is_stuck() {
+                    let why = "the state file cannot be used any more (see above): free space or mend the disk, and start again";
+                    return End::Broken(anyhow::anyhow!(why));
                 }
                 if watchdog {
                     notify(&[NotifyState::Watchdog]);

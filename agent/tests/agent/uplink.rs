@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::support::{Gateway, Ledger, Manners, Orchestrator, PATIENCE, Pki, capture};
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use usher_models::setting::{Setting, Settings};
 use usher_models::telemetry::push::Step;
@@ -148,4 +149,35 @@ fn check_says_what_it_found_and_what_it_did_not() {
     let (code, _, err) = run();
     assert!(code == Some(2) && err.contains("traffic.pcap"), "{err}");
     assert_eq!(gateway.command("frobnicate").output().unwrap().status.code(), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_served_and_name_nobody() {
+    let pki = Pki::new();
+    let (orchestrator, address, _reports) = Orchestrator::serve(&pki, Manners::default()).await;
+    let mut gateway = Gateway::new(&pki, address, "{capture: {file: traffic.pcap}}");
+    capture(&gateway.path("traffic.pcap"), 100);
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    let mut config = std::fs::read_to_string(gateway.path("agent.yaml")).expect("the configuration");
+    config += "metrics: ";
+    gateway.write("agent.yaml", &format!("{config}{port}\n"));
+    gateway.start();
+    orchestrator.until("three batches", |ledger| ledger.last.values().sum::<u64>() > 2).await;
+
+    let mut stream = tokio::net::TcpStream::connect(port).await.expect("metrics are served");
+    let request = "GET /metrics HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("asked");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.expect("answered");
+    for line in [
+        "HTTP/1.1 200 OK",
+        "usher_agent_sessions 2\n",
+        "usher_agent_uplink_connected 1\n",
+        "usher_agent_drains_total{result=\"told\"}",
+        "usher_agent_spool_limit_bytes 67108864\n",
+    ] {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+    assert!(!page.contains("a-1") && !page.contains("10.0.0.") && !page.contains("imsi"), "{page}");
 }
