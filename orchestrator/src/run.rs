@@ -13,7 +13,7 @@ use axum::routing::get;
 use rustix::fs::FlockOperation;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::ServerTlsConfig;
@@ -85,6 +85,8 @@ fn read(path: &Path) -> Result<(String, String), FileError> {
 /// Runs the daemon until a signal ends it, or something it cannot do without fails.
 pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let Loaded { config, book, tls } = loaded;
+    // From here on no signal ends the process by itself.
+    let mut signals = Signals::listen()?;
     let _lock = own_state_dir(&config.state_dir)?;
     let mut registry = metrics::registry();
     let metrics = Metrics::register(&mut registry);
@@ -162,7 +164,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
 
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!(agents = %config.agents.listen, policy = %config.policy.display(), "ready");
-    let ended = attend(&config, &inbox, &metrics, &mut tasks).await;
+    let ended = attend(&config, &inbox, &metrics, &mut tasks, &mut signals).await;
 
     tell_systemd(&[NotifyState::Stopping]);
     // Pushes under way need the uplinks to come to their end.
@@ -188,10 +190,8 @@ async fn attend(
     inbox: &Inbox,
     metrics: &Metrics,
     tasks: &mut JoinSet<anyhow::Result<()>>,
+    signals: &mut Signals,
 ) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
     let mut watchdog_micros = 0;
     let watched = sd_notify::watchdog_enabled(false, &mut watchdog_micros);
     let mut alive = tokio::time::interval(if watched {
@@ -201,9 +201,9 @@ async fn attend(
     });
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(config, inbox, metrics).await,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hangup.recv() => reload(config, inbox, metrics).await,
             // A sign of life of the engine task, not of this one.
             _ = alive.tick(), if watched => if inbox.ping().await.is_ok() {
                 tell_systemd(&[NotifyState::Watchdog]);
@@ -216,6 +216,23 @@ async fn attend(
     }
     tracing::info!("stopping");
     Ok(())
+}
+
+/// What an operator or systemd tells a running daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// Reads policy and profiles again. A mistake in either changes nothing.
