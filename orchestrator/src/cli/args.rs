@@ -152,7 +152,7 @@ pub enum Command {
     /// Certificates for agents' uplinks, where you have no authority of your own; needs no orchestrator
     #[command(
         subcommand,
-        after_help = "Examples:\n  usher pki init --dir pki --server-name usher.example.net --agent gw-1\n  usher pki agent gw-2 --dir pki"
+        after_help = "Examples:\n  usher pki init --dir pki --server usher.example.net --agent gw-1\n  usher pki agent gw-2 --dir pki"
     )]
     Pki(PkiCommand),
     /// Print shell completion
@@ -272,14 +272,14 @@ pub enum PushCommand {
 pub enum PkiCommand {
     /// Make an authority, the orchestrator's certificate and, with --agent, agents' certificates
     #[command(
-        after_help = "Example:\n  usher pki init --dir pki --server-name usher.example.net --server-name 192.0.2.1 --agent gw-1"
+        after_help = "Example:\n  usher pki init --dir pki --server usher.example.net --server 192.0.2.1 --agent gw-1"
     )]
     Init {
         /// Where to put them; made where it is missing
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
         /// Host name or address agents reach the orchestrator by; this machine's own unless given
-        #[arg(long = "server-name", alias = "server", value_name = "HOST")]
+        #[arg(long, alias = "server-name", value_name = "HOST")]
         server: Vec<String>,
         /// An agent's name
         #[arg(long, value_name = "NAME")]
