@@ -261,6 +261,30 @@ async fn a_device_gone_before_it_is_confirmed_goes_back_by_its_own_timer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_before_confirmation_leaves_the_device_as_it_was() {
+    let server = server!("a_power_cut_before_confirmation_leaves_the_device_as_it_was");
+    let mut config = device("x", &server);
+    config.connect = Duration::from_secs(2);
+    let server = Arc::new(Mutex::new(server));
+    let elements = elements(&[config]);
+    assert_eq!(until_done(&elements, &video("sd")).await, Outcome::Done);
+    let cut = Arc::clone(&server);
+    let hook = move |note: &Note| {
+        if *note == Note::Push(PushState::Confirming) {
+            cut.lock().unwrap().kill_engine().unwrap();
+        }
+        Ok(())
+    };
+    let push = video("hd");
+    let outcome = elements.push(&push, &[], &Notes::at(hook).journal()).await;
+    assert_eq!(outcome.elements[0].state, ElementState::Unverified, "{outcome:?}");
+    server.lock().unwrap().start_netconfd().unwrap();
+    settle(&elements, &push.id, "netconf:x").await;
+    holds(&server.lock().unwrap(), Some("sd"));
+    assert_eq!(until_done(&elements, &video("hd")).await, Outcome::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_confirmation_that_fails_half_way_is_undone_where_it_had_succeeded() {
     let first = server!("a_confirmation_that_fails_half_way_is_undone_where_it_had_succeeded");
     let second = Arc::new(Mutex::new(NetconfServer::start().unwrap()));

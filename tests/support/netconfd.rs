@@ -1,7 +1,8 @@
 //! A real NETCONF device: netconfd (of Debian's yuma123) behind a real sshd, on a free loopback port.
 //!
 //! Needs no root: both servers run as whoever starts them, and that user logs in to itself. Everything lies in one
-//! temporary folder; both servers, and the sessions of sshd, are ended by their process ids.
+//! temporary folder; both servers, and the sessions of sshd, are ended by their process ids. netconfd insists on a folder
+//! `.yuma` in the user's home; where there was none, the empty one it makes is removed.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -50,6 +51,8 @@ pub struct NetconfServer {
     namespace: Option<PathBuf>,
     sshd: Option<Running>,
     netconfd: Option<Running>,
+    /// A folder in the user's home that netconfd makes and leaves empty; ours to remove.
+    leaves: Option<PathBuf>,
 }
 
 impl NetconfServer {
@@ -66,6 +69,8 @@ impl NetconfServer {
         let folder = TempDir::with_prefix_in("usher-netconfd-", parent).context("make a temporary folder")?;
         let path = folder.path();
         fs::create_dir(path.join("yang"))?;
+        fs::create_dir(path.join("data"))?;
+        fs::write(path.join("startup.xml"), r#"<config xmlns="urn:ietf:params:xml:ns:netconf:base:1.0"/>"#)?;
         fs::write(path.join("yang/usher-subscriber-services.yang"), MODULE)?;
         make_key(&path.join("key"))?;
         make_key(&path.join("host"))?;
@@ -82,6 +87,7 @@ impl NetconfServer {
             namespace,
             sshd: None,
             netconfd: None,
+            leaves: home()?.map(|home| home.join(".yuma")).filter(|folder| !folder.exists()),
         };
         server.know_host_key()?;
         fs::write(server.path("sshd_config"), server.sshd_config())?;
@@ -177,7 +183,8 @@ impl NetconfServer {
         Ok(())
     }
 
-    /// `kill -9` for the device's configuration engine: sessions end, and nothing of its state survives.
+    /// `kill -9` for the device's configuration engine, as in a power cut: sessions end, and what was not confirmed is
+    /// gone.
     pub fn kill_engine(&mut self) -> Result<()> {
         if let Some(mut netconfd) = self.netconfd.take() {
             netconfd.kill()?;
@@ -199,7 +206,7 @@ impl NetconfServer {
         self.netconfd.as_ref().context("netconfd runs")
     }
 
-    /// Starts netconfd (again), empty.
+    /// Starts netconfd (again), with the configuration it had.
     pub fn start_netconfd(&mut self) -> Result<()> {
         let path = self.folder().to_owned();
         let socket = path.join("ncx.sock");
@@ -211,10 +218,13 @@ impl NetconfServer {
             .arg(format!("--port={}", self.port))
             .arg(format!("--ncxserver-sockname={}", socket.display()))
             .arg(format!("--modpath={}:/usr/share/yuma/modules", path.join("yang").display()))
-            .args(["--no-startup", "--target=candidate", "--access-control=off", "--log-level=info"])
+            .arg(format!("--startup={}", path.join("startup.xml").display()))
+            .args(["--target=candidate", "--access-control=off", "--log-level=info"])
             .arg("--module=usher-subscriber-services")
+            // What a confirmed commit would be rolled back to lies in the current folder, and the rest of its state in
+            // this one: no two servers may share them.
             .current_dir(&path)
-            .env("HOME", &path);
+            .env("YUMA_HOME", &path);
         let mut netconfd = Running::start("netconfd", command, &path)?;
         wait::until("the start of netconfd", STARTS_WITHIN, || {
             netconfd.expect_running()?;
@@ -295,6 +305,11 @@ impl Drop for NetconfServer {
     fn drop(&mut self) {
         // The sessions are processes of their own, and outlive the listener otherwise.
         let _ = self.cut_off();
+        let _ = self.kill_engine();
+        if let Some(folder) = &self.leaves {
+            // Only where it is empty.
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
@@ -383,6 +398,12 @@ fn make_key(path: &Path) -> Result<()> {
 
 fn user() -> Result<String> {
     Ok(process::run(Command::new("id").arg("-un"))?.trim().to_owned())
+}
+
+/// The user's home as the system knows it, whatever the environment says.
+fn home() -> Result<Option<PathBuf>> {
+    let line = process::run(Command::new("getent").arg("passwd").arg(user()?))?;
+    Ok(line.split(':').nth(5).filter(|home| !home.is_empty()).map(PathBuf::from))
 }
 
 fn free_port() -> Result<u16> {
