@@ -267,7 +267,7 @@ impl<'a> Cut<'a> {
         };
         // Padding after the outer packet is none of the content's bytes on the wire.
         let outer_wire = outer.length.and_then(|length| usize::try_from(length).ok()).unwrap_or(self.wire());
-        let headers = content.as_ptr().addr() - self.rest.as_ptr().addr();
+        let headers = content.as_ptr().addr().checked_sub(self.rest.as_ptr().addr())?;
         let wire = outer_wire.min(self.wire()).saturating_sub(headers).max(content.len());
         let mut inner = Cut { rest: content, missing: wire - content.len() };
         let (layer, next) = match outer.payload {

@@ -2,7 +2,8 @@
 //!
 //! Owns the flows, the sessions' prefixes and the usage by slot. The subscriber's side of a packet is found so:
 //!
-//! 1. the source is a session's address: the packet goes up, and counts for the source, also where the destination is one;
+//! 1. the source is a session's address: the packet goes up, and counts for the source, also where the destination is one
+//!    (the two directions of such a flow are then two flows, each its sender's);
 //! 2. the destination alone is: it goes down;
 //! 3. neither is: it counts for anonymous. The side that opened the flow stands for the subscriber: who sends the SYN, who
 //!    asks a DNS server, else who uses the higher port, else who was seen first.

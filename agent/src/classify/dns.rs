@@ -164,6 +164,8 @@ pub struct Answers {
     pub evicted: u64,
     /// Answers nobody was seen to ask for.
     pub unasked: u64,
+    /// Questions forgotten for lack of room before their answer came.
+    pub questions_evicted: u64,
 }
 
 #[derive(Debug)]
@@ -189,13 +191,15 @@ impl Answers {
             questions: Aged::new(limits.questions),
             evicted: 0,
             unasked: 0,
+            questions_evicted: 0,
         }
     }
 
     /// A question was seen on its way to a server.
     pub fn ask(&mut self, flow: &FlowKey, message: &Message) {
         if let Some(name) = &message.question {
-            self.questions.insert((*flow, message.id), name.clone());
+            let evicted = self.questions.insert((*flow, message.id), name.clone());
+            self.questions_evicted += u64::from(evicted.is_some());
         }
     }
 

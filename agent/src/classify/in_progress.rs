@@ -20,7 +20,7 @@ const MAX_ANSWERS: u8 = 8;
 pub(crate) struct InProgress {
     /// Whose it is.
     pub(crate) slot: u32,
-    /// When its first sample came.
+    /// When its first bytes came; until then, when it was opened.
     pub(crate) since: Micros,
     kind: Kind,
 }
@@ -95,6 +95,14 @@ impl InProgress {
         match &self.kind {
             Kind::Tls(Client::Known { stream, .. }) => Some(stream.start()),
             Kind::Tls(Client::Unknown(_)) => None,
+        }
+    }
+
+    /// Whether neither side has said anything yet.
+    pub(crate) fn is_silent(&self) -> bool {
+        match &self.kind {
+            Kind::Tls(Client::Known { stream, answers, .. }) => stream.held() == 0 && *answers == 0,
+            Kind::Tls(Client::Unknown(early)) => early.is_empty(),
         }
     }
 

@@ -164,6 +164,8 @@ struct Counters {
     streams_evicted: u64,
     streams_expired: u64,
     streams_too_long: u64,
+    /// Not a loss by itself: a later sample of the flow, if one comes, is classified anew.
+    verdicts_forgotten: u64,
 }
 
 #[derive(Debug)]
@@ -222,13 +224,17 @@ impl Classifier {
     /// Concludes flows whose first bytes have taken too long, and forgets what has passed.
     pub fn expire(&mut self, now: Micros) -> Vec<(FlowKey, Observation)> {
         let mut concluded = Vec::new();
-        while self
-            .streams
-            .oldest()
-            .is_some_and(|(_, stream)| now.since(stream.since) > self.limits.stream_age)
+        while let Some((flow, stream)) =
+            self.streams.oldest().filter(|(_, stream)| now.since(stream.since) > self.limits.stream_age)
         {
             self.counters.streams_expired += 1;
-            concluded.extend(self.conclude_oldest());
+            if stream.is_silent() {
+                // A connection opened in advance: its first bytes may still come, and will show that they are the first.
+                let flow = *flow;
+                self.take_stream(&flow);
+            } else {
+                concluded.extend(self.conclude_oldest());
+            }
         }
         self.answers.expire(now);
         concluded
@@ -249,6 +255,8 @@ impl Classifier {
             ("stream_too_long", self.counters.streams_too_long),
             ("answer_evicted", self.answers.evicted),
             ("answer_unasked", self.answers.unasked),
+            ("question_evicted", self.answers.questions_evicted),
+            ("verdict_forgotten", self.counters.verdicts_forgotten),
         ]
     }
 
@@ -281,7 +289,7 @@ impl Classifier {
             return again;
         }
         let told = Told { class: Class::System, sampling: true, named: true, at: sample.seen, start: None };
-        self.told.insert(sample.flow, told);
+        self.tell(sample.flow, told);
         Observation::Named(Verdict {
             app: Some(DNS_APP.into()),
             class: Class::System,
@@ -315,6 +323,9 @@ impl Classifier {
         } else if self.streams.get(&sample.flow).is_none() {
             self.put_stream(sample, InProgress::unopened(sample));
         }
+        if !segment.bytes.is_empty() {
+            self.restart_if_silent(sample);
+        }
         let Some(stream) = self.streams.get_mut(&sample.flow) else { return Observation::NeedMore };
         let held = stream.held();
         let mut step = stream.segment(sample.direction, segment);
@@ -334,6 +345,17 @@ impl Classifier {
         let name = if let Step::Name(name) = &mut step { Some(std::mem::take(name)) } else { None };
         self.take_stream(&sample.flow);
         self.conclude(sample.flow, sample.slot, name, start, sample.seen)
+    }
+
+    /// The time a stream's first bytes may take begins with the first of them, however long the connection was open before.
+    fn restart_if_silent(&mut self, sample: &Sample) {
+        let waited = |stream: &InProgress| stream.is_silent() && stream.since != sample.seen;
+        if self.streams.get(&sample.flow).is_some_and(waited)
+            && let Some(mut stream) = self.take_stream(&sample.flow)
+        {
+            stream.since = sample.seen;
+            self.put_stream(sample, stream);
+        }
     }
 
     /// What was told about a flow, unless this sample shows that it is another flow by now.
@@ -362,8 +384,14 @@ impl Classifier {
             Some(self.verdict(name.into(), Via::Dns, &flow))
         });
         let class = verdict.as_ref().map_or(Class::Other, |verdict| verdict.class);
-        self.told.insert(flow, Told { class, sampling: false, named: verdict.is_some(), at: now, start });
+        let told = Told { class, sampling: false, named: verdict.is_some(), at: now, start };
+        self.tell(flow, told);
         verdict.map_or(Observation::GiveUp, Observation::Named)
+    }
+
+    fn tell(&mut self, flow: FlowKey, told: Told) {
+        let forgotten = self.told.insert(flow, told);
+        self.counters.verdicts_forgotten += u64::from(forgotten.is_some());
     }
 
     fn verdict(&self, name: Box<str>, via: Via, flow: &FlowKey) -> Verdict {

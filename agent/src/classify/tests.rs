@@ -362,6 +362,23 @@ fn a_half_hello_is_concluded_when_its_time_is_over_by_what_dns_said() {
 }
 
 #[test]
+fn a_connection_opened_long_before_its_hello_is_named() {
+    for expired in [false, true] {
+        let mut classifier = classifier();
+        classifier.observe(&Segment::syn(99).sample(at(0)));
+        if expired {
+            assert_eq!(classifier.expire(at(25_000)), [], "nothing was said yet");
+            assert_eq!(classifier.held()[0], ("streams", 0));
+        }
+        let hello = client_hello("seg.streams.example", false);
+        let first = classifier.observe(&Segment::up(100, &hello[..50]).sample(at(30_000)));
+        assert_eq!(first, Observation::NeedMore);
+        let second = classifier.observe(&Segment::up(150, &hello[50..]).sample(at(30_100)));
+        assert_eq!(second.instruction(), Some((Class::Video, false)));
+    }
+}
+
+#[test]
 fn a_flood_of_half_hellos_stays_within_bounds_and_the_next_flow_is_named() {
     let limits = Limits { streams: 100, stream_bytes: 20_000, told: 50, ..Limits::default() };
     let mut classifier = Classifier::with_limits(Catalogue::built_in(), limits);
