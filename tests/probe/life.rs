@@ -133,6 +133,19 @@ fn maps_of_another_size_are_refused_and_left_alone() {
 }
 
 #[test]
+fn two_agents_do_not_share_pins() {
+    on_a_kernel!("two_agents_do_not_share_pins");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    let error = rig.load().expect_err("the first one has them");
+    assert!(matches!(error, ProbeError::InUse { .. }), "{error}");
+    run(&probe, Up, &tcp(Up, 4000, b"x"));
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up).packets, 1);
+    drop(probe);
+    rig.load().expect("the first one is gone");
+}
+
+#[test]
 fn idle_flows_are_forgotten_and_busy_ones_are_not() {
     on_a_kernel!("idle_flows_are_forgotten_and_busy_ones_are_not");
     let mut rig = Rig::new();

@@ -1,6 +1,6 @@
 //! What must be there before anything is loaded: an Ethernet interface and a BPF file system.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -52,8 +52,8 @@ fn interfaces() -> Vec<String> {
     table.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect()
 }
 
-/// Makes the directory of the pins, and mounts the conventional bpffs if that is what it lacks.
-pub(super) fn pin_directory(directory: &Path) -> Result<(), ProbeError> {
+/// Makes the directory of the pins, mounts the conventional bpffs if that is what it lacks, and locks it for this agent.
+pub(super) fn pin_directory(directory: &Path) -> Result<File, ProbeError> {
     if !on_bpffs(directory)? {
         if !directory.starts_with(BPFFS) || !mount_bpffs() || !on_bpffs(directory)? {
             let mount_point = if directory.starts_with(BPFFS) {
@@ -73,7 +73,14 @@ pub(super) fn pin_directory(directory: &Path) -> Result<(), ProbeError> {
             return ProbeError::NotPermitted { doing: "make the directory of the pins" };
         }
         ProbeError::File { doing: "make", path: directory.to_owned(), source }
-    })
+    })?;
+    let failed = |source| ProbeError::File { doing: "lock", path: directory.to_owned(), source };
+    let lock = File::open(directory).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(ProbeError::InUse { directory: directory.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// Whether the nearest directory that exists is on a bpffs.

@@ -42,6 +42,12 @@ pub enum ProbeError {
         /// Where to mount one.
         mount_point: PathBuf,
     },
+    /// Another agent runs with these pins.
+    #[error("use the maps pinned in {}: another agent has them; stop it, or give this one a directory of its own", .directory.display())]
+    InUse {
+        /// Where the pins are.
+        directory: PathBuf,
+    },
     /// The pinned maps were made for another version of the records.
     #[error("adopt the maps pinned in {}: their layout is {pinned}, this agent's is {ours}; stop the agent that made them with `detach`, or remove the directory, which ends their counters", .directory.display())]
     OtherLayout {

@@ -141,13 +141,11 @@ fn pinned_layout(pin: &Path) -> Result<Option<u32>, ProbeError> {
     Ok(Some(config.layout))
 }
 
-/// Removes the pins of the maps, and the directory if nothing else is in it.
+/// Removes the pins of the maps.
 pub(super) fn remove_pins(directory: &Path) -> Result<(), ProbeError> {
     for shape in shapes(&ProbeConfig::new("")) {
         remove(&directory.join(shape.pin))?;
     }
-    // Somebody else's pins may be in there: then it stays.
-    let _ = fs::remove_dir(directory);
     Ok(())
 }
 
@@ -163,11 +161,6 @@ pub(super) fn remove(pin: &Path) -> Result<(), ProbeError> {
 
 /// Opens the object with its maps: pinned ones adopted, missing ones made and pinned.
 pub(super) fn load(settings: &ProbeConfig) -> Result<Ebpf, ProbeError> {
-    fs::create_dir_all(&settings.pin_dir).map_err(|source| ProbeError::File {
-        doing: "make",
-        path: settings.pin_dir.clone(),
-        source,
-    })?;
     let shapes = shapes(settings);
     let pins: Vec<PathBuf> = shapes.iter().map(|shape| settings.pin_dir.join(shape.pin)).collect();
     let mut loader = EbpfLoader::new();

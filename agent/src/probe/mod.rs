@@ -21,6 +21,7 @@ mod samples;
 mod trial;
 
 use std::collections::VecDeque;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -95,6 +96,8 @@ pub struct Probe {
     settings: ProbeConfig,
     /// When each of the latest generations began, oldest first; the last is the one now.
     generations: VecDeque<(u32, Micros)>,
+    /// Two agents would take each other's samples; the kernel lets go of this one with its process.
+    _lock: File,
 }
 
 impl std::fmt::Debug for Probe {
@@ -112,7 +115,7 @@ impl Probe {
     /// What a running probe counts and enforces is untouched when this fails.
     pub fn load(settings: ProbeConfig) -> Result<Self, ProbeError> {
         let interface = environment::interface(&settings.interface)?;
-        environment::pin_directory(&settings.pin_dir)?;
+        let lock = environment::pin_directory(&settings.pin_dir)?;
         maps::check_pins(&settings)?;
         let mut ebpf = maps::load(&settings)?;
         for program in attach::PROGRAMS {
@@ -135,11 +138,12 @@ impl Probe {
             if made {
                 // Nothing was counted yet. What fails here too is told by the next start.
                 let _ = attach::detach(&settings).and_then(|()| maps::remove_pins(&settings.pin_dir));
+                let _ = fs::remove_dir(&settings.pin_dir);
             }
             return Err(error);
         }
         let generations = VecDeque::from([(config.generation, Micros::now())]);
-        Ok(Self { ebpf, maps, samples, config, settings, generations })
+        Ok(Self { ebpf, maps, samples, config, settings, generations, _lock: lock })
     }
 
     /// The life of the counters: survives agents, ends with the pins.

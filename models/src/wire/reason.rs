@@ -84,7 +84,7 @@ impl Reason {
 pub struct Tally {
     /// Frames.
     pub packets: u64,
-    /// Their bytes, link-layer header included.
+    /// Their bytes; of the whole frame where [`Reason::outside_usage`].
     pub bytes: u64,
 }
 
