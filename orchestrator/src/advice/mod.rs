@@ -18,6 +18,8 @@ pub use link::{KeyError, LinkError, Links};
 pub use metrics::{LinkLabels, LinkResult, Metrics};
 pub use outbox::{Delivered, Message, Outbox, OutboxError};
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 use usher_models::units::Micros;
 
@@ -51,6 +53,8 @@ pub struct Offer {
     pub text: String,
     /// When the offer ends.
     pub expires: Micros,
+    /// How long what it sets lasts, from the tap; zero: it sets nothing that ends.
+    pub lasts: Duration,
     /// When it was accepted; `None`: not yet.
     pub tapped: Option<Micros>,
 }

@@ -87,11 +87,13 @@ async fn show(State(state): State<PageState>, token: Result<Path<String>, BadPat
         Ok(Some(offer)) => {
             state.metrics.link(LinkResult::shown);
             let remaining = in_words(offer.expires.since(now));
+            let lasts = in_words(offer.lasts);
+            let lasts = if offer.lasts.is_zero() { "" } else { &lasts };
             let page = Page {
                 title: "An offer for you",
                 style: STYLE,
                 sentence: "",
-                offer: Some(OfferShown { text: &offer.text, remaining: &remaining }),
+                offer: Some(OfferShown { text: &offer.text, lasts, remaining: &remaining }),
             };
             render(StatusCode::OK, &page)
         }
@@ -216,6 +218,7 @@ struct Page<'a> {
 
 struct OfferShown<'a> {
     text: &'a str,
+    lasts: &'a str,
     remaining: &'a str,
 }
 

@@ -80,16 +80,19 @@ pub(super) enum Mood {
 }
 
 /// One field of a table.
-pub(super) struct Field(Cell);
+pub(super) struct Field {
+    cell: Cell,
+    right: bool,
+}
 
 impl Field {
     pub(super) fn text(text: impl Into<String>) -> Self {
         let text = text.into();
-        Self(Cell::new(if text.is_empty() { "-" } else { &text }))
+        Self { cell: Cell::new(if text.is_empty() { "-" } else { &text }), right: false }
     }
 
     pub(super) fn number(number: impl ToString) -> Self {
-        Self(Cell::new(number).set_alignment(CellAlignment::Right))
+        Self { cell: Cell::new(number).set_alignment(CellAlignment::Right), right: true }
     }
 
     pub(super) fn mood(text: &str, mood: Mood) -> Self {
@@ -98,7 +101,7 @@ impl Field {
             Mood::Waiting => Color::Yellow,
             Mood::Bad => Color::Red,
         };
-        Self(Cell::new(text).fg(colour))
+        Self { cell: Cell::new(text).fg(colour), right: false }
     }
 }
 
@@ -114,14 +117,13 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<Field>>, none: &str) -> Strin
     } else {
         table.force_no_tty();
     }
-    let right: Vec<bool> = rows[0]
-        .iter()
-        .map(|field| field.0.content().chars().next().is_some_and(|c| c.is_ascii_digit()))
-        .collect();
-    table
-        .set_header(header.iter().zip(right).map(|(name, _)| Cell::new(name).add_attribute(Attribute::Bold)));
+    let headings = header.iter().zip(&rows[0]).map(|(name, field)| {
+        let alignment = if field.right { CellAlignment::Right } else { CellAlignment::Left };
+        Cell::new(name).add_attribute(Attribute::Bold).set_alignment(alignment)
+    });
+    table.set_header(headings);
     for row in rows {
-        table.add_row(row.into_iter().map(|field| field.0).collect::<Vec<_>>());
+        table.add_row(row.into_iter().map(|field| field.cell).collect::<Vec<_>>());
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -254,10 +256,12 @@ mod tests {
     #[test]
     fn an_empty_table_says_so_and_columns_line_up() {
         assert_eq!(table(&["ID"], Vec::new(), "no sessions"), "no sessions");
-        let rows =
-            vec![vec![Field::text("a"), Field::number(7)], vec![Field::text("longer"), Field::number(1234)]];
+        let rows = vec![
+            vec![Field::text("a"), Field::number(7)],
+            vec![Field::text("longer"), Field::number(1_234_567)],
+        ];
         let text = table(&["ID", "BYTES"], rows, "");
-        assert_eq!(text, "ID      BYTES\na           7\nlonger   1234\n");
+        assert_eq!(text, "ID        BYTES\na             7\nlonger  1234567\n");
     }
 
     #[test]

@@ -277,8 +277,12 @@ impl EngineTask {
         match ask {
             advice::Ask::Look { decision, answer } => {
                 let row = self.ledger.with(move |ledger| ledger.message(&decision)).await?;
-                let offer =
-                    row.map(|row| Offer { text: row.say.text, expires: row.say.expires, tapped: row.tapped });
+                let offer = row.map(|row| Offer {
+                    text: row.say.text,
+                    expires: row.say.expires,
+                    lasts: Duration::from_secs(row.say.tap_seconds),
+                    tapped: row.tapped,
+                });
                 let _ = answer.send(offer);
             }
             advice::Ask::Tap { decision, at, answer } => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -16,7 +17,7 @@ use usher_orchestrator::engine::io::{Cause, Decision, DecisionId, Desire, Effect
 use usher_orchestrator::ledger::pushes::PushFilter;
 use usher_orchestrator::ledger::{InputRecord, Ledger};
 
-const HOUR: std::time::Duration = std::time::Duration::from_hours(1);
+const HOUR: Duration = Duration::from_hours(1);
 const TEXT: &str = "You're in Testland & around. A day pass is <3.00>; without it today costs about 20.00.";
 const LINE: &str = "line-7";
 
@@ -81,7 +82,7 @@ fn sent(ledger: &Ledger, id: &str, at: Micros, expires: Micros) {
         action: "roam_pass".into(),
         text: TEXT.into(),
         tap: BTreeMap::from([("roam_pass".to_owned(), "day".to_owned())]),
-        tap_seconds: 3600,
+        tap_seconds: 86_400,
         expires,
     };
     let effects = vec![Effect::Decided(decision), Effect::Say(say)];
@@ -94,8 +95,12 @@ async fn engine(ledger: Ledger, mut asks: mpsc::Receiver<Ask>) {
         match ask {
             Ask::Look { decision, answer } => {
                 let row = ledger.message(&decision).unwrap();
-                let offer =
-                    row.map(|row| Offer { text: row.say.text, expires: row.say.expires, tapped: row.tapped });
+                let offer = row.map(|row| Offer {
+                    text: row.say.text,
+                    expires: row.say.expires,
+                    lasts: Duration::from_secs(row.say.tap_seconds),
+                    tapped: row.tapped,
+                });
                 let _ = answer.send(offer);
             }
             Ask::Tap { decision, at, answer } => {
@@ -181,7 +186,8 @@ async fn opening_a_link_shows_the_offer_and_changes_nothing_however_often() {
             assert!(answer.body.contains("Testland &#38; around"), "{}", answer.body);
             assert!(answer.body.contains("&#60;3.00&#62;"), "text is text, never markup: {}", answer.body);
             assert!(answer.body.contains("<form method=\"post\">"), "{}", answer.body);
-            assert!(answer.body.contains("60 minutes"), "{}", answer.body);
+            assert!(answer.body.contains("Open for another 60 minutes"), "{}", answer.body);
+            assert!(answer.body.contains("It lasts 24 hours and ends by itself."), "{}", answer.body);
         }
     }
     assert_eq!(site.pushes(), 0);
