@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use usher_orchestrator::elements::{
     ElementOutcome, ElementState, Elements, Executor, Journal, JournalError, NetconfConfig, Push, PushId,
-    PushState, PushesConfig,
+    PushState, PushesConfig, Reach,
 };
 use usher_orchestrator::ledger::Ledger;
 use usher_orchestrator::ledger::pushes::PushRecord;
@@ -16,13 +16,13 @@ use usher_tests::wait::{self, Seen};
 use super::{Note, Notes, device, elements, holds, server, template, video};
 
 /// A ledger of its own, and an executor over it that tries often.
-struct Shop {
+pub(super) struct Shop {
     ledger: Ledger,
     _folder: tempfile::TempDir,
 }
 
 impl Shop {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { ledger: Ledger::open(&folder.path().join("ledger.sqlite")).unwrap(), _folder: folder }
     }
@@ -37,12 +37,12 @@ impl Shop {
         Executor::new(Arc::clone(elements), self.ledger.clone(), config, metrics)
     }
 
-    fn record(&self, push: &Push) -> PushRecord {
+    pub(super) fn record(&self, push: &Push) -> PushRecord {
         self.ledger.push(&push.id).unwrap().unwrap()
     }
 
     /// Lets an executor work until the push has come to an end.
-    async fn work_off(&self, elements: &Arc<Elements>, push: &Push) -> PushRecord {
+    pub(super) async fn work_off(&self, elements: &Arc<Elements>, push: &Push) -> PushRecord {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = tokio::spawn(self.executor(elements).run(async move {
             let _ = stopped.await;
@@ -66,8 +66,13 @@ impl Shop {
 }
 
 /// The process ends while `at` is being noted: the note is on the disk, and nothing after it happens.
-async fn crash_at(shop: &Shop, config: NetconfConfig, push: &Push, at: fn(&Note) -> bool) {
-    let elements = elements(&[config]);
+pub(super) async fn crash_at(
+    shop: &Shop,
+    elements: Elements,
+    reach: &[Reach],
+    push: &Push,
+    at: fn(&Note) -> bool,
+) {
     shop.ledger.push_enqueue(push).unwrap();
     shop.ledger.push_begin(&push.id).unwrap();
     let (reached, crash) = tokio::sync::oneshot::channel::<()>();
@@ -82,7 +87,7 @@ async fn crash_at(shop: &Shop, config: NetconfConfig, push: &Push, at: fn(&Note)
     });
     let journal: Arc<dyn Journal> = Arc::new(Both(shop.ledger.clone(), notes));
     tokio::select! {
-        outcome = elements.push(push, &[], &journal) => panic!("it went through: {outcome:?}"),
+        outcome = elements.push(push, reach, &journal) => panic!("it went through: {outcome:?}"),
         _ = crash => {}
     }
     drop(go_on);
@@ -110,7 +115,10 @@ async fn a_push_that_was_decided_is_confirmed_after_a_crash() {
     config.confirm = Duration::from_mins(1);
     let shop = Shop::new();
     let push = video("hd");
-    crash_at(&shop, config.clone(), &push, |note| *note == Note::Push(PushState::Confirming)).await;
+    crash_at(&shop, elements(&[config.clone()]), &[], &push, |note| {
+        *note == Note::Push(PushState::Confirming)
+    })
+    .await;
     assert_eq!(shop.record(&push).state, PushState::Confirming);
     let edits = server.transactions();
     let elements = Arc::new(elements(&[config]));
@@ -130,7 +138,7 @@ async fn a_push_that_was_not_decided_is_taken_back_after_a_crash_and_made_again(
     let shop = Shop::new();
     let push = video("hd");
     let enforced = |note: &Note| matches!(note, Note::Element(_, ElementState::Enforced));
-    crash_at(&shop, config.clone(), &push, enforced).await;
+    crash_at(&shop, elements(&[config.clone()]), &[], &push, enforced).await;
     assert_eq!(shop.record(&push).state, PushState::Running);
     holds(&server, Some("hd"));
     // Meanwhile something newer is desired: the older push is not made again.

@@ -2,6 +2,7 @@
 //! does not.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,12 +16,14 @@ use usher_orchestrator::elements::{
     PushState, Reach,
 };
 
+use super::crashes::{Shop, crash_at};
 use super::{Note, Notes, device, holds, server, video};
 
 /// An agent without its packets.
 struct Agent {
     pushes: Mutex<Pushes>,
     agrees: bool,
+    connected: AtomicBool,
 }
 
 impl Agent {
@@ -30,7 +33,7 @@ impl Agent {
         let values = BTreeMap::from([("sd".to_owned(), rate(1_500_000)), ("hd".to_owned(), rate(8_000_000))]);
         let service = Service::new(BTreeMap::from([("video".to_owned(), values)]), Effect::PASS);
         let pushes = Pushes::new(service, Kept::default(), 100, Micros::now());
-        Arc::new(Self { pushes: Mutex::new(pushes), agrees })
+        Arc::new(Self { pushes: Mutex::new(pushes), agrees, connected: AtomicBool::new(true) })
     }
 
     fn step(&self, push: telemetry::Push) -> telemetry::Report {
@@ -64,7 +67,9 @@ struct Uplink(Arc<Agent>);
 
 impl Ask for Uplink {
     fn ask<'a>(&'a self, agent: &'a str, push: telemetry::Push, _: Duration) -> Answer<'a> {
-        let known = agent == "gw1";
+        let known = agent == "gw1" && self.0.connected.load(Ordering::SeqCst);
+        // An agent that was restarted, too, is back after a while.
+        self.0.connected.store(true, Ordering::SeqCst);
         Box::pin(async move { if known { Ok(self.0.step(push)) } else { Err(AskError::NotConnected) } })
     }
 }
@@ -164,4 +169,18 @@ async fn a_gateway_alone_needs_no_device() {
     let again = Push { id: PushId::new(), ..first };
     let outcome = elements.push(&again, &reach("gw1"), &Notes::default().journal()).await;
     assert_eq!(outcome.elements[0].state, ElementState::Unchanged);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_is_confirmed_on_a_gateway_that_comes_back_after_the_crash() {
+    let agent = Agent::new(true);
+    let shop = Shop::new();
+    let push = video("hd");
+    let confirming = |note: &Note| *note == Note::Push(PushState::Confirming);
+    crash_at(&shop, elements(&agent, &[]), &reach("gw1"), &push, confirming).await;
+    agent.connected.store(false, Ordering::SeqCst);
+    let record = shop.work_off(&Arc::new(elements(&agent, &[])), &push).await;
+    assert_eq!(record.state, PushState::Done, "{record:?}");
+    assert_eq!(record.elements[0].state, ElementState::Confirmed, "it was never taken back");
+    assert_eq!(agent.video().as_deref(), Some("hd"));
 }

@@ -14,7 +14,8 @@ use tokio::task::JoinSet;
 use usher_models::units::{Micros, SubscriberId};
 
 use super::{
-    ElementOutcome, ElementState, Elements, Journal, Outcome, PushId, PushOutcome, PushState, PushesConfig,
+    ElementOutcome, ElementState, Elements, Journal, LeftoverError, Outcome, PushId, PushOutcome, PushState,
+    PushesConfig,
 };
 use crate::ledger::pushes::PushRecord;
 use crate::ledger::{Ledger, LedgerError};
@@ -25,6 +26,12 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Pause after the ledger could not be read.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long to try to confirm what an earlier process had decided to.
+const SETTLE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Pause between two such tries.
+const SETTLE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Longest wait without a look at the ledger.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
@@ -196,7 +203,7 @@ impl Shared {
         for element in record.elements.iter().filter(|element| element.state.may_be_pending()) {
             let mut element = element.clone();
             let settled = if forwards {
-                self.elements.confirm_leftover(id, &element.element).await
+                self.confirm(id, &element.element).await
             } else {
                 self.elements.cancel_leftover(id, &element.element).await
             };
@@ -207,9 +214,9 @@ impl Shared {
                 }
                 Ok(()) => element.state = ElementState::RolledBack,
                 Err(error) => {
-                    tracing::warn!(push = %id, element = element.element, error, "not settled yet");
+                    tracing::warn!(push = %id, element = element.element, %error, "not settled yet");
                     element.state = ElementState::Unverified;
-                    element.error = Some(error);
+                    element.error = Some(error.to_string());
                 }
             }
             self.note_element(id, element).await?;
@@ -223,6 +230,20 @@ impl Shared {
             .await?;
         tracing::debug!(push = %record.push.id, state = state.name(), "settled");
         Ok(())
+    }
+
+    /// Confirms what was decided. Agents and devices may need a moment to be reachable again after a restart, and what is
+    /// provisional on them lasts a little longer than that.
+    async fn confirm(&self, id: &PushId, element: &str) -> Result<(), LeftoverError> {
+        let give_up = tokio::time::Instant::now() + SETTLE_WITHIN;
+        loop {
+            match self.elements.confirm_leftover(id, element).await {
+                Err(LeftoverError::Unreachable(_)) if tokio::time::Instant::now() < give_up => {
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     async fn attempt(&self, record: &PushRecord) -> Result<(), LedgerError> {

@@ -19,9 +19,9 @@ use usher_models::units::Micros;
 
 pub use config::{ElementsConfig, GatewayConfig, NetconfConfig, PushesConfig};
 pub use executor::{Executor, Wake};
-use gateway::GatewayWork;
 pub use gateway::{Answer, Ask, AskError};
-use netconf::{NetconfElement, NetconfWork};
+use gateway::{GatewayError, GatewayWork};
+use netconf::{NetconfElement, NetconfError, NetconfWork};
 pub use push::{
     Change, ElementDiff, ElementOutcome, ElementState, Journal, JournalError, Outcome, Push, PushId,
     PushOutcome, PushState, Reach,
@@ -42,6 +42,35 @@ pub enum ElementsError {
     /// Two of the same name.
     #[error("two netconf elements are called `{0}`: give each a name of its own")]
     Twice(String),
+}
+
+/// Why what a push left on an element could not be settled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeftoverError {
+    /// The element says no: asking again is of no use.
+    #[error("{0}")]
+    Refused(String),
+    /// The element could not be asked, or did not answer.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl From<GatewayError> for LeftoverError {
+    fn from(error: GatewayError) -> Self {
+        let why = error.to_string();
+        match error {
+            GatewayError::Ask(_) => Self::Unreachable(why),
+            _ => Self::Refused(why),
+        }
+    }
+}
+
+impl From<NetconfError> for LeftoverError {
+    fn from(error: NetconfError) -> Self {
+        let refused = error.is_refusal() && !error.is_lock_denied();
+        let why = error.to_string();
+        if refused { Self::Refused(why) } else { Self::Unreachable(why) }
+    }
 }
 
 /// Everything that accepts settings.
@@ -86,22 +115,22 @@ impl Elements {
     }
 
     /// Takes back what an earlier attempt may have left provisionally on an element.
-    pub async fn cancel_leftover(&self, push: &PushId, element: &str) -> Result<(), String> {
+    pub async fn cancel_leftover(&self, push: &PushId, element: &str) -> Result<(), LeftoverError> {
         match self.find(element)? {
-            Found::Gateway(agent) => gateway::cancel_leftover(&*self.agents, agent, push, &self.gateway)
-                .await
-                .map_err(|error| error.to_string()),
-            Found::Netconf(device) => device.cancel_leftover(push).await.map_err(|error| error.to_string()),
+            Found::Gateway(agent) => {
+                Ok(gateway::cancel_leftover(&*self.agents, agent, push, &self.gateway).await?)
+            }
+            Found::Netconf(device) => Ok(device.cancel_leftover(push).await?),
         }
     }
 
     /// Confirms what an attempt that was decided left provisionally on an element; after a crash.
-    pub async fn confirm_leftover(&self, push: &PushId, element: &str) -> Result<(), String> {
+    pub async fn confirm_leftover(&self, push: &PushId, element: &str) -> Result<(), LeftoverError> {
         match self.find(element)? {
-            Found::Gateway(agent) => gateway::confirm_leftover(&*self.agents, agent, push, &self.gateway)
-                .await
-                .map_err(|error| error.to_string()),
-            Found::Netconf(device) => device.confirm_leftover(push).await.map_err(|error| error.to_string()),
+            Found::Gateway(agent) => {
+                Ok(gateway::confirm_leftover(&*self.agents, agent, push, &self.gateway).await?)
+            }
+            Found::Netconf(device) => Ok(device.confirm_leftover(push).await?),
         }
     }
 
@@ -110,14 +139,15 @@ impl Elements {
         self.netconf.iter().map(|(name, device)| (name.as_str(), device.connects()))
     }
 
-    fn find<'a>(&'a self, element: &'a str) -> Result<Found<'a>, String> {
+    fn find<'a>(&'a self, element: &'a str) -> Result<Found<'a>, LeftoverError> {
         match element.split_once(':') {
             Some(("gateway", agent)) => Ok(Found::Gateway(agent)),
-            Some(("netconf", name)) => match self.netconf.get(name) {
-                Some(device) => Ok(Found::Netconf(device)),
-                None => Err(format!("netconf element `{name}` is not configured any more")),
-            },
-            _ => Err(format!("`{element}` is no element")),
+            Some(("netconf", name)) => {
+                self.netconf.get(name).map(|device| Found::Netconf(device)).ok_or_else(|| {
+                    LeftoverError::Refused(format!("netconf element `{name}` is not configured any more"))
+                })
+            }
+            _ => Err(LeftoverError::Refused(format!("`{element}` is no element"))),
         }
     }
 
