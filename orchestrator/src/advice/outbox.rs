@@ -3,9 +3,9 @@
 //! A file is named after its decision and appears whole or not at all; delivering twice leaves one file. A sender that
 //! removes files after sending keeps the names it has sent: after a crash a message may be written once more.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -99,7 +99,7 @@ impl Outbox {
     /// Opens the directory, making it (mode 0750) where it is missing, and clears away what a crash left half written.
     pub fn open(directory: &Path, metrics: Metrics) -> Result<Self, OutboxError> {
         let error = |source| OutboxError::Io { path: directory.to_owned(), source };
-        fs::create_dir_all(directory).map_err(error)?;
+        DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(error)?;
         for entry in fs::read_dir(directory).map_err(error)? {
             let entry = entry.map_err(error)?;
             if is_half_written(&entry.file_name().to_string_lossy()) {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::listing;
-use super::output::{Field, Sheet, ago, between, table, when, when_any, yes_no};
+use super::output::{Field, Sheet, ago, between, plain, table, when, when_any, yes_no};
 use crate::api::gate_name;
 use crate::api::model::{
     Agent, Decision, Element, Explanation, Part, Push, Sending, Status, SubscriberDetail,
@@ -169,10 +169,10 @@ fn part(push: &Push, part: &Part) -> String {
     }
     for change in &part.changes {
         if let Some(from) = &change.from {
-            let _ = writeln!(text, "- {}: {from}", change.path);
+            let _ = writeln!(text, "- {}: {}", plain(&change.path), plain(from));
         }
         if let Some(to) = &change.to {
-            let _ = writeln!(text, "+ {}: {to}", change.path);
+            let _ = writeln!(text, "+ {}: {}", plain(&change.path), plain(to));
         }
     }
     text
@@ -231,6 +231,10 @@ fn facts(decision: &Decision) -> String {
     numbers.chain(words).collect::<Vec<_>>().join(", ")
 }
 
+fn in_short(explanation: &Explanation) -> String {
+    explanation.summary.iter().map(|sentence| plain(sentence)).collect::<Vec<_>>().join("\n")
+}
+
 fn facts_now(explanation: &Explanation) -> String {
     let rows = explanation.facts.iter().map(|(name, value)| {
         vec![
@@ -278,7 +282,7 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
         .line("Plan", &subscriber.plan)
         .line("Consent", consent(subscriber.consent))
         .line("As of", when(explanation.at))
-        .section("In short", &explanation.summary.join("\n"))
+        .section("In short", &in_short(explanation))
         .section("Open sessions", &listing::sessions(&explanation.sessions))
         .section("Settings", &listing::settings(&explanation.settings))
         .section("Facts now", &facts_now(explanation))

@@ -87,7 +87,7 @@ pub(super) struct Field {
 
 impl Field {
     pub(super) fn text(text: impl Into<String>) -> Self {
-        let text = text.into();
+        let text = plain(&text.into());
         Self { cell: Cell::new(if text.is_empty() { "-" } else { &text }), right: false }
     }
 
@@ -145,7 +145,7 @@ pub(super) struct Sheet {
 impl Sheet {
     /// One labelled line; one without a value is left out.
     pub(super) fn line(&mut self, label: &str, value: impl Into<String>) -> &mut Self {
-        let value = value.into();
+        let value = plain(&value.into());
         if !value.is_empty() {
             self.lines.push((label.to_owned(), value));
         }
@@ -158,7 +158,7 @@ impl Sheet {
         if !self.text.is_empty() {
             self.text.push('\n');
         }
-        let _ = writeln!(self.text, "{}", strong(heading));
+        let _ = writeln!(self.text, "{}", strong(&plain(heading)));
         for line in body.lines() {
             let _ = writeln!(self.text, "  {line}");
         }
@@ -174,9 +174,15 @@ impl Sheet {
     fn end_lines(&mut self) {
         let width = self.lines.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0) + 1;
         for (label, value) in self.lines.drain(..) {
+            let label = plain(&label);
             let _ = writeln!(self.text, "{:width$}  {value}", format!("{label}:"));
         }
     }
+}
+
+/// Text from elsewhere (agents, devices, profiles) on one line, and unable to steer the terminal it is shown on.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Stands out on a terminal.
@@ -251,6 +257,15 @@ mod tests {
     #[test]
     fn times_say_that_they_are_utc() {
         assert_eq!(when(time(1_700_000_000_123_456)), "2023-11-14 22:13:20Z");
+    }
+
+    #[test]
+    fn text_from_elsewhere_cannot_steer_the_terminal() {
+        let mut sheet = Sheet::default();
+        sheet.line("Error", "\u{1b}]0;owned\u{7}\rfine\nmore");
+        let text = sheet.end() + &table(&["A"], vec![vec![Field::text("\u{1b}[2J")]], "");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        assert_eq!(text.lines().count(), 3);
     }
 
     #[test]
