@@ -1,7 +1,7 @@
 //! From rows as they stand in the file to sessions: every value checked, no id twice, no address in two sessions.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -189,6 +189,14 @@ impl Check<'_> {
             && (v6.prefix_len() >= 96 && v6.addr().to_ipv4_mapped().is_some())
         {
             let message = format!("`{prefix}` is IPv4 mapped into IPv6: write the IPv4 prefix");
+            return Err(self.wrong(placed, message));
+        }
+        // The probe's table of prefixes holds IPv4 addresses as mapped ones.
+        if let IpNet::V6(v6) = prefix
+            && v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped())
+        {
+            let message =
+                format!("`{prefix}` is so wide that it takes IPv4 along: write `2000::/3` or narrower");
             return Err(self.wrong(placed, message));
         }
         Ok(prefix)

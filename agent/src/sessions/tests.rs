@@ -107,6 +107,11 @@ fn every_error_says_where_and_what_was_expected() {
             "s.yaml:2:38:",
             "IPv4 prefix",
         ),
+        (
+            "sessions:\n- {id: a, keys: [imsi:1], prefixes: ['::/0']}",
+            "s.yaml:2:38:",
+            "`2000::/3` or narrower",
+        ),
         ("sessions:\n- {id: a, keys: [imsi:1], prefixes: []}", "s.yaml:2:8:", "no prefix"),
         ("sessions:\n- {id: a, keys: [], prefixes: [10.0.0.2]}", "s.yaml:2:8:", "no key"),
         ("sessions:\n- {id: a, keys: [imsi], prefixes: [10.0.0.2]}", "s.yaml:2:18:", "kind:value"),
