@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn a_prefix_that_would_take_ipv4_along_is_refused() {
-        for wide in ["::/0", "::/80", "::ffff:0:0/96"] {
+        for wide in ["::/0", "::/80", "::ffff:0.0.0.0/96"] {
             let error = session_key(wide.parse().expect("a prefix")).err().expect("too wide");
             assert!(error.to_string().contains(wide), "{error}");
         }
