@@ -168,11 +168,10 @@ fn part(push: &Push, part: &Part) -> String {
         text.push_str("No change.\n");
     }
     for change in &part.changes {
-        if let Some(from) = &change.from {
-            let _ = writeln!(text, "- {}: {}", plain(&change.path), plain(from));
-        }
-        if let Some(to) = &change.to {
-            let _ = writeln!(text, "+ {}: {}", plain(&change.path), plain(to));
+        for (sign, value) in [('-', &change.from), ('+', &change.to)] {
+            for line in value.iter().flat_map(|value| value.lines()) {
+                let _ = writeln!(text, "{sign} {}: {}", plain(&change.path), plain(line));
+            }
         }
     }
     text
