@@ -141,10 +141,16 @@ fn free_port() -> u16 {
 #[test]
 fn each_mistake_is_refused_with_its_place_before_anything_is_made() {
     type Mistake = (&'static str, &'static str, &'static str, &'static str);
-    let mistakes: [Mistake; 7] = [
+    let mistakes: [Mistake; 8] = [
         ("orchestrator.yaml", "state_dir:", "state_directory:", "orchestrator.yaml:1:1: unknown field"),
         ("orchestrator.yaml", "profiles.yaml", "nowhere.yaml", "nowhere.yaml: cannot be read"),
         ("orchestrator.yaml", "pki/ca.pem", "policy.yaml", "policy.yaml cannot be used for agents.tls"),
+        (
+            "orchestrator.yaml",
+            "key: pki/server.key",
+            "key: pki/ca.key",
+            "ca.key cannot be used for agents.tls",
+        ),
         ("orchestrator.yaml", "advice:", "#", "action `roam_pass` of the policy says something"),
         ("policy.yaml", "video_capped > 0.8", "video_capped > ", "policy.yaml:7:"),
         ("policy.yaml", "mode: live", "mode: canary", "not supported yet"),

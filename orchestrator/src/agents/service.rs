@@ -1,6 +1,7 @@
 //! The gRPC service: one stream an agent, from Hello to its end.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
@@ -71,15 +72,14 @@ impl Service {
         let certificate = read(&files.certificate)?;
         let key = read(&files.key)?;
         let ca = read(&files.ca)?;
-        for (path, pem) in [(&files.certificate, &certificate), (&files.ca, &ca)] {
-            let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-            match all {
-                Ok(all) if !all.is_empty() => {}
-                Ok(_) => return Err(tls(path, &"no certificate in it")),
-                Err(error) => return Err(tls(path, &error)),
-            }
-        }
-        PrivateKeyDer::from_pem_slice(&key).map_err(|error| tls(&files.key, &error))?;
+        let chain = certificates(&files.certificate, &certificate)?;
+        certificates(&files.ca, &ca)?;
+        let private = PrivateKeyDer::from_pem_slice(&key).map_err(|error| tls(&files.key, &error))?;
+        // What is built here is only to see that key and certificate belong together.
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
+            .map_err(|error| tls(&files.key, &format!("with {}: {error}", files.certificate.display())))?;
         Ok(ServerTlsConfig::new()
             .identity(Identity::from_pem(certificate, key))
             .client_ca_root(Certificate::from_pem(ca))
@@ -281,6 +281,15 @@ impl Service {
             // The agent is gone, or reads no more: then it needs no reason.
             let _ = down.try_send(Err(status));
         }
+    }
+}
+
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ServeError> {
+    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) => Err(tls(path, &"no certificate in it")),
+        Err(error) => Err(tls(path, &error)),
     }
 }
 

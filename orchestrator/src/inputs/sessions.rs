@@ -10,7 +10,7 @@ use usher_models::{Class, Direction};
 
 use crate::agents::{Batch, Usage};
 use crate::engine::io::{Observed, SessionSeen, UsageSeen};
-use crate::identity::Directory;
+use crate::identity::{Directory, Resolved as Lookup};
 use crate::ledger::{AppRecord, BatchRecord, Reassigned, SessionRecord, SessionRow, UsageRecord};
 
 /// Sessions known of one agent, closed ones included. Usage of further ones counts as anonymous.
@@ -88,7 +88,14 @@ impl Sessions {
         let mut seen = Vec::new();
         let mut records = Vec::with_capacity(batch.sessions.len());
         for mut session in batch.sessions {
-            session.subscriber = directory.resolve(&session.keys).cloned();
+            session.subscriber = match directory.lookup(&session.keys) {
+                Lookup::One(subscriber) => Some(subscriber.clone()),
+                Lookup::Nobody => None,
+                Lookup::Ambiguous(_) => {
+                    *ignored.entry("session_ambiguous").or_default() += 1;
+                    None
+                }
+            };
             if of_agent.note(&session, batch.end, &mut seen) {
                 records.push(session);
             } else {

@@ -12,7 +12,7 @@ use super::*;
 use crate::agents::Usage;
 use crate::engine::io::{DecisionId, DirectionName};
 use crate::ledger::{Ledger, SessionRecord};
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, Shown};
 use crate::{advice, api};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -35,6 +35,7 @@ pub(crate) struct Rig {
     pub(crate) metrics: Metrics,
     advice: mpsc::Sender<advice::Ask>,
     api: mpsc::Sender<api::Ask>,
+    shown: Shown,
     task: JoinHandle<Result<(), TaskError>>,
     _stop: watch::Sender<bool>,
 }
@@ -42,7 +43,8 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) async fn start(dir: &Path) -> Self {
         let ledger = Ledger::open(&dir.join("ledger.sqlite")).unwrap();
-        let metrics = Metrics::register(&mut metrics::registry());
+        let mut registry = metrics::registry();
+        let metrics = Metrics::register(&mut registry);
         let book = book(PROFILES);
         let (in_force, _) = watch::channel(book.clone());
         let task = EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), Bells::default())
@@ -54,7 +56,7 @@ impl Rig {
         let (stop, stopped) = watch::channel(false);
         let queues = Queues { requests, advice: advice_queue, api: api_queue };
         let task = tokio::spawn(task.run(queues, stopped));
-        Self { inbox, ledger, metrics, advice, api, task, _stop: stop }
+        Self { inbox, ledger, metrics, advice, api, shown: Shown::new(registry), task, _stop: stop }
     }
 
     /// Ends it without a word, as a kill does.
@@ -194,6 +196,30 @@ async fn a_roamer_is_written_to_once_and_taps_once_also_over_kills() {
     rig = Rig::start(dir.path()).await;
     assert_eq!(rig.tap(&decision).await, advice::Tapped::Already);
     assert_eq!(settings(&rig), after);
+}
+
+#[tokio::test]
+async fn metrics_name_moments_and_actions_but_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    rig.inbox.batch(batch(2, Vec::new(), vec![usage("s-a", 100), usage("nobody", 3)])).await.unwrap();
+    let decision = rig.ledger.pending_messages(9).unwrap().remove(0).say.decision;
+    rig.tap(&decision).await;
+    let text = rig.shown.text().unwrap();
+    for line in [
+        "usher_orchestrator_batches_applied_total 2",
+        "usher_orchestrator_decisions_total{moment=\"roam_bare\",outcome=\"roam_pass\"} 1",
+        "usher_orchestrator_effects_total{reason=\"say\"} 1",
+        "usher_orchestrator_taps_total{reason=\"accepted\"} 1",
+        "usher_orchestrator_records_ignored_total{reason=\"session_unknown\"} 1",
+        "usher_orchestrator_ledger_transaction_seconds_count",
+    ] {
+        assert!(text.contains(line), "no `{line}` in:\n{text}");
+    }
+    for secret in ["sub-", "s-a", "imsi", "00101000", "10.0.0", &decision.0] {
+        assert!(!text.contains(secret), "`{secret}` in:\n{text}");
+    }
 }
 
 #[tokio::test]
