@@ -25,7 +25,7 @@ use crate::policy::ActionKind;
 /// Most moments remembered of one subscriber, those of policies past included: their episodes must not come again.
 const MAX_FIRED: usize = 1_024;
 /// Most boundaries looked at in one step; event time that jumps further skips the oldest.
-const MAX_BOUNDARIES: usize = 1_000;
+const MAX_BOUNDARIES: i64 = 1_000;
 
 impl Engine {
     /// Everybody whose time has come.
@@ -104,24 +104,36 @@ impl Engine {
     /// Walks event time from boundary to boundary up to the watermark.
     pub(super) fn cross_boundaries(&mut self, effects: &mut Vec<Effect>) {
         let Some(watermark) = self.clock.advance(self.now, self.world.policy.lateness()) else { return };
-        let Some(mut boundary) = self.boundary else {
+        let Some(last) = self.boundary else {
             // What came before the first report is nobody's to judge.
             self.boundary = Some(watermark.get());
             return;
         };
-        let mut crossed = Vec::new();
+        let mut boundary = self.skip_to(last, watermark);
         while let Some(next) = self.world.boundary_after(boundary).filter(|next| *next <= watermark.get()) {
-            crossed.push(next);
             boundary = next;
-            if crossed.len() > MAX_BOUNDARIES {
-                crossed.remove(0);
-                self.counters.boundaries_skipped += 1;
-            }
-        }
-        for boundary in crossed {
             self.boundary = Some(boundary);
             self.cross(Micros::new(boundary), effects);
         }
+    }
+
+    /// From where to walk on: where event time jumped, the oldest boundaries are left out, and no condition counts as
+    /// having held over them.
+    fn skip_to(&mut self, last: i64, watermark: Micros) -> i64 {
+        let Some(step) = self.world.finest_step() else { return last };
+        let from = watermark.get().saturating_sub(step.saturating_mul(MAX_BOUNDARIES));
+        if last >= from {
+            return last;
+        }
+        self.counters.boundaries_skipped += u64::try_from((from - last) / step).unwrap_or(0);
+        for subscriber in self.subscribers.values_mut() {
+            for (watched, phase) in self.world.moments.iter().zip(&mut subscriber.phases) {
+                if !watched.facts.is_empty() && matches!(phase, Phase::Holding(_)) {
+                    *phase = Phase::Unchecked;
+                }
+            }
+        }
+        from
     }
 
     /// Facts, then the moments that read them, of everybody, at one boundary.

@@ -105,9 +105,16 @@ impl Window {
             self.panes.pop_front();
         }
         let inside = || self.panes.iter().take_while(|pane| pane.index < end);
-        let length = fact.over.as_secs_f64();
+        let (length, every_seconds) = (fact.over.as_secs_f64(), fact.every.as_secs_f64());
         match fact.stat {
+            // Two sessions at their caps in the same second are one second at the cap.
+            Stat::Mean if fact.measure == Measure::AtCap => {
+                inside().map(|pane| pane.sum.min(every_seconds)).sum::<f64>() / length
+            }
             Stat::Mean => inside().map(|pane| pane.sum).sum::<f64>() / length,
+            Stat::Sum if fact.measure == Measure::AtCap => {
+                inside().map(|pane| pane.sum.min(every_seconds)).sum::<f64>()
+            }
             Stat::Sum => inside().map(|pane| pane.sum).sum::<f64>(),
             Stat::Max => inside().map(|pane| pane.max).fold(0.0, f64::max),
             Stat::Min => {
@@ -194,6 +201,14 @@ mod tests {
         assert!((of(Measure::AtCap, Stat::Mean) - 0.1).abs() < 1e-9);
         assert!(of(Measure::Bytes, Stat::Min).abs() < 1e-9);
         assert!(of(Measure::Bytes, Stat::Last).abs() < 1e-9);
+    }
+
+    #[test]
+    fn two_sessions_at_their_caps_are_at_the_cap_once() {
+        let reports =
+            [report(s(0), s(1), 1.0, 1.0), report(s(0), s(1), 1.0, 1.0), report(s(1), s(2), 1.0, 0.5)];
+        assert!((close(&fact(Measure::AtCap, Stat::Mean, 2, 1), &reports, s(2)) - 0.75).abs() < 1e-9);
+        assert!((close(&fact(Measure::AtCap, Stat::Sum, 2, 1), &reports, s(2)) - 1.5).abs() < 1e-9);
     }
 
     #[test]

@@ -69,6 +69,11 @@ impl World {
         self.steps.iter().map(|step| (time.div_euclid(*step) + 1).saturating_mul(*step)).min()
     }
 
+    /// The shortest time between two boundaries.
+    pub(super) fn finest_step(&self) -> Option<i64> {
+        self.steps.first().copied()
+    }
+
     /// What becomes of decisions now.
     pub(super) fn mode(&self) -> Mode {
         if self.stopped { Mode::Stop } else { self.policy.guard().mode }
