@@ -154,8 +154,15 @@ impl ConfigEntry {
         packets.min(u32::from(UNLIMITED_SAMPLES) - 1) as u16
     }
 
+    /// Bytes of one subscriber slot handed to the agent.
     #[inline(always)]
-    fn sample_bytes(&self) -> u32 {
+    pub fn sample_rate(&self) -> Rate {
+        unsafe { addr_of!((*self.0).sample_rate).read_volatile() }
+    }
+
+    /// Bytes of a packet handed to the agent at the most.
+    #[inline(always)]
+    pub fn sample_bytes(&self) -> u32 {
         unsafe { addr_of!((*self.0).sample_bytes).read_volatile() }
     }
 }
@@ -335,6 +342,13 @@ pub fn bucket(slot: u32, lane: usize, direction: Direction) -> Option<Bucket> {
             times.add(lane).cast::<u64>().add(direction.index())
         })
     })
+}
+
+/// The bucket of what a slot hands to the agent.
+#[inline(always)]
+pub fn sample_bucket(slot: u32) -> Option<Bucket> {
+    // SAFETY: within the value, which is valid for the length of a run.
+    BUCKETS.get_ptr_mut(slot).map(|buckets| Bucket(unsafe { addr_of_mut!((*buckets).samples_empty_at) }))
 }
 
 impl Bucket {

@@ -106,8 +106,9 @@ fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Result<Verdict, Re
     kernel::count(slot, class, direction, verdict == Verdict::Drop, bytes, packets);
 
     if let (Some(first_packet_ns), Verdict::Pass) = (sample, verdict) {
-        let sampled = kernel::sample(skb, packet, &config, slot, direction, first_packet_ns);
-        if !sampled {
+        if police::rationed(&config, slot, direction, packet.ip_bytes.min(config.sample_bytes())) {
+            kernel::tally(Reason::SampleRationed, direction, skb.length());
+        } else if !kernel::sample(skb, packet, &config, slot, direction, first_packet_ns) {
             kernel::tally(Reason::SampleLost, direction, skb.length());
         }
     }

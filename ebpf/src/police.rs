@@ -3,7 +3,7 @@
 use usher_models::wire::{Class, Direction, Gate, LINE, Rate, Reason};
 
 use crate::Verdict;
-use crate::kernel::{self, Bucket};
+use crate::kernel::{self, Bucket, ConfigEntry};
 
 /// How often a bucket's time is tried to be moved before it is moved blindly.
 const TRIES: u32 = 4;
@@ -38,6 +38,19 @@ pub fn police(slot: u32, class: Class, direction: Direction, bytes: u32) -> Verd
     charge(&class_rate, &class_bucket, now, direction, bytes);
     charge(&line_rate, &line_bucket, now, direction, bytes);
     Verdict::Pass
+}
+
+/// Whether a slot has had its share of the ring of first bytes; takes `bytes` of it where not.
+#[inline(always)]
+pub fn rationed(config: &ConfigEntry, slot: u32, direction: Direction, bytes: u32) -> bool {
+    let rate = config.sample_rate();
+    let Some(bucket) = kernel::sample_bucket(slot) else { return false };
+    let now = kernel::coarse_ns() << Rate::TICK_SHIFT;
+    if !admits(&rate, &bucket, now) {
+        return true;
+    }
+    charge(&rate, &bucket, now, direction, bytes);
+    false
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! What is counted, for whom, and what is handed up.
 
 use usher_agent::probe::Verdict;
+use usher_models::units::BitsPerSecond;
 use usher_models::wire::{ANONYMOUS, Class, Direction, Reason};
 
 use crate::on_a_kernel;
@@ -267,6 +268,8 @@ fn a_full_ring_costs_samples_and_no_usage() {
     on_a_kernel!("a_full_ring_costs_samples_and_no_usage");
     let mut rig = Rig::new();
     rig.settings.ring_bytes = 1 << 16;
+    // No limit: the ring is.
+    rig.settings.sample_rate = BitsPerSecond(0);
     let mut probe = rig.probe();
     for _ in 0..100 {
         run(&probe, Up, &udp(5000, 53, &[1; 1_000]));
@@ -275,6 +278,23 @@ fn a_full_ring_costs_samples_and_no_usage() {
     let lost = tally(&probe, Reason::SampleLost, Up).packets;
     assert_eq!(samples(&mut probe).len() as u64 + lost, 100);
     assert!(lost > 0);
+}
+
+#[test]
+fn one_subscriber_does_not_fill_the_ring_for_all() {
+    on_a_kernel!("one_subscriber_does_not_fill_the_ring_for_all");
+    let mut rig = Rig::new();
+    // So slow that nothing comes after the burst, however long the test takes.
+    rig.settings.sample_rate = BitsPerSecond(64_000);
+    let mut probe = rig.probe();
+    for _ in 0..1_000 {
+        run(&probe, Up, &udp(5000, 53, &[1; 1_000]));
+    }
+    assert!(tally(&probe, Reason::SampleRationed, Up).packets > 500);
+    run(&probe, Up, &tcp_of([10, 0, 0, 3], b"hello"));
+    let taken = samples(&mut probe);
+    assert_eq!(taken.last().expect("some").packet, tcp_of([10, 0, 0, 3], b"hello")[14..]);
+    assert_eq!(tally(&probe, Reason::SampleLost, Up).packets, 0);
 }
 
 #[test]

@@ -169,6 +169,17 @@ pub(crate) fn tcp(direction: Direction, port: u16, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// A TCP segment from `subscriber` to the server.
+pub(crate) fn tcp_of(subscriber: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    ethernet()
+        .ipv4(subscriber, SERVER, 64)
+        .tcp(4_000, 443, 1, 1_000)
+        .write(&mut frame, payload)
+        .expect("writes");
+    frame
+}
+
 /// A UDP datagram from the subscriber's `port` to the server's `remote_port`.
 pub(crate) fn udp(port: u16, remote_port: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();

@@ -27,10 +27,10 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use ipnet::IpNet;
-use usher_models::units::Micros;
+use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{
-    ANONYMOUS, Class, Config, Direction, Enforcement, FlowKey, LAYOUT, MAX_FIRST_BYTES, Reason, SlotUsage,
-    Tally,
+    ANONYMOUS, Class, Config, Direction, Enforcement, FlowKey, LAYOUT, MAX_FIRST_BYTES, Rate, Reason,
+    SlotUsage, Tally,
 };
 
 pub use attach::Attach;
@@ -60,6 +60,8 @@ pub struct ProbeConfig {
     pub sample_packets: u32,
     /// Bytes of each of them, at the most [`MAX_FIRST_BYTES`].
     pub sample_bytes: u32,
+    /// How fast one subscriber's packets may be handed to the classifier, with half the ring at once: nobody fills it for all.
+    pub sample_rate: BitsPerSecond,
     /// A flow without a packet for this long is forgotten by [`Probe::sweep`].
     pub flow_idle: Duration,
     /// Which hook of the kernel to use.
@@ -78,6 +80,7 @@ impl ProbeConfig {
             ring_bytes: 4 << 20,
             sample_packets: 24,
             sample_bytes: 2_048,
+            sample_rate: BitsPerSecond(40_000_000),
             flow_idle: Duration::from_mins(5),
             attach: Attach::Auto,
         }
@@ -131,6 +134,7 @@ impl Probe {
         }
         config.sample_packets = settings.sample_packets;
         config.sample_bytes = settings.sample_bytes.min(u32::try_from(MAX_FIRST_BYTES).unwrap_or(u32::MAX));
+        config.sample_rate = Rate::per_second(settings.sample_rate.0, u64::from(settings.ring_bytes / 2));
         config.interface = interface;
         config.generation = config.generation.wrapping_add(1).max(1);
         maps.set_config(config)?;

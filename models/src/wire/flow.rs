@@ -1,6 +1,6 @@
 //! What the probe keeps about a flow, what it is told, and what it hands up.
 
-use super::FlowKey;
+use super::{FlowKey, Rate};
 
 /// Bits of a session prefix's address; IPv4 prefixes are mapped, so that /32 is 128 here.
 pub const PREFIX_BITS: u32 = 128;
@@ -80,6 +80,8 @@ pub struct Config {
     pub zero: u32,
     /// The life of these maps, drawn at random when they were made.
     pub boot: [u8; 16],
+    /// Bytes of one subscriber slot handed to the agent, so that nobody fills the ring for all.
+    pub sample_rate: Rate,
 }
 
 /// The head of a ring-buffer record; `length` bytes of the packet follow, from its innermost IP header on.
@@ -138,7 +140,7 @@ impl FirstBytes {
 const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<Flow>() == 24);
-    assert!(size_of::<Config>() == 48);
+    assert!(size_of::<Config>() == 72);
     assert!(size_of::<FirstBytes>() == 72);
     assert!(offset_of!(Config, layout) == 0);
     assert!(offset_of!(FlowKey, subscriber_port) == 32);

@@ -198,9 +198,11 @@ impl Gate {
 pub struct Buckets {
     /// When each bucket is empty again.
     pub empty_at: [[u64; 2]; LANES],
+    /// The same for the bytes handed to the agent, see [`Config::sample_rate`].
+    pub samples_empty_at: u64,
 }
 
 const _: () = {
     assert!(size_of::<Enforcement>() == 8 + LANES * 2 * 24);
-    assert!(size_of::<Buckets>() == LANES * 2 * 8);
+    assert!(size_of::<Buckets>() == LANES * 2 * 8 + 8);
 };

@@ -26,11 +26,13 @@ pub enum Reason {
     NoSuchSlot = 9,
     /// The bucket was so contended that the packet was charged without being held back. Counted.
     BucketContended = 10,
+    /// The subscriber has had its share of the ring of first bytes. Counted and enforced; no sample.
+    SampleRationed = 11,
 }
 
 impl Reason {
     /// How many there are.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -45,6 +47,7 @@ impl Reason {
         Self::SampleLost,
         Self::NoSuchSlot,
         Self::BucketContended,
+        Self::SampleRationed,
     ];
 
     /// Its place in arrays by reason.
@@ -66,6 +69,7 @@ impl Reason {
             Self::SampleLost => "sample_lost",
             Self::NoSuchSlot => "no_such_slot",
             Self::BucketContended => "bucket_contended",
+            Self::SampleRationed => "sample_rationed",
         }
     }
 
