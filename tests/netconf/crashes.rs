@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use usher_models::units::SubscriberId;
 use usher_orchestrator::elements::{
     ElementOutcome, ElementState, Elements, Executor, Journal, JournalError, NetconfConfig, Push, PushId,
     PushState, PushesConfig, Reach,
@@ -238,4 +239,31 @@ async fn a_push_that_cannot_be_is_given_up_after_its_attempts() {
     let record = record.unwrap();
     assert_eq!((record.state, record.attempts), (PushState::Failed, 3));
     assert_eq!(metrics.pushes_retried.get(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_subscribers_at_once_share_one_device() {
+    let server = server!("many_subscribers_at_once_share_one_device");
+    let mut config = device("x", &server);
+    config.rpc = Duration::from_secs(20);
+    config.confirm = Duration::from_secs(30);
+    let shop = Shop::new();
+    let pushes: Vec<Push> = (0..24)
+        .map(|line| {
+            let mut push = video(if line % 2 == 0 { "hd" } else { "sd" });
+            push.subscriber = SubscriberId(format!("line-{line}"));
+            push
+        })
+        .collect();
+    for push in &pushes {
+        shop.ledger.push_enqueue(push).unwrap();
+    }
+    let elements = Arc::new(elements(&[config]));
+    for push in &pushes {
+        let record = shop.work_off(&elements, push).await;
+        assert_eq!((record.state, record.attempts), (PushState::Done, 1), "{record:?}");
+    }
+    assert_eq!(server.subscribers().unwrap().matches("<video-quality>hd").count(), 12);
+    assert_eq!(server.subscribers().unwrap().matches("<video-quality>sd").count(), 12);
+    assert_eq!(elements.connects().collect::<Vec<_>>(), [("x", 1)], "over one session");
 }

@@ -21,7 +21,7 @@ use super::transport::Link;
 use crate::elements::NetconfConfig;
 
 /// Most requests that wait for one device.
-const QUEUE: usize = 64;
+const QUEUE: usize = 256;
 
 /// Pause after which the device is told that we are still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
