@@ -172,6 +172,16 @@ fn each_mistake_is_refused_with_its_place_before_anything_is_made() {
 }
 
 #[test]
+fn the_shipped_files_have_no_mistakes() {
+    let ground = Ground::new();
+    ground.write("policy.yaml", include_str!("../../deploy/policy.yaml"));
+    ground.write("profiles.yaml", include_str!("../../deploy/profiles.yaml"));
+    let Output { status, stderr, .. } = ground.command().arg("--check").output().unwrap();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+    assert!(!ground.path("state").exists());
+}
+
+#[test]
 fn what_is_taken_by_another_is_named() {
     let ground = Ground::new();
     let _daemon = ground.start();

@@ -309,3 +309,142 @@ impl Totals {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::BatchMark;
+
+    const PROFILES: &str = "plans: {basic: {}}\ncountries: {}\nsubscribers:\n  - {id: a, keys: ['imsi:1'], plan: basic}\n  \
+                            - {id: b, keys: ['imsi:2'], plan: basic}\n";
+
+    fn directory(text: &str) -> Directory {
+        Directory::parse("profiles.yaml", text).unwrap()
+    }
+
+    fn session(id: &str, keys: &[&str], open: bool) -> SessionRecord {
+        SessionRecord {
+            session: id.into(),
+            subscriber: None,
+            open,
+            prefixes: Vec::new(),
+            keys: keys.iter().map(|&key| key.to_owned()).collect(),
+            serving_plmn: String::new(),
+            roaming: false,
+            rat: String::new(),
+            time_zone: String::new(),
+            since: Micros::new(0),
+        }
+    }
+
+    fn usage(session: &str, bytes: u64, at_cap: Option<f64>) -> Usage {
+        Usage {
+            session: session.into(),
+            class: Class::Video,
+            direction: Direction::Down,
+            bytes,
+            packets: 1,
+            dropped_bytes: 0,
+            dropped_packets: 0,
+            at_cap,
+        }
+    }
+
+    fn batch(at: i64, sessions: Vec<SessionRecord>, usage: Vec<Usage>) -> Batch {
+        Batch {
+            agent: "gw1".into(),
+            mark: BatchMark::default(),
+            end: Micros::new(at),
+            timed: true,
+            sessions,
+            usage,
+            ..Batch::default()
+        }
+    }
+
+    fn bytes(resolved: &Resolved) -> Vec<(Option<&str>, u64)> {
+        let usage = resolved.record.usage.iter();
+        usage.map(|usage| (usage.subscriber.as_ref().map(|id| id.0.as_str()), usage.bytes)).collect()
+    }
+
+    #[test]
+    fn the_last_usage_of_a_session_that_closed_is_its_subscribers() {
+        let directory = directory(PROFILES);
+        let mut sessions = Sessions::default();
+        sessions.resolve(batch(1, vec![session("s1", &["imsi:1"], true)], Vec::new()), &directory);
+        let closed = vec![session("s1", &["imsi:1"], false)];
+        let last = sessions.resolve(batch(2, closed, vec![usage("s1", 5, None)]), &directory);
+        assert_eq!(bytes(&last), [(Some("a"), 5)]);
+        assert!(!last.observed.sessions[0].open);
+        let hour = i64::try_from(CLOSED_KEPT.as_micros()).unwrap();
+        sessions.resolve(batch(hour + 3, Vec::new(), Vec::new()), &directory);
+        let late = sessions.resolve(batch(hour + 4, Vec::new(), vec![usage("s1", 5, None)]), &directory);
+        assert_eq!(bytes(&late), [(None, 5)], "after an hour it is anonymous, never lost");
+        assert_eq!(late.ignored, BTreeMap::from([("session_unknown", 1)]));
+    }
+
+    #[test]
+    fn a_session_that_changes_hands_ends_for_the_first_and_opens_for_the_second() {
+        let directory = directory(PROFILES);
+        let mut sessions = Sessions::default();
+        sessions.resolve(batch(1, vec![session("s1", &["imsi:1"], true)], Vec::new()), &directory);
+        let moved =
+            sessions.resolve(batch(2, vec![session("s1", &["imsi:2"], true)], Vec::new()), &directory);
+        let mut seen: Vec<_> =
+            moved.observed.sessions.iter().map(|seen| (seen.subscriber.0.as_str(), seen.open)).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [("a", false), ("b", true)]);
+    }
+
+    #[test]
+    fn keys_of_two_people_are_nobodys_and_counted() {
+        let directory = directory(PROFILES);
+        let mut sessions = Sessions::default();
+        let both = vec![session("s1", &["imsi:1", "imsi:2"], true)];
+        let resolved = sessions.resolve(batch(1, both, vec![usage("s1", 5, None)]), &directory);
+        assert_eq!(bytes(&resolved), [(None, 5)]);
+        assert_eq!(resolved.ignored, BTreeMap::from([("session_ambiguous", 1)]));
+        assert!(resolved.observed.sessions.is_empty() && resolved.observed.usage.is_empty());
+    }
+
+    #[test]
+    fn of_several_sessions_the_one_held_back_most_speaks_for_the_person() {
+        let directory = directory(PROFILES);
+        let mut sessions = Sessions::default();
+        let open = vec![session("s1", &["imsi:1"], true), session("s2", &["imsi:1"], true)];
+        let used = vec![usage("s1", 5, Some(0.2)), usage("s2", 6, Some(0.9)), usage("s2", 7, None)];
+        let resolved = sessions.resolve(batch(1, open, used), &directory);
+        assert_eq!(bytes(&resolved), [(Some("a"), 18)]);
+        assert_eq!(resolved.observed.usage[0].at_cap, Some(0.9));
+    }
+
+    #[test]
+    fn what_is_restored_resolves_as_before() {
+        let old = directory(PROFILES);
+        let row = SessionRow {
+            agent: "gw1".into(),
+            session: "s1".into(),
+            subscriber: Some(SubscriberId("a".into())),
+            open: true,
+            prefixes: Vec::new(),
+            keys: vec!["imsi:1".into()],
+            serving_plmn: String::new(),
+            roaming: false,
+            rat: String::new(),
+            time_zone: String::new(),
+            since: Micros::new(0),
+            changed: Micros::new(0),
+        };
+        let mut sessions = Sessions::restore(vec![row]);
+        let resolved = sessions.resolve(batch(1, Vec::new(), vec![usage("s1", 5, None)]), &old);
+        assert_eq!(bytes(&resolved), [(Some("a"), 5)]);
+        assert_eq!(sessions.reassign(&old, Micros::new(2)), (Vec::new(), Vec::new()));
+        // The line was given to somebody else while nobody looked.
+        let new = directory(&PROFILES.replace("imsi:1", "imsi:9").replace("imsi:2", "imsi:1"));
+        let (reassigned, observed) = sessions.reassign(&new, Micros::new(3));
+        assert_eq!(reassigned[0].subscriber, Some(SubscriberId("b".into())));
+        let seen: Vec<_> =
+            observed[0].sessions.iter().map(|seen| (seen.subscriber.0.as_str(), seen.open)).collect();
+        assert_eq!(seen, [("a", false), ("b", true)]);
+    }
+}
