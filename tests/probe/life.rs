@@ -139,10 +139,16 @@ fn two_agents_do_not_share_pins() {
     let probe = rig.probe();
     let error = rig.load().expect_err("the first one has them");
     assert!(matches!(error, ProbeError::InUse { .. }), "{error}");
+    let error =
+        usher_agent::probe::Probe::remove(&rig.settings).expect_err("it is not another one's to remove");
+    assert!(matches!(error, ProbeError::InUse { .. }), "{error}");
     run(&probe, Up, &tcp(Up, 4000, b"x"));
     assert_eq!(cell(&probe, SLOT, Class::Other, Up).packets, 1);
     drop(probe);
-    rig.load().expect("the first one is gone");
+    drop(rig.load().expect("the first one is gone"));
+    usher_agent::probe::Probe::remove(&rig.settings).expect("removes what nobody has");
+    assert!(!rig.settings.pin_dir.exists());
+    usher_agent::probe::Probe::remove(&rig.settings).expect("and nothing, where nothing is");
 }
 
 #[test]

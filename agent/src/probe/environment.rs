@@ -74,6 +74,11 @@ pub(super) fn pin_directory(directory: &Path) -> Result<File, ProbeError> {
         }
         ProbeError::File { doing: "make", path: directory.to_owned(), source }
     })?;
+    lock(directory)
+}
+
+/// Keeps the directory of the pins to this process, for as long as the file is open.
+pub(super) fn lock(directory: &Path) -> Result<File, ProbeError> {
     let failed = |source| ProbeError::File { doing: "lock", path: directory.to_owned(), source };
     let lock = File::open(directory).map_err(failed)?;
     match lock.try_lock() {

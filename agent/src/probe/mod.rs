@@ -141,8 +141,7 @@ impl Probe {
         if let Err(error) = attach::attach(&mut ebpf, &settings, attached_to == interface) {
             if made {
                 // Nothing was counted yet. What fails here too is told by the next start.
-                let _ = attach::detach(&settings).and_then(|()| maps::remove_pins(&settings.pin_dir));
-                let _ = fs::remove_dir(&settings.pin_dir);
+                let _ = remove(&settings);
             }
             return Err(error);
         }
@@ -268,13 +267,14 @@ impl Probe {
 
     /// Ends counting and enforcement: detaches the programs and removes the pins.
     pub fn detach(self) -> Result<(), ProbeError> {
-        Self::remove(&self.settings)
+        remove(&self.settings)
     }
 
     /// [`Probe::detach`] of a probe that no agent has loaded, of whatever layout its maps are.
     pub fn remove(settings: &ProbeConfig) -> Result<(), ProbeError> {
-        attach::detach(settings)?;
-        maps::remove_pins(&settings.pin_dir)
+        let _lock =
+            if settings.pin_dir.exists() { Some(environment::lock(&settings.pin_dir)?) } else { None };
+        remove(settings)
     }
 
     /// Runs one of the programs on a frame, off the wire (BPF_PROG_TEST_RUN). Counts and charges as on the wire.
@@ -293,6 +293,15 @@ impl Probe {
         self.config = config;
         Ok(())
     }
+}
+
+/// Takes the programs off the interface, then removes what they counted.
+fn remove(settings: &ProbeConfig) -> Result<(), ProbeError> {
+    attach::detach(settings)?;
+    maps::remove_pins(&settings.pin_dir)?;
+    // Somebody else's pins may be in there: then it stays.
+    let _ = fs::remove_dir(&settings.pin_dir);
+    Ok(())
 }
 
 /// What a sweep found.
