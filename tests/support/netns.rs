@@ -126,9 +126,11 @@ impl Lab {
         for side in Side::ALL {
             process::run(&mut ip(["netns", "add", &lab.namespace(side)]))?;
             // No duplicate address detection and no router solicitation: only what the demo sends is on the wire.
+            // One congestion control wherever this runs: the plainest there is, on every kernel.
             lab.shell(
                 side,
-                "for kind in default all; do \
+                "echo reno >/proc/sys/net/ipv4/tcp_congestion_control; \
+                 for kind in default all; do \
                  echo 0 >/proc/sys/net/ipv6/conf/$kind/accept_dad; \
                  echo 0 >/proc/sys/net/ipv6/conf/$kind/router_solicitations; done; ip link set lo up",
             )?;
