@@ -181,7 +181,11 @@ impl DataPlane {
             Self::Capture(capture) => capture
                 .counters()
                 .into_iter()
-                .map(|(reason, packets)| ReasonCount { reason, direction: None, packets, bytes: None })
+                .map(|(reason, packets)| {
+                    let bytes = capture.refused_bytes().find(|(refused, _)| *refused == reason);
+                    let bytes = bytes.map(|(_, bytes)| bytes);
+                    ReasonCount { reason, direction: None, packets, bytes }
+                })
                 .collect(),
         })
     }

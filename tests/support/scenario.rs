@@ -20,6 +20,7 @@ use crate::wait::{self, Seen};
 const SD: u64 = 1_500_000;
 const HD: u64 = 4_000_000;
 const ROAMING: u64 = 256_000;
+const LINE: u64 = 6_000_000;
 
 /// Between two steps of the story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,9 +206,10 @@ impl Story {
         });
         self.report.step("the pass is pushed", pushed)?;
         let now = (Instant::now(), 20 * self.patience);
-        let rate = self.packets.rate(&self.site, Who::B, now, 4 * ROAMING..=u64::MAX);
-        self.report.roaming_bps.with_pass =
-            self.report.step("B's traffic flows", rate.map(|rate| (rate, mbit(rate))))?;
+        let rate = self.packets.rate(&self.site, Who::B, now, about(LINE));
+        self.report.roaming_bps.with_pass = self
+            .report
+            .step("B's traffic flows at the line's rate", rate.map(|rate| (rate, of(rate, LINE))))?;
         disturb(Point::Passing, &mut self.site)?;
         let again = self.again(&link).map(|answer| ((), answer));
         self.report.step("opening the link again changes nothing", again)

@@ -148,7 +148,7 @@ impl Site {
             })
             .collect();
         // A count of bytes well below 2^53: a double holds it exactly.
-        let bytes: f64 = all.iter().sum();
+        let bytes = all.iter().fold(0.0, |sum, bytes| sum + bytes);
         format!("{bytes}").parse().with_context(|| format!("{bytes} is no count of bytes"))
     }
 

@@ -146,6 +146,11 @@ impl Capture {
         counters
     }
 
+    /// Bytes of the frames that were not counted, link-layer header included, by reason.
+    pub fn refused_bytes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.table.refused_bytes()
+    }
+
     /// Forgets idle flows; says how many.
     pub fn sweep(&mut self, now: Micros) -> usize {
         self.table.sweep(now).len()

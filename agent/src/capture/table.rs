@@ -98,7 +98,7 @@ pub struct Table {
     bound: usize,
     flows: HashMap<FlowKey, Flow>,
     usage: HashMap<u32, Box<SlotUsage>>,
-    refused: [u64; Refused::ALL.len()],
+    refused: [Traffic; Refused::ALL.len()],
     flows_full: u64,
     budgets_spent: u64,
 }
@@ -112,7 +112,7 @@ impl Table {
             bound: 0,
             flows: HashMap::new(),
             usage: HashMap::new(),
-            refused: [0; Refused::ALL.len()],
+            refused: [Traffic::default(); Refused::ALL.len()],
             flows_full: 0,
             budgets_spent: 0,
         }
@@ -123,7 +123,9 @@ impl Table {
         let packets = match frame::packets(link, frame, wire) {
             Ok(packets) => packets,
             Err(refused) => {
-                self.refused[refused as usize] += 1;
+                let refused = &mut self.refused[refused as usize];
+                refused.packets += 1;
+                refused.bytes += wire as u64;
                 return None;
             }
         };
@@ -192,10 +194,16 @@ impl Table {
 
     /// What was not counted, and each bound that took effect, by reason.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let refused = Refused::ALL.into_iter().map(|reason| (reason.name(), self.refused[reason as usize]));
+        let refused =
+            Refused::ALL.into_iter().map(|reason| (reason.name(), self.refused[reason as usize].packets));
         refused
             .chain([("flow_table_full", self.flows_full), ("sampling_budget_spent", self.budgets_spent)])
             .collect()
+    }
+
+    /// Bytes of the frames that were not counted, link-layer header included, by reason.
+    pub fn refused_bytes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Refused::ALL.into_iter().map(|reason| (reason.name(), self.refused[reason as usize].bytes))
     }
 
     /// The session's slot and the direction seen from it; `None` for a packet of no session.

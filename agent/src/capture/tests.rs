@@ -125,6 +125,7 @@ async fn a_capture_written_is_counted_to_the_byte() {
     let anonymous = capture.usage(ANONYMOUS);
     assert_eq!(cell(&anonymous, Class::Other, Direction::Up), (38, 1));
     assert!(capture.counters().contains(&("not_ip", 1)));
+    assert!(capture.refused_bytes().any(|(reason, bytes)| reason == "not_ip" && bytes > 0));
     assert_eq!(capture.next_sample().await, None, "the end stays the end");
 }
 
