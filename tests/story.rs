@@ -22,7 +22,7 @@ fn tell(name: &str, disturb: &mut dyn FnMut(Point, &mut Site) -> Result<()>) -> 
         skip::skipped(name, &reason);
         return None;
     }
-    let mut story = stage::in_lab(Report::new(Mode::Probe, false)).unwrap();
+    let mut story = stage::in_lab(Report::new(Mode::Probe, true)).unwrap();
     if let Err(error) = story.play(disturb) {
         panic!("{error:#}\n{}", story.site.last_words());
     }
@@ -87,7 +87,7 @@ fn killing_the_orchestrator_loses_no_byte_and_repeats_nothing() {
 #[test]
 fn without_the_probe_the_loop_closes_on_the_recording() {
     let _alone = alone();
-    let mut story = stage::on_loopback(Report::new(Mode::Capture, false)).unwrap();
+    let mut story = stage::on_loopback(Report::new(Mode::Capture, true)).unwrap();
     if let Err(error) = story.play(&mut |_, _| Ok(())) {
         panic!("{error:#}\n{}", story.site.last_words());
     }
