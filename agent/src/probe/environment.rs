@@ -79,7 +79,12 @@ pub(super) fn pin_directory(directory: &Path) -> Result<File, ProbeError> {
 
 /// Keeps the directory of the pins to this process, for as long as the file is open.
 pub(super) fn lock(directory: &Path) -> Result<File, ProbeError> {
-    let failed = |source| ProbeError::File { doing: "lock", path: directory.to_owned(), source };
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ProbeError::NotPermitted { doing: "lock the directory of the pins" }
+        }
+        _ => ProbeError::File { doing: "lock", path: directory.to_owned(), source },
+    };
     let lock = File::open(directory).map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
