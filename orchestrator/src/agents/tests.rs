@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status, Streaming};
@@ -30,7 +31,8 @@ struct Server {
     links: Links,
     address: SocketAddr,
     pki: std::path::PathBuf,
-    _stop: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    served: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Server {
@@ -57,8 +59,8 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tls = Service::tls(&files).unwrap();
-        tokio::spawn(service.serve(listener, tls));
-        Self { rig, links, address, pki, _stop: stop }
+        let served = tokio::spawn(service.serve(listener, tls));
+        Self { rig, links, address, pki, stop, served }
     }
 
     async fn channel(&self, agent: Option<&str>) -> Result<Channel, tonic::transport::Error> {
@@ -237,6 +239,32 @@ async fn after_a_restart_the_agent_hears_where_to_go_on() {
     assert_eq!(stream.batch(2, 100).await.unwrap().sequence, 2);
     assert_eq!(stream.batch(3, 1).await.unwrap().sequence, 3);
     assert_eq!(bytes_of_a(&server), 201);
+}
+
+#[tokio::test]
+async fn a_stop_ends_every_uplink_with_a_word_and_then_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let mut stream = server.connect("gw-1", "gw-1").await.unwrap();
+    stream.batch(1, 1).await.unwrap();
+    server.stop.send_replace(true);
+    let status = stream.receive().await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "the orchestrator is stopping"));
+    drop(stream);
+    tokio::time::timeout(Duration::from_mins(1), server.served).await.unwrap().unwrap().unwrap();
+    assert!(server.links.connected().is_empty());
+}
+
+#[tokio::test]
+async fn a_second_uplink_of_an_agent_takes_the_place_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    let mut first = server.connect("gw-1", "gw-1").await.unwrap();
+    let mut second = server.connect("gw-1", "gw-1").await.unwrap();
+    let status = first.receive().await.unwrap_err();
+    assert_eq!(status.message(), "another uplink of this agent has taken over");
+    assert_eq!(second.batch(1, 1).await.unwrap().sequence, 1);
+    assert_eq!(server.links.connected().len(), 1);
 }
 
 #[tokio::test]
