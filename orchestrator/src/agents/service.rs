@@ -266,6 +266,8 @@ impl Service {
                     return;
                 }
             }
+            // Nobody asks here any more: `taken_over` says why.
+            std::future::pending::<()>().await;
         };
         let end = tokio::select! {
             end = self.follow(&agent, &mut uplink) => end,
