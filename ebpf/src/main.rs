@@ -18,7 +18,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use usher_models::wire::{Binding, Class, Direction, Flow, Reason, UNLIMITED_SAMPLES};
 
-use kernel::Skb;
+use kernel::{ConfigEntry, FlowEntry, Skb};
 use parse::{Frame as _, Packet};
 
 /// The packet goes on: TCX_NEXT, which to clsact is TC_ACT_UNSPEC. Other programs still see it.
@@ -54,10 +54,19 @@ enum Verdict {
     Drop,
 }
 
+/// Whose packet the agent may be shown.
+enum FirstBytes {
+    /// That of a flow in the table, while it has samples left.
+    OfKnown(FlowEntry),
+    /// That of a flow entered just now.
+    OfNew { first_packet_ns: u64 },
+    /// Nobody's: the table was full.
+    None,
+}
+
 #[inline(always)]
 fn entry(skb: &Skb, direction: Direction) -> i32 {
-    let carried = parse::parse(skb, direction).and_then(|packet| carry(skb, &packet, direction));
-    match carried {
+    match parse::parse(skb, direction).map(|packet| carry(skb, &packet, direction)) {
         Ok(Verdict::Pass) => PASS,
         Ok(Verdict::Drop) => DROP,
         Err(reason) => {
@@ -69,14 +78,15 @@ fn entry(skb: &Skb, direction: Direction) -> i32 {
 
 /// Counts a packet for its subscriber and class, holds it to their rates, and shows it to the agent if that asked.
 #[inline(always)]
-fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Result<Verdict, Reason> {
+fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Verdict {
     if let Some(trouble) = packet.trouble {
         kernel::tally(trouble, direction, skb.length());
     }
-    let config = kernel::config().ok_or(Reason::NotIp)?;
+    // There always is one: an array's entries are there from its making.
+    let Some(config) = kernel::config() else { return Verdict::Pass };
     // The epoch is read before the session table: a binding made meanwhile is then looked up again.
     let epoch = config.epoch();
-    let (slot, class, sample) = match kernel::flow(&packet.flow) {
+    let (slot, class, first_bytes) = match kernel::flow(&packet.flow) {
         Some(flow) => {
             let binding = flow.binding();
             let slot = if binding.epoch() == epoch {
@@ -87,8 +97,7 @@ fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Result<Verdict, Re
                 slot
             };
             flow.touch(config.generation());
-            let sample = packet.worth_a_sample && flow.takes_sample();
-            (slot, flow.class(), sample.then(|| flow.first_packet_ns()))
+            (slot, flow.class(), FirstBytes::OfKnown(flow))
         }
         None => {
             let slot = kernel::session(&packet.flow.subscriber);
@@ -97,7 +106,11 @@ fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Result<Verdict, Re
             if !known {
                 kernel::tally(Reason::FlowTableFull, direction, skb.length());
             }
-            (slot, Class::Other, (known && packet.worth_a_sample).then_some(now))
+            (
+                slot,
+                Class::Other,
+                if known { FirstBytes::OfNew { first_packet_ns: now } } else { FirstBytes::None },
+            )
         }
     };
 
@@ -105,19 +118,40 @@ fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Result<Verdict, Re
     let verdict = if config.bypass() { Verdict::Pass } else { police::police(slot, class, direction, bytes) };
     kernel::count(slot, class, direction, verdict == Verdict::Drop, bytes, packets);
 
-    if let (Some(first_packet_ns), Verdict::Pass) = (sample, verdict) {
-        if police::rationed(&config, slot, direction, packet.ip_bytes.min(config.sample_bytes())) {
-            kernel::tally(Reason::SampleRationed, direction, skb.length());
-        } else if !kernel::sample(skb, packet, &config, slot, direction, first_packet_ns) {
-            kernel::tally(Reason::SampleLost, direction, skb.length());
+    // What is held back comes again; its sample is taken, and paid for, when it passes.
+    if verdict == Verdict::Pass && packet.worth_a_sample {
+        let first_packet_ns = match first_bytes {
+            FirstBytes::OfKnown(flow) => flow.takes_sample().then(|| flow.first_packet_ns()),
+            FirstBytes::OfNew { first_packet_ns } => Some(first_packet_ns),
+            FirstBytes::None => None,
+        };
+        if let Some(first_packet_ns) = first_packet_ns {
+            show(skb, packet, &config, slot, direction, first_packet_ns);
         }
     }
-    Ok(verdict)
+    verdict
+}
+
+/// Hands the beginning of a packet to the agent, within what its subscriber may have of the ring.
+#[inline(always)]
+fn show(
+    skb: &Skb,
+    packet: &Packet,
+    config: &ConfigEntry,
+    slot: u32,
+    direction: Direction,
+    first_packet_ns: u64,
+) {
+    if police::rationed(config, slot, direction, packet.ip_bytes.min(config.sample_bytes())) {
+        kernel::tally(Reason::SampleRationed, direction, skb.length());
+    } else if !kernel::sample(skb, packet, config, slot, direction, first_packet_ns) {
+        kernel::tally(Reason::SampleLost, direction, skb.length());
+    }
 }
 
 /// Enters a flow in the table; false where that is full.
 #[inline(always)]
-fn remember(packet: &Packet, config: &kernel::ConfigEntry, binding: Binding, now: u64) -> bool {
+fn remember(packet: &Packet, config: &ConfigEntry, binding: Binding, now: u64) -> bool {
     let samples = if packet.flow.remote_port == DOMAIN {
         UNLIMITED_SAMPLES
     } else {
@@ -155,7 +189,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// What the kernel asks of a program that calls its GPL-only helpers.
+/// The kernel lets programs of other licences than the GPL call all helpers the probe calls.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 18] = *b"MIT OR Apache-2.0\0";

@@ -30,8 +30,12 @@ fn a_blocked_roamer_gets_nothing_through_and_it_is_counted_as_dropped() {
     assert_eq!((counted.dropped_packets, counted.dropped_bytes), (1, FRAME_BYTES));
     assert_eq!(samples(&mut probe), [], "what nobody receives names nothing");
 
+    for _ in 0..10 {
+        run(&probe, Down, &frame());
+    }
     probe.enforce(SLOT, &Enforcement::default()).expect("writes");
     assert_eq!(run(&probe, Down, &frame()), Verdict::Pass);
+    assert_eq!(samples(&mut probe).len(), 1, "what was held back used up no sample");
 }
 
 #[test]
