@@ -259,6 +259,13 @@ impl Pushes {
                 commands.push(refuse(push, why));
                 commands
             }
+            // What the data plane runs instead has no name: told as nothing, a push puts it right.
+            (_, Stage::Running, Err(why)) => vec![Command::Answer(telemetry::Report {
+                push,
+                stage: Stage::Running.into(),
+                error: why,
+                running: vec![],
+            })],
             (_, _, Err(why)) => vec![refuse(push, why)],
         }
     }

@@ -114,6 +114,20 @@ fn a_push_is_held_then_confirmed_and_each_answer_is_what_runs() {
 }
 
 #[test]
+fn a_drifted_data_plane_is_told_as_running_nothing_and_the_next_push_puts_it_right() {
+    let mut gateway = Gateway::new();
+    gateway.step(0, "p1", prepare(1, "sd"));
+    gateway.step(0, "p1", CONFIRM);
+    gateway.agrees = false;
+    let read = Step::Read(telemetry::Read { sessions: vec!["a".into()] });
+    let drifted = gateway.step(1, "p2", read);
+    assert_eq!((drifted.stage(), drifted.running.len()), (Stage::Running, 0));
+    assert!(drifted.error.contains("the map says otherwise"), "{}", drifted.error);
+    gateway.agrees = true;
+    assert_eq!(gateway.step(1, "p2", prepare(1, "sd")).stage(), Stage::Prepared);
+}
+
+#[test]
 fn what_is_not_confirmed_by_the_deadline_is_undone_also_after_a_restart() {
     let mut gateway = Gateway::new();
     gateway.step(0, "p1", prepare(1, "sd"));
