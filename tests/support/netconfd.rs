@@ -295,7 +295,7 @@ impl NetconfServer {
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n\
              StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nPasswordAuthentication no\n\
              MaxStartups 100\nLogLevel ERROR\n\
-             Subsystem netconf \"{} --ncxserver-sockname={port}@{folder}/ncx.sock\"\n",
+             Subsystem netconf \"/usr/bin/env HOME={folder} {} --ncxserver-sockname={port}@{folder}/ncx.sock\"\n",
             subsystem.display()
         )
     }
