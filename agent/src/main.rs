@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use usher_agent::catalogue::LoadError;
 use usher_agent::config::{Config, LogFormat, Source};
 use usher_agent::dataplane::probe_config;
 use usher_agent::probe::Probe;
+use usher_agent::sessions::SessionsError;
 use usher_agent::{check, classify_command, run};
 
 /// Sees how each service is used on a gateway, and holds traffic to the settings of its subscribers.
@@ -68,7 +70,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
                 LogFormat::Json => logs.json().init(),
             }
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            runtime.map_err(|error| failed(error.into()))?.block_on(run::run(config)).map_err(failed)
+            let ended = runtime.map_err(|error| failed(error.into()))?.block_on(run::run(config));
+            ended.map_err(|error| {
+                let mistake = error.is::<SessionsError>() || error.is::<LoadError>();
+                Failure(if mistake { 2 } else { 1 }, error)
+            })
         }
         Command::Check(file) => {
             let summary = check::check(&load(&file)?).map_err(|error| Failure(2, error.into()))?;

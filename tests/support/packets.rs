@@ -168,6 +168,13 @@ pub fn recording(folder: &Path) -> Result<PathBuf> {
     unpack(&packed)
 }
 
+/// A capture file without a packet, in `folder`.
+pub fn silence(folder: &Path) -> Result<PathBuf> {
+    let file = folder.join("silence.pcap");
+    pcap::Capture::dead(pcap::Linktype::ETHERNET)?.savefile(&file)?.flush()?;
+    Ok(file)
+}
+
 /// Unpacks `FILE.gz` to `FILE` beside it.
 pub fn unpack(packed: &Path) -> Result<PathBuf> {
     process::run(&mut process::command("gzip", ["-d", "-f", &packed.to_string_lossy()]))?;

@@ -1,7 +1,7 @@
 //! Sets the story's stage: in the laboratory with the probe, or on loopback with the recording.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -55,7 +55,7 @@ pub fn on_loopback(report: Report) -> Result<Story> {
 }
 
 /// A device that can be logged in to.
-fn device(parent: &std::path::Path, namespace: Option<PathBuf>) -> Result<NetconfServer> {
+pub fn device(parent: &Path, namespace: Option<PathBuf>) -> Result<NetconfServer> {
     let device = NetconfServer::start_in(parent, namespace)?;
     device.subscribers().context("ask the NETCONF device")?;
     fs::write(parent.join("device.yaml"), TEMPLATE)?;
@@ -63,7 +63,7 @@ fn device(parent: &std::path::Path, namespace: Option<PathBuf>) -> Result<Netcon
 }
 
 /// The device in `orchestrator.yaml`.
-fn elements(device: &NetconfServer) -> String {
+pub fn elements(device: &NetconfServer) -> String {
     format!(
         "elements:
   netconf:
