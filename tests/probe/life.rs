@@ -201,6 +201,15 @@ fn a_missing_interface_is_named() {
     assert!(!rig.settings.pin_dir.exists());
 }
 
+#[test]
+fn a_probe_that_cannot_be_loaded_leaves_nothing_behind() {
+    on_a_kernel!("a_probe_that_cannot_be_loaded_leaves_nothing_behind");
+    let rig = Rig::new();
+    let settings = ProbeConfig { max_flows: 0, ..rig.settings.clone() };
+    usher_agent::probe::Probe::load(settings).expect_err("a map without entries");
+    assert!(!rig.settings.pin_dir.exists());
+}
+
 #[tokio::test]
 async fn waiting_for_a_sample_ends_when_one_comes_and_loses_none_when_given_up() {
     on_a_kernel!("waiting_for_a_sample_ends_when_one_comes_and_loses_none_when_given_up");

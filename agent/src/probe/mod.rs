@@ -119,6 +119,17 @@ impl Probe {
     pub fn load(settings: ProbeConfig) -> Result<Self, ProbeError> {
         let interface = environment::interface(&settings.interface)?;
         let lock = environment::pin_directory(&settings.pin_dir)?;
+        let fresh = fs::read_dir(&settings.pin_dir).is_ok_and(|mut pins| pins.next().is_none());
+        let made = settings.clone();
+        let loaded = Self::take_over(settings, interface, lock);
+        if loaded.is_err() && fresh {
+            // Nothing was counted yet. What fails here too is told by the next start.
+            let _ = remove(&made);
+        }
+        loaded
+    }
+
+    fn take_over(settings: ProbeConfig, interface: u32, lock: File) -> Result<Self, ProbeError> {
         maps::check_pins(&settings)?;
         let mut ebpf = maps::load(&settings)?;
         for program in attach::PROGRAMS {
@@ -128,8 +139,7 @@ impl Probe {
         let samples = Samples::take(&mut ebpf)?;
         let mut config = maps.config()?;
         let attached_to = config.interface;
-        let made = config.layout == 0;
-        if made {
+        if config.layout == 0 {
             config = Config { layout: LAYOUT, boot: *uuid::Uuid::new_v4().as_bytes(), ..Config::default() };
         }
         config.sample_packets = settings.sample_packets;
@@ -138,13 +148,7 @@ impl Probe {
         config.interface = interface;
         config.generation = config.generation.wrapping_add(1).max(1);
         maps.set_config(config)?;
-        if let Err(error) = attach::attach(&mut ebpf, &settings, attached_to == interface) {
-            if made {
-                // Nothing was counted yet. What fails here too is told by the next start.
-                let _ = remove(&settings);
-            }
-            return Err(error);
-        }
+        attach::attach(&mut ebpf, &settings, attached_to == interface)?;
         let generations = VecDeque::from([(config.generation, Micros::now())]);
         Ok(Self { ebpf, maps, samples, config, settings, generations, _lock: lock })
     }
