@@ -1,5 +1,10 @@
 //! Tests that cannot run on this machine say so; they never pass silently.
 
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use usher_agent::probe::{Probe, ProbeConfig};
+
 use crate::process;
 
 /// Prints why the test `name` cannot run here; with `USHER_NO_SKIP=1`, as in CI, it fails instead.
@@ -18,13 +23,31 @@ pub fn skipped(name: &str, reason: &str) {
 
 /// Why namespaces cannot be made and the probe cannot be loaded here; `None`: they can.
 pub fn why_no_probe() -> Option<String> {
+    static REFUSED: OnceLock<Option<String>> = OnceLock::new();
     if !rustix::process::geteuid().is_root() {
         return Some("not root: namespaces and BPF need it".to_owned());
     }
-    for tool in ["ip", "ethtool", "nsenter", "nginx", "curl"] {
+    for tool in ["ip", "ethtool", "nsenter", "unshare", "nginx", "curl"] {
         if !process::installed(tool) {
             return Some(format!("{tool} is not installed (scripts/install.sh installs it)"));
         }
     }
-    None
+    REFUSED.get_or_init(refused).clone()
+}
+
+/// What this kernel, or whatever root is held in here, says to a namespace and to the probe; `None`: it takes both.
+fn refused() -> Option<String> {
+    if let Err(error) = process::run(&mut process::command("unshare", ["--net", "true"])) {
+        return Some(format!("no network namespace can be made: {error:#}"));
+    }
+    let trial = ProbeConfig {
+        pin_dir: PathBuf::from(format!("/sys/fs/bpf/usher-trial-{}", std::process::id())),
+        max_flows: 16,
+        max_subscribers: 2,
+        max_prefixes: 4,
+        ring_bytes: 1 << 16,
+        ..ProbeConfig::new("lo")
+    };
+    let loaded = Probe::load(trial.clone()).and_then(Probe::detach);
+    loaded.err().map(|error| format!("the probe cannot be loaded: {error}"))
 }

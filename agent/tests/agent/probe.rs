@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use usher_agent::probe::{Probe, ProbeConfig};
+
 use crate::support::{Gateway, Ledger, Manners, Orchestrator, Pki, frame};
 use rustix::process::Signal;
 
@@ -27,6 +29,9 @@ fn a_killed_agent_loses_nothing_and_tells_nothing_twice() {
     if !rustix::process::geteuid().is_root() {
         return skipped("not root: namespaces and BPF need it");
     }
+    if let Err(why) = usable() {
+        return skipped(&why);
+    }
     let status = Command::new("unshare")
         .args(["--net", "--mount", "--"])
         .arg(std::env::current_exe().expect("the test's own path"))
@@ -35,6 +40,20 @@ fn a_killed_agent_loses_nothing_and_tells_nothing_twice() {
         .status()
         .expect("unshare (util-linux) runs");
     assert!(status.success(), "{status}");
+}
+
+/// Whether this root may make namespaces and load the probe.
+fn usable() -> Result<(), String> {
+    let namespaces = Command::new("unshare").args(["--net", "--mount", "true"]).output();
+    if !namespaces.is_ok_and(|output| output.status.success()) {
+        return Err("no network namespace can be made".to_owned());
+    }
+    let trial = ProbeConfig {
+        pin_dir: format!("/sys/fs/bpf/usher-trial-{}", std::process::id()).into(),
+        ..ProbeConfig::new("lo")
+    };
+    let loaded = Probe::load(trial).and_then(Probe::detach);
+    loaded.map_err(|error| format!("the probe cannot be loaded: {error}"))
 }
 
 /// Past the test runner, which keeps what passing tests print to itself.

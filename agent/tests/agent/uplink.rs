@@ -40,7 +40,7 @@ async fn a_capture_read_to_its_end_and_acknowledged_ends_the_agent() {
     gateway.start();
     assert_eq!(gateway.ended().await, Some(0));
     let told: u64 = orchestrator.ledger.lock().unwrap().sums.values().map(|(bytes, _)| bytes).sum();
-    assert_eq!(told, truth.values().map(|(bytes, _)| bytes).sum());
+    assert_eq!(told, truth.values().map(|(bytes, _)| bytes).sum::<u64>());
 }
 
 async fn answer(reports: &mut mpsc::Receiver<telemetry::Report>, push: &str) -> telemetry::Report {
