@@ -115,7 +115,8 @@ impl Gateway {
     pub fn observe(&mut self, sample: &Sample, now: Micros) {
         self.metrics.samples.inc();
         let observation = self.classifier.observe(sample);
-        tracing::trace!(?observation, "sample");
+        // Not the observation itself: a host name does not leave the classifier, not even for a log.
+        tracing::trace!(instruction = ?observation.instruction(), "sample");
         if let Some((class, sampling)) = observation.instruction()
             && let Err(error) = self.plane.name_flow(&sample.flow, class, sampling)
         {
