@@ -121,15 +121,16 @@ impl Story {
             self.report.step("A streams at the plan's SD rate", measured.map(|rate| (rate, of(rate, SD))))?;
         let named = wait::until("a verdict on A's flow", Duration::from_secs(10), || {
             let apps = self.site.apps("sub-a")?;
-            let video = apps.iter().find(|app| text(app, "/class") == "video").cloned();
+            let video = apps.iter().find(|app| text(app, "/app") == "streams").cloned();
             Ok(video.map_or_else(|| Seen::NotYet(format!("{apps:?}")), Seen::Done))
         })
-        .map(|app| {
-            let verdict_ms = app["verdict_us"].as_f64().unwrap_or_default() / 1e3;
+        .and_then(|app| {
+            let verdict_ms = app["verdict_us"].as_f64().context("a verdict without its time")? / 1e3;
             let (name, class, via) = (text(&app, "/app"), text(&app, "/class"), text(&app, "/via"));
+            ensure!(class == "video", "the app {name} is of class {class}");
             let seen =
                 format!("app {name}, class {class}, by {via}, {verdict_ms:.1} ms after the first packet");
-            (verdict_ms, seen)
+            Ok((verdict_ms, seen))
         });
         self.report.verdict_ms = self.report.step("the agent names the flow from its first bytes", named)?;
         Ok(())
@@ -229,6 +230,7 @@ impl Story {
         ensure!(page.contains("already"), "the second tap was answered with: {page}");
         let after = (self.site.pushes("sub-b")?.len(), self.site.outbox()?);
         ensure!(before == after, "the second tap changed {before:?} to {after:?}");
+        ensure!(after.1.len() == 1, "one message was to be sent, not {:?}", after.1);
         Ok("already accepted".to_owned())
     }
 
