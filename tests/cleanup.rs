@@ -30,11 +30,26 @@ fn demo_that_has_said(words: &str, report: &Path) -> Child {
 /// Everything on this machine that is named after a run.
 fn left_of(run: u32) -> Vec<String> {
     let prefix = format!("usher-demo-{run}-");
-    ["/run/netns", "/sys/fs/bpf", &std::env::temp_dir().to_string_lossy()]
+    let temporary = std::env::temp_dir().to_string_lossy().into_owned();
+    let made = ["/run/netns", "/sys/fs/bpf", temporary.as_str()]
         .into_iter()
         .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten())
         .map(|entry| entry.path().display().to_string())
-        .filter(|path| path.contains(&prefix))
+        .filter(|path| path.contains(&prefix));
+    made.chain(running_in(&prefix)).collect()
+}
+
+/// Processes that were started with a path of the run, or work in its folder.
+fn running_in(prefix: &str) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| {
+            let words = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let words = String::from_utf8_lossy(&words).replace('\0', " ");
+            let folder = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let concerned = words.contains(prefix) || folder.to_string_lossy().contains(prefix);
+            concerned.then(|| format!("process {}: {words}", entry.file_name().display()))
+        })
         .collect()
 }
 
