@@ -1,6 +1,6 @@
 //! Tests that cannot run on this machine say so; they never pass silently.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use usher_agent::probe::{Probe, ProbeConfig};
@@ -31,6 +31,9 @@ pub fn why_no_probe() -> Option<String> {
         if !process::installed(tool) {
             return Some(format!("{tool} is not installed (scripts/install.sh installs it)"));
         }
+    }
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Some("IPv6 is switched off in this kernel".to_owned());
     }
     REFUSED.get_or_init(refused).clone()
 }

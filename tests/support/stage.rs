@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::netconfd::NetconfServer;
+use crate::netconfd::{self, NetconfServer};
 use crate::netns::{Lab, Place, Side};
 use crate::packets::{self, Packets};
 use crate::report::Report;
@@ -26,11 +26,11 @@ pub fn in_lab(report: Report) -> Result<Story> {
     let lab = Lab::new(Place::new()?).context("make the network")?;
     let packets = Packets::live(&lab)?;
     report.note("three namespaces, a TLS server");
-    let device = device(lab.place().folder(), Some(lab.namespace_file(Side::Gateway)))?;
-    report.note("a NETCONF device: netconfd behind OpenSSH");
-    let variant = Variant { elements: elements(&device), ..Variant::default() };
-    let site = Site::new(Ground::Lab(lab), &variant)?;
-    Story::new(site, packets, Some(Box::new(device)), report)
+    let device = match netconfd::why_not() {
+        None => Some(device(lab.place().folder(), Some(lab.namespace_file(Side::Gateway)))?),
+        Some(reason) => left_out(&report, &reason),
+    };
+    set(Ground::Lab(lab), packets, device, report)
 }
 
 /// Everything on this machine's loopback, packets from the recording, the gateway element in dry-run.
@@ -38,20 +38,31 @@ pub fn on_loopback(report: Report) -> Result<Story> {
     let place = Place::new()?;
     let file = packets::recording(place.folder())?;
     report.note("packets come from tests/demo/demo.pcap.gz, the gateway element is in dry-run");
-    let mut variant = Variant { capture: Some(file.clone()), ..Variant::default() };
+    // An ordinary user may have no shell, or be locked out of sshd for other reasons: the loop closes without it too.
     let device = match device(place.folder(), None) {
-        Ok(device) => {
-            report.note("a NETCONF device: netconfd behind OpenSSH");
-            variant.elements = elements(&device);
-            Some(Box::new(device) as Box<dyn Device>)
-        }
-        Err(error) => {
-            report.note(&format!("left out, no NETCONF device can be had here: {error:#}"));
-            None
-        }
+        Ok(device) => Some(device),
+        Err(error) => left_out(&report, &format!("{error:#}")),
     };
-    let site = Site::new(Ground::Loopback(place), &variant)?;
-    Story::new(site, Packets::Recorded(file), device, report)
+    set(Ground::Loopback(place), Packets::Recorded(file), device, report)
+}
+
+fn left_out(report: &Report, reason: &str) -> Option<NetconfServer> {
+    report.note(&format!("left out, no NETCONF device can be had here: {reason}"));
+    None
+}
+
+fn set(ground: Ground, packets: Packets, device: Option<NetconfServer>, report: Report) -> Result<Story> {
+    let mut variant = Variant::default();
+    if let Packets::Recorded(file) = &packets {
+        variant.capture = Some(file.clone());
+    }
+    if let Some(device) = &device {
+        report.note("a NETCONF device: netconfd behind OpenSSH");
+        variant.elements = elements(device);
+    }
+    let site = Site::new(ground, &variant)?;
+    let device = device.map(|device| Box::new(device) as Box<dyn Device>);
+    Story::new(site, packets, device, report)
 }
 
 /// A device that can be logged in to.
