@@ -31,6 +31,8 @@ const KEY_MAX: usize = 128;
 const WORD_MAX: usize = 64;
 /// Most bytes, or packets, one record can add: a terabit a second for two and a half hours.
 const AMOUNT_MAX: u64 = 1 << 50;
+/// Largest sequence of a batch: the next one can be counted, and both can be stored.
+const SEQUENCE_MAX: u64 = 1 << 62;
 /// How far a gateway's clock may run ahead of ours before its times are not believed.
 const CLOCK_AHEAD_MAX: Duration = Duration::from_mins(1);
 
@@ -40,9 +42,9 @@ pub enum Refused {
     /// The boot id has another length.
     #[error("boot id of {0} bytes: expected {BOOT_LENGTH}")]
     Boot(usize),
-    /// Sequences begin with 1.
-    #[error("batch sequence 0: the first batch of a boot is 1")]
-    Sequence,
+    /// Sequences begin with 1, and no agent lives to see the last one.
+    #[error("batch sequence {0}: expected 1, for the first batch of a boot, to {SEQUENCE_MAX}")]
+    Sequence(u64),
     /// More records than a batch can have.
     #[error("{count} {what} in one batch: at most {max}")]
     TooMany {
@@ -60,7 +62,7 @@ impl Refused {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Boot(_) => "boot",
-            Self::Sequence => "sequence",
+            Self::Sequence(_) => "sequence",
             Self::TooMany { .. } => "too_many_records",
         }
     }
@@ -159,8 +161,8 @@ fn check_shape(batch: &telemetry::Batch) -> Result<(), Refused> {
     if batch.boot.len() != BOOT_LENGTH {
         return Err(Refused::Boot(batch.boot.len()));
     }
-    if batch.sequence == 0 {
-        return Err(Refused::Sequence);
+    if !(1..=SEQUENCE_MAX).contains(&batch.sequence) {
+        return Err(Refused::Sequence(batch.sequence));
     }
     for (what, count, max) in [
         ("sessions", batch.sessions.len(), SESSIONS_MAX),
@@ -333,7 +335,8 @@ mod tests {
             decode("gw1", batch, NOW).unwrap_err()
         };
         assert_eq!(refused(|batch| batch.boot = vec![1; 3]), Refused::Boot(3));
-        assert_eq!(refused(|batch| batch.sequence = 0), Refused::Sequence);
+        assert_eq!(refused(|batch| batch.sequence = 0), Refused::Sequence(0));
+        assert_eq!(refused(|batch| batch.sequence = u64::MAX), Refused::Sequence(u64::MAX));
         let many = refused(|batch| batch.usage = vec![telemetry::Usage::default(); USAGE_MAX + 1]);
         assert_eq!(many.to_string(), "1048577 usage records in one batch: at most 1048576");
     }

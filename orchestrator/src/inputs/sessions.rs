@@ -269,7 +269,8 @@ impl Totals {
             (&mut total.dropped_bytes, usage.dropped_bytes),
             (&mut total.dropped_packets, usage.dropped_packets),
         ] {
-            *sum = sum.saturating_add(amount);
+            // As much as the ledger can store: an agent gone mad must not stop everybody's.
+            *sum = sum.saturating_add(amount).min(i64::MAX.unsigned_abs());
         }
         // Of several sessions the one held back most speaks for the person.
         total.at_cap = match (total.at_cap, usage.at_cap) {
@@ -394,6 +395,15 @@ mod tests {
             moved.observed.sessions.iter().map(|seen| (seen.subscriber.0.as_str(), seen.open)).collect();
         seen.sort_unstable();
         assert_eq!(seen, [("a", false), ("b", true)]);
+    }
+
+    #[test]
+    fn what_no_gateway_can_have_counted_still_fits_the_ledger() {
+        let directory = directory(PROFILES);
+        let mut sessions = Sessions::default();
+        let impossible = (0..4).map(|_| usage("s1", u64::MAX / 2, None)).collect();
+        let resolved = sessions.resolve(batch(1, Vec::new(), impossible), &directory);
+        assert_eq!(bytes(&resolved), [(None, i64::MAX.unsigned_abs())]);
     }
 
     #[test]
