@@ -302,9 +302,10 @@ impl Config {
 
 fn check_agent(file: &Path, agent: &Spanned<String>) -> Result<(), FileError> {
     let name = &agent.value;
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
-        let why = format!("`{name}` is no agent name: expected 1 to 63 letters, digits, `-`, `_` or `.`");
+    // What an orchestrator can let in: the name stands in the certificate as a DNS name.
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) || name.starts_with(['-', '.']) {
+        let why = format!("`{name}` is no agent name: expected 1 to 63 of a-z, 0-9, `-` and `.`");
         return Err(FileError::at(file, agent.referenced, why));
     }
     Ok(())
@@ -435,7 +436,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_place_and_what_was_expected() {
         for (from, to, place, expected) in [
-            ("agent: gw-1", "agent: gw 1", "etc/agent.yaml:", "expected 1 to 63 letters"),
+            ("agent: gw-1", "agent: gw 1", "etc/agent.yaml:", "expected 1 to 63 of a-z"),
+            ("agent: gw-1", "agent: GW_1", "etc/agent.yaml:", "`GW_1` is no agent name"),
             ("state_dir:", "state_dri:", "etc/agent.yaml:", "state_dri"),
             ("spool: 64 MiB", "spool: 64", "etc/agent.yaml:", "expected a number and a unit"),
             ("spool: 64 MiB", "spool: 64 KiB", "etc/agent.yaml:", "expected at least 1 MiB"),
