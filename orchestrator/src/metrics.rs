@@ -43,6 +43,8 @@ pub struct Metrics {
     pub agents_connected: Gauge,
     /// Uplinks turned away, by reason.
     pub uplinks_refused: Family<Reason, Counter>,
+    /// Connections of agents that waited because all places were taken.
+    pub uplinks_waited: Counter,
     /// Batches applied.
     pub batches_applied: Counter,
     /// Batches that had been applied before; acknowledged again.
@@ -69,12 +71,14 @@ pub struct Metrics {
     pub effects: Family<Reason, Counter>,
     /// Parts of pushes that ended, by element and outcome.
     pub pushes: Family<PushLabels, Counter>,
-    /// Pushes that came to an end, by how.
+    /// Pushes that were done, or whose attempts failed, by how. One that failed and is done later counts under both.
     pub pushes_ended: Family<Reason, Counter>,
     /// Attempts at pushes that failed and will be made again.
     pub pushes_retried: Counter,
     /// Pushes that wait for their turn or for their next attempt.
     pub pushes_waiting: Gauge,
+    /// Pushes whose attempts failed, and that are tried on.
+    pub pushes_failing: Gauge,
     /// From desired to in force on every element.
     pub push_seconds: Histogram,
     /// Taps by result.
@@ -120,6 +124,7 @@ impl Metrics {
         let metrics = Self {
             agents_connected: Gauge::default(),
             uplinks_refused: Family::default(),
+            uplinks_waited: Counter::default(),
             batches_applied: Counter::default(),
             batches_duplicate: Counter::default(),
             batches_refused: Family::default(),
@@ -136,6 +141,7 @@ impl Metrics {
             pushes_ended: Family::default(),
             pushes_retried: Counter::default(),
             pushes_waiting: Gauge::default(),
+            pushes_failing: Gauge::default(),
             push_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
             taps: Family::default(),
             ledger_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
@@ -151,6 +157,11 @@ impl Metrics {
     fn register_uplinks(&self, registry: &mut Registry) {
         registry.register("agents_connected", "Agents with an uplink", self.agents_connected.clone());
         registry.register("uplinks_refused", "Uplinks turned away, by reason", self.uplinks_refused.clone());
+        registry.register(
+            "uplinks_waited",
+            "Connections of agents that waited because all places were taken",
+            self.uplinks_waited.clone(),
+        );
         registry.register("batches_applied", "Batches applied", self.batches_applied.clone());
         registry.register(
             "batches_duplicate",
@@ -197,7 +208,11 @@ impl Metrics {
             "Parts of pushes that ended, by element and outcome",
             self.pushes.clone(),
         );
-        registry.register("pushes_ended", "Pushes that came to an end, by how", self.pushes_ended.clone());
+        registry.register(
+            "pushes_ended",
+            "Pushes that were done, or whose attempts failed, by how",
+            self.pushes_ended.clone(),
+        );
         registry.register(
             "pushes_retried",
             "Attempts at pushes that failed and will be made again",
@@ -207,6 +222,11 @@ impl Metrics {
             "pushes_waiting",
             "Pushes that wait for their turn or for their next attempt",
             self.pushes_waiting.clone(),
+        );
+        registry.register(
+            "pushes_failing",
+            "Pushes whose attempts failed, and that are tried on at the longest pause",
+            self.pushes_failing.clone(),
         );
         registry.register_with_unit(
             "push",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use usher_models::setting::Settings;
 use usher_models::units::SubscriberId;
 use usher_orchestrator::elements::{
     ElementOutcome, ElementState, Elements, Executor, Journal, JournalError, NetconfConfig, Push, PushId,
@@ -186,7 +187,8 @@ async fn a_push_waits_for_a_device_that_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_that_cannot_be_is_given_up_after_its_attempts() {
+async fn a_push_that_cannot_be_counts_as_failed_after_its_attempts_and_is_tried_on_until_something_newer_is_desired()
+ {
     let shop = Shop::new();
     let push = video("hd");
     shop.ledger.push_enqueue(&push).unwrap();
@@ -223,10 +225,24 @@ async fn a_push_that_cannot_be_is_given_up_after_its_attempts() {
     };
     let metrics = Metrics::register(&mut metrics::registry());
     let (ledger, id) = (shop.ledger.clone(), push.id.clone());
+    // Something newer that touches no element is in force at once.
+    let newer = Push { settings: Settings { revision: 2, values: BTreeMap::new() }, ..video("hd") };
+    let then = newer.clone();
     let ended = tokio::task::spawn_blocking(move || {
+        wait::until("two attempts more", Duration::from_secs(20), || {
+            let record = ledger.push(&id)?.unwrap();
+            let tried_on = record.state == PushState::Failed && record.attempts >= 5;
+            Ok(if tried_on { Seen::Done(()) } else { Seen::NotYet(format!("{record:?}")) })
+        })?;
+        ledger.push_enqueue(&then)?;
         wait::until("the end of the push", Duration::from_secs(20), || {
             let record = ledger.push(&id)?.unwrap();
-            Ok(if record.state.is_final() { Seen::Done(record) } else { Seen::NotYet(format!("{record:?}")) })
+            let done = ledger.push(&then.id)?.unwrap().state == PushState::Done;
+            Ok(if record.state.is_final() && done {
+                Seen::Done(record)
+            } else {
+                Seen::NotYet(format!("{record:?}"))
+            })
         })
     });
     let mut record = None;
@@ -237,8 +253,52 @@ async fn a_push_that_cannot_be_is_given_up_after_its_attempts() {
         })
         .await;
     let record = record.unwrap();
-    assert_eq!((record.state, record.attempts), (PushState::Failed, 3));
-    assert_eq!(metrics.pushes_retried.get(), 2);
+    assert_eq!(record.state, PushState::Superseded);
+    assert!(record.attempts >= 5, "{record:?}");
+    assert_eq!(metrics.pushes_ended.get_or_create(&metrics::Reason { reason: "failed" }).get(), 1);
+    assert_eq!(shop.record(&newer).state, PushState::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_was_away_for_longer_than_all_attempts_is_brought_there_when_it_is_back() {
+    let mut server =
+        server!("a_device_that_was_away_for_longer_than_all_attempts_is_brought_there_when_it_is_back");
+    let mut device = device("x", &server);
+    device.connect = Duration::from_secs(2);
+    let shop = Shop::new();
+    let elements = Arc::new(elements(&[device]));
+    let set = video("hd");
+    shop.ledger.push_enqueue(&set).unwrap();
+    assert_eq!(shop.work_off(&elements, &set).await.state, PushState::Done);
+    server.cut_off().unwrap();
+    let ending = video("sd");
+    shop.ledger.push_enqueue(&ending).unwrap();
+    let config = PushesConfig {
+        attempts: 2,
+        first_retry: Duration::from_millis(1),
+        longest_retry: Duration::from_millis(200),
+        ..PushesConfig::default()
+    };
+    let metrics = Metrics::register(&mut metrics::registry());
+    let (ledger, id) = (shop.ledger.clone(), ending.id.clone());
+    let seen = tokio::task::spawn_blocking(move || {
+        wait::until("a failed push", Duration::from_secs(20), || {
+            let record = ledger.push(&id)?.unwrap();
+            let failed = matches!(record.state, PushState::Failed | PushState::NeedsRepair);
+            Ok(if failed { Seen::Done(()) } else { Seen::NotYet(format!("{record:?}")) })
+        })?;
+        server.start_sshd().unwrap();
+        wait::until("the end of the push", Duration::from_secs(30), || {
+            let record = ledger.push(&id)?.unwrap();
+            let done = record.state == PushState::Done;
+            Ok(if done { Seen::Done(()) } else { Seen::NotYet(format!("{record:?}")) })
+        })
+        .map(|()| server)
+    });
+    let mut server = None;
+    let executor = Executor::new(elements, shop.ledger.clone(), config, metrics);
+    executor.run(async { server = Some(seen.await.unwrap().unwrap()) }).await;
+    holds(&server.unwrap(), Some("sd"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -153,8 +153,12 @@ fn of_push(push: &Push) -> String {
         PushState::Pending => format!("push {id} waits for its turn"),
         PushState::Running | PushState::Confirming => format!("push {id} is under way"),
         PushState::Done => format!("push {id} is done"),
-        PushState::Failed => format!("push {id} failed and every element is back where it was: {error}"),
-        PushState::NeedsRepair => format!("push {id} failed and an element needs repair: {error}"),
+        PushState::Failed => {
+            format!("push {id} failed, every element is back where it was, and it is tried on: {error}")
+        }
+        PushState::NeedsRepair => {
+            format!("push {id} failed, an element needs repair, and it is tried on: {error}")
+        }
         PushState::Superseded => format!("push {id} gave way to a newer one"),
     }
 }

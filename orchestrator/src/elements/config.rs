@@ -85,7 +85,7 @@ pub struct NetconfConfig {
 pub struct PushesConfig {
     /// How many pushes, of different subscribers, run at once.
     pub at_once: usize,
-    /// How often a push is tried before it is given up.
+    /// How often a push is tried before it counts as failed; then it is tried on at the longest pause.
     pub attempts: u32,
     /// Pause after the first failed attempt; doubles with each further one.
     #[serde(with = "duration")]

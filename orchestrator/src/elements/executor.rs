@@ -1,10 +1,12 @@
 //! Works off the pushes that wait in the ledger.
 //!
-//! One push of a subscriber at a time, many subscribers at once, never more than configured. The ledger is the queue, so
+//! One push of a subscriber at a time, many subscribers at once, never more than configured. What is desired last is never
+//! given up: after the configured attempts a push counts as failed, and is tried on at the longest pause until it is in
+//! force or something newer is desired; such pushes hold no more than a share of the places. The ledger is the queue, so
 //! a crash loses nothing: what was under way is settled first (confirmed where that was decided, cancelled otherwise) and
 //! then tried again, which sends nothing to elements that hold the settings already.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use super::{
     ElementOutcome, ElementState, Elements, Journal, LeftoverError, Outcome, PushId, PushOutcome, PushState,
     PushesConfig,
 };
-use crate::ledger::pushes::PushRecord;
+use crate::ledger::pushes::{PushRecord, Queue};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, PushLabels};
 
@@ -35,6 +37,9 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Longest wait without a look at the ledger.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// Of the places, pushes whose attempts failed hold one in so many at most, and one at least.
+const FAILING_SHARE: usize = 4;
 
 /// Pushes that ended and are kept for people to look at.
 const KEEP: usize = 100_000;
@@ -68,6 +73,9 @@ struct Shared {
     metrics: Metrics,
 }
 
+/// Whose pushes are under way, and from which queue they came.
+type Busy = BTreeMap<SubscriberId, Queue>;
+
 /// What a task of the executor is about.
 enum Job {
     /// Settle what an earlier process left, then queue it again.
@@ -91,7 +99,7 @@ impl Executor {
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         let mut interrupted = self.interrupted(&mut stop).await;
-        let mut busy: BTreeSet<SubscriberId> = BTreeSet::new();
+        let mut busy = Busy::new();
         let mut tasks: JoinSet<SubscriberId> = JoinSet::new();
         loop {
             let next = self.fill(&mut interrupted, &mut busy, &mut tasks).await;
@@ -132,32 +140,43 @@ impl Executor {
     async fn fill(
         &self,
         interrupted: &mut VecDeque<PushRecord>,
-        busy: &mut BTreeSet<SubscriberId>,
+        busy: &mut Busy,
         tasks: &mut JoinSet<SubscriberId>,
     ) -> Duration {
         let at_once = self.shared.config.at_once.max(1);
         while tasks.len() < at_once
-            && let Some(at) = interrupted.iter().position(|record| !busy.contains(&record.push.subscriber))
+            && let Some(at) =
+                interrupted.iter().position(|record| !busy.contains_key(&record.push.subscriber))
             && let Some(record) = interrupted.remove(at)
         {
             self.start(Job::Settle(record), busy, tasks);
         }
         // What waits to be settled goes before what is new of the same subscriber.
-        let mut not_now: Vec<SubscriberId> = busy.iter().cloned().collect();
+        let mut not_now: Vec<SubscriberId> = busy.keys().cloned().collect();
         not_now.extend(interrupted.iter().map(|record| record.push.subscriber.clone()));
         let free = at_once.saturating_sub(tasks.len());
+        let failing = busy.values().filter(|queue| **queue == Queue::Failing).count();
+        let for_failing = (at_once / FAILING_SHARE).max(1).saturating_sub(failing);
         let now = Micros::now();
         let read = self.shared.ledger.with(move |ledger| {
-            let mut due = Vec::new();
-            if free > 0 {
-                due = ledger.pushes_due(now, free, &not_now)?;
-            }
+            let mut due = ledger.pushes_due(Queue::Fresh, now, free, &not_now)?;
+            due.extend(ledger.pushes_due(Queue::Failing, now, free.min(for_failing), &not_now)?);
+            due.sort_by_key(|record| record.next_at);
+            due.truncate(free);
             not_now.extend(due.iter().map(|record| record.push.subscriber.clone()));
-            Ok((due, ledger.push_next_due(&not_now)?, ledger.pushes_waiting()?))
+            let started = due.iter().filter(|record| queue_of(record) == Queue::Failing).count();
+            let mut next = ledger.push_next_due(Queue::Fresh, &not_now)?;
+            // With their share taken, the end of a task is what the others wait for.
+            if started < for_failing {
+                next = next.into_iter().chain(ledger.push_next_due(Queue::Failing, &not_now)?).min();
+            }
+            let waiting = ledger.pushes_waiting(Queue::Fresh)?;
+            Ok((due, next, waiting, ledger.pushes_waiting(Queue::Failing)?))
         });
         match read.await {
-            Ok((due, next, waiting)) => {
+            Ok((due, next, waiting, failing)) => {
                 self.shared.metrics.pushes_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+                self.shared.metrics.pushes_failing.set(i64::try_from(failing).unwrap_or(i64::MAX));
                 for record in due {
                     self.start(Job::Attempt(record), busy, tasks);
                 }
@@ -173,11 +192,11 @@ impl Executor {
         }
     }
 
-    fn start(&self, job: Job, busy: &mut BTreeSet<SubscriberId>, tasks: &mut JoinSet<SubscriberId>) {
+    fn start(&self, job: Job, busy: &mut Busy, tasks: &mut JoinSet<SubscriberId>) {
         let shared = Arc::clone(&self.shared);
         let (Job::Settle(record) | Job::Attempt(record)) = &job;
         let subscriber = record.push.subscriber.clone();
-        busy.insert(subscriber.clone());
+        busy.insert(subscriber.clone(), queue_of(record));
         tasks.spawn(async move {
             let done = match &job {
                 Job::Settle(record) => shared.settle(record).await,
@@ -225,7 +244,8 @@ impl Shared {
         let state = self
             .ledger
             .with(move |ledger| {
-                ledger.push_retry_at(&id, "interrupted by the end of the process", Micros::now())
+                let why = "interrupted by the end of the process";
+                ledger.push_retry_at(&id, PushState::Pending, why, Micros::now())
             })
             .await?;
         tracing::debug!(push = %record.push.id, state = state.name(), "settled");
@@ -299,7 +319,7 @@ impl Shared {
         self.metrics.push_seconds.observe(took.as_secs_f64());
         let ended = self.metrics.pushes_ended.get_or_create(&crate::metrics::Reason { reason: "done" }).inc();
         tracing::info!(push = %record.push.id, subscriber = %record.push.subscriber, ?took, "push done");
-        self.end(&record.push.id, PushState::Done, None, ended).await
+        self.end(&record.push.id, PushState::Done, ended).await
     }
 
     async fn failed(
@@ -310,36 +330,33 @@ impl Shared {
         unverified: bool,
     ) -> Result<(), LedgerError> {
         let id = record.push.id.clone();
-        if attempts >= self.config.attempts {
-            let state = if unverified { PushState::NeedsRepair } else { PushState::Failed };
-            tracing::error!(push = %id, attempts, error, state = state.name(), "push given up");
-            let reason = crate::metrics::Reason { reason: state.name() };
-            let ended = self.metrics.pushes_ended.get_or_create(&reason).inc();
-            return self.end(&id, state, Some(error), ended).await;
+        let spent = attempts >= self.config.attempts;
+        let (state, pause) = match (spent, unverified) {
+            (false, _) => (PushState::Pending, pause_after(attempts, &self.config)),
+            (true, false) => (PushState::Failed, self.config.longest_retry),
+            (true, true) => (PushState::NeedsRepair, self.config.longest_retry),
+        };
+        if attempts == self.config.attempts {
+            crate::metrics::count(&self.metrics.pushes_ended, state.name());
+            tracing::error!(push = %id, attempts, error, state = state.name(), ?pause, "push failed, will be tried on");
+        } else {
+            tracing::warn!(push = %id, attempts, error, ?pause, "push failed, will be tried again");
         }
-        let pause = pause_after(attempts, &self.config);
-        tracing::warn!(push = %id, attempts, error, ?pause, "push failed, will be tried again");
         self.metrics.pushes_retried.inc();
         let next_at = Micros::now().after(pause);
-        let state = self.ledger.with(move |ledger| ledger.push_retry_at(&id, &error, next_at)).await?;
-        if state == PushState::Superseded {
+        let noted = self.ledger.with(move |ledger| ledger.push_retry_at(&id, state, &error, next_at)).await?;
+        if noted == PushState::Superseded {
             tracing::info!(push = %record.push.id, "superseded by a newer desire");
         }
         Ok(())
     }
 
     /// `ended` counts pushes that ended this way, to prune now and then.
-    async fn end(
-        &self,
-        id: &PushId,
-        state: PushState,
-        error: Option<String>,
-        ended: u64,
-    ) -> Result<(), LedgerError> {
+    async fn end(&self, id: &PushId, state: PushState, ended: u64) -> Result<(), LedgerError> {
         let id = id.clone();
         self.ledger
             .with(move |ledger| {
-                ledger.push_state(&id, state, error.as_deref(), Micros::now())?;
+                ledger.push_state(&id, state, None, Micros::now())?;
                 if ended % PRUNE_EVERY == PRUNE_EVERY - 1 {
                     ledger.push_prune(KEEP)?;
                 }
@@ -356,6 +373,14 @@ impl Shared {
     fn count(&self, element: &ElementOutcome) {
         let labels = PushLabels { element: element.element.clone(), outcome: element.state.name() };
         self.metrics.pushes.get_or_create(&labels).inc();
+    }
+}
+
+/// Where a push waited before it was started; one that was interrupted counts as fresh.
+const fn queue_of(record: &PushRecord) -> Queue {
+    match record.state {
+        PushState::Failed | PushState::NeedsRepair => Queue::Failing,
+        _ => Queue::Fresh,
     }
 }
 

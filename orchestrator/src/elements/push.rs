@@ -67,9 +67,10 @@ pub enum PushState {
     Confirming,
     /// Every element holds the settings.
     Done,
-    /// Given up; every element is back where it was.
+    /// All its attempts failed, and every element is back where it was. Tried on, at the longest pause.
     Failed,
-    /// Given up, and at least one element could not be shown to be back where it was.
+    /// All its attempts failed, and at least one element could not be shown to be back where it was. Tried on, at the
+    /// longest pause; each attempt first takes back what is left.
     NeedsRepair,
     /// A newer desire of the same subscriber took its place before it was in force.
     Superseded,
@@ -107,7 +108,7 @@ impl PushState {
 
     /// Nothing more will happen by itself.
     pub const fn is_final(self) -> bool {
-        matches!(self, Self::Done | Self::Failed | Self::NeedsRepair | Self::Superseded)
+        matches!(self, Self::Done | Self::Superseded)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Pushes and each element's part in them: the queue the executor works off, and what an operator is shown.
 //!
 //! A push is queued in the SQLite transaction of the input that caused it. At most one push of a subscriber waits at a
-//! time: a newer desire supersedes it, which is also what bounds the queue.
+//! time, one whose attempts failed included: a newer desire supersedes it, which is also what bounds the queue. The
+//! newest desire is never given up.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use usher_models::units::{Micros, SubscriberId};
@@ -56,6 +57,25 @@ pub struct PushRecord {
     pub elements: Vec<ElementOutcome>,
 }
 
+/// The two kinds of pushes that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// For their turn, or for the next of their attempts.
+    Fresh,
+    /// All their attempts failed; they are tried on.
+    Failing,
+}
+
+impl Queue {
+    /// The states of its pushes, as SQL.
+    const fn states(self) -> &'static str {
+        match self {
+            Self::Fresh => "'pending'",
+            Self::Failing => "'failed', 'needs_repair'",
+        }
+    }
+}
+
 /// Which pushes to list, newest first.
 #[derive(Debug, Clone, Default)]
 pub struct PushFilter {
@@ -91,24 +111,25 @@ impl Ledger {
         Ok(transaction.commit()?)
     }
 
-    /// Up to `limit` pushes whose time has come, oldest first, and never of a subscriber in `busy`.
+    /// Up to `limit` pushes of the queue whose time has come, oldest first, and never of a subscriber in `busy`.
     pub fn pushes_due(
         &self,
+        queue: Queue,
         now: Micros,
         limit: usize,
         busy: &[SubscriberId],
     ) -> Result<Vec<PushRecord>, LedgerError> {
-        Ok(due(&self.reader(), now, limit, busy)?)
+        Ok(due(&self.reader(), queue, now, limit, busy)?)
     }
 
-    /// When the next waiting push is due; `None`: nothing waits. Those of subscribers in `busy` do not count.
-    pub fn push_next_due(&self, busy: &[SubscriberId]) -> Result<Option<Micros>, LedgerError> {
-        Ok(next_due(&self.reader(), busy)?)
+    /// When the next push of the queue is due; `None`: nothing waits. Those of subscribers in `busy` do not count.
+    pub fn push_next_due(&self, queue: Queue, busy: &[SubscriberId]) -> Result<Option<Micros>, LedgerError> {
+        Ok(next_due(&self.reader(), queue, busy)?)
     }
 
-    /// How many pushes wait.
-    pub fn pushes_waiting(&self) -> Result<u64, LedgerError> {
-        Ok(waiting(&self.reader())?)
+    /// How many pushes are in the queue.
+    pub fn pushes_waiting(&self, queue: Queue) -> Result<u64, LedgerError> {
+        Ok(waiting(&self.reader(), queue)?)
     }
 
     /// Pushes that were under way when the process ended, with their elements, oldest first.
@@ -140,11 +161,18 @@ impl Ledger {
         Ok(set_state(&self.writer(), id, state, error, at)?)
     }
 
-    /// An attempt failed: the push waits until `next_at`, or is superseded where a newer one of its subscriber waits.
-    pub fn push_retry_at(&self, id: &PushId, error: &str, next_at: Micros) -> Result<PushState, LedgerError> {
+    /// An attempt failed: the push waits in `state` until `next_at`, or is superseded where a newer one of its subscriber
+    /// waits. Returns what it was.
+    pub fn push_retry_at(
+        &self,
+        id: &PushId,
+        state: PushState,
+        error: &str,
+        next_at: Micros,
+    ) -> Result<PushState, LedgerError> {
         let mut writer = self.writer();
         let transaction = writer.transaction()?;
-        let state = retry_at(&transaction, id, error, next_at)?;
+        let state = retry_at(&transaction, id, state, error, next_at)?;
         transaction.commit()?;
         Ok(state)
     }
@@ -164,7 +192,7 @@ impl Ledger {
         Ok(get(&self.reader(), id)?)
     }
 
-    /// Forgets all but the newest `keep` pushes that have come to an end; those that need repair stay.
+    /// Forgets all but the newest `keep` pushes that have come to an end; those that are tried on stay.
     pub fn push_prune(&self, keep: usize) -> Result<usize, LedgerError> {
         Ok(prune(&self.writer(), keep)?)
     }
@@ -209,43 +237,50 @@ fn enqueue(connection: &Connection, push: &Push) -> rusqlite::Result<()> {
         connection
             .prepare_cached(
                 "UPDATE pushes SET state = 'superseded', finished_at = ?3
-                 WHERE subscriber = ?1 AND state = 'pending' AND id <> ?2",
+                 WHERE subscriber = ?1 AND state IN ('pending', 'failed', 'needs_repair') AND id <> ?2",
             )?
             .execute(params![push.subscriber.0, push.id.0, push.desired_at.get()])?;
     }
     Ok(())
 }
 
-/// Up to `limit` pushes whose time has come, oldest first, and never of a subscriber in `busy`.
+/// Up to `limit` pushes of the queue whose time has come, oldest first, and never of a subscriber in `busy`.
 fn due(
     connection: &Connection,
+    queue: Queue,
     now: Micros,
     limit: usize,
     busy: &[SubscriberId],
 ) -> rusqlite::Result<Vec<PushRecord>> {
     let busy = to_json(&busy)?;
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM pushes WHERE state = 'pending' AND next_at <= ?1
-         AND subscriber NOT IN (SELECT value FROM json_each(?3)) ORDER BY next_at, id LIMIT ?2"
+        "SELECT {COLUMNS} FROM pushes WHERE state IN ({}) AND next_at <= ?1
+         AND subscriber NOT IN (SELECT value FROM json_each(?3)) ORDER BY next_at, id LIMIT ?2",
+        queue.states()
     ))?;
     statement.query_map(params![now.get(), to_integer(limit), busy], record)?.collect()
 }
 
-/// When the next waiting push is due; `None`: nothing waits. Those of subscribers in `busy` do not count.
-fn next_due(connection: &Connection, busy: &[SubscriberId]) -> rusqlite::Result<Option<Micros>> {
+/// When the next push of the queue is due; `None`: nothing waits. Those of subscribers in `busy` do not count.
+fn next_due(
+    connection: &Connection,
+    queue: Queue,
+    busy: &[SubscriberId],
+) -> rusqlite::Result<Option<Micros>> {
     let next: Option<i64> = connection
-        .prepare_cached(
-            "SELECT min(next_at) FROM pushes WHERE state = 'pending'
+        .prepare_cached(&format!(
+            "SELECT min(next_at) FROM pushes WHERE state IN ({})
              AND subscriber NOT IN (SELECT value FROM json_each(?1))",
-        )?
+            queue.states()
+        ))?
         .query_row([to_json(&busy)?], |row| row.get(0))?;
     Ok(next.map(Micros::new))
 }
 
-/// How many pushes wait.
-fn waiting(connection: &Connection) -> rusqlite::Result<u64> {
+/// How many pushes are in the queue.
+fn waiting(connection: &Connection, queue: Queue) -> rusqlite::Result<u64> {
     let count: i64 = connection
-        .prepare_cached("SELECT count(*) FROM pushes WHERE state = 'pending'")?
+        .prepare_cached(&format!("SELECT count(*) FROM pushes WHERE state IN ({})", queue.states()))?
         .query_row([], |row| row.get(0))?;
     Ok(u64::try_from(count).unwrap_or(0))
 }
@@ -301,10 +336,11 @@ fn begin(connection: &Connection, id: &PushId) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The attempt failed: the push waits until `next_at`, or is superseded where a newer one of its subscriber waits.
+/// The attempt failed: the push waits in `state` until `next_at`, or is superseded where a newer one waits.
 fn retry_at(
     connection: &Connection,
     id: &PushId,
+    state: PushState,
     error: &str,
     next_at: Micros,
 ) -> rusqlite::Result<PushState> {
@@ -314,7 +350,7 @@ fn retry_at(
              AND newer.subscriber = this.subscriber AND newer.state = 'pending' AND newer.id <> this.id)",
         )?
         .query_row([&id.0], |row| row.get(0))?;
-    let state = if newer { PushState::Superseded } else { PushState::Pending };
+    let state = if newer { PushState::Superseded } else { state };
     connection
         .prepare_cached(
             "UPDATE pushes SET state = ?2, error = ?3, next_at = ?4, finished_at = ?5 WHERE id = ?1",
@@ -366,9 +402,10 @@ fn get(connection: &Connection, id: &PushId) -> rusqlite::Result<Option<PushReco
         .transpose()
 }
 
-/// Forgets all but the newest `keep` pushes that have come to an end; those that need repair stay.
+/// Forgets all but the newest `keep` pushes that have come to an end; those that are tried on stay.
 fn prune(connection: &Connection, keep: usize) -> rusqlite::Result<usize> {
-    let old = "SELECT id FROM pushes WHERE state IN ('done', 'failed', 'superseded') ORDER BY id DESC LIMIT -1 OFFSET ?1";
+    let old =
+        "SELECT id FROM pushes WHERE state IN ('done', 'superseded') ORDER BY id DESC LIMIT -1 OFFSET ?1";
     connection
         .prepare_cached(&format!("DELETE FROM push_elements WHERE push IN ({old})"))?
         .execute([to_integer(keep)])?;
@@ -469,7 +506,7 @@ mod tests {
         enqueue(&ledger, &push("1", "a", 10)).unwrap();
         enqueue(&ledger, &push("2", "b", 11)).unwrap();
         enqueue(&ledger, &push("3", "a", 12)).unwrap();
-        let due = due(&ledger, Micros::new(20), 10, &[]).unwrap();
+        let due = due(&ledger, Queue::Fresh, Micros::new(20), 10, &[]).unwrap();
         assert_eq!(due.iter().map(|record| record.push.id.0.as_str()).collect::<Vec<_>>(), ["2", "3"]);
         assert_eq!(get(&ledger, &PushId("1".into())).unwrap().unwrap().state, PushState::Superseded);
     }
@@ -481,8 +518,28 @@ mod tests {
         set_state(&ledger, &PushId("1".into()), PushState::Running, None, Micros::new(11)).unwrap();
         enqueue(&ledger, &push("2", "a", 12)).unwrap();
         assert_eq!(get(&ledger, &PushId("1".into())).unwrap().unwrap().state, PushState::Running);
-        let state = retry_at(&ledger, &PushId("1".into()), "device gone", Micros::new(30)).unwrap();
+        let id = PushId("1".into());
+        let state = retry_at(&ledger, &id, PushState::Pending, "device gone", Micros::new(30)).unwrap();
         assert_eq!(state, PushState::Superseded);
+    }
+
+    #[test]
+    fn one_whose_attempts_failed_is_tried_on_until_something_newer_is_desired() {
+        for state in [PushState::Failed, PushState::NeedsRepair] {
+            let ledger = ledger();
+            let id = PushId("1".into());
+            enqueue(&ledger, &push("1", "a", 10)).unwrap();
+            begin(&ledger, &id).unwrap();
+            assert_eq!(retry_at(&ledger, &id, state, "device gone", Micros::new(30)).unwrap(), state);
+            assert_eq!(get(&ledger, &id).unwrap().unwrap().finished_at, None);
+            assert_eq!(next_due(&ledger, Queue::Failing, &[]).unwrap(), Some(Micros::new(30)));
+            assert!(due(&ledger, Queue::Failing, Micros::new(29), 10, &[]).unwrap().is_empty());
+            assert_eq!(due(&ledger, Queue::Failing, Micros::new(30), 10, &[]).unwrap()[0].push.id, id);
+            assert!(due(&ledger, Queue::Fresh, Micros::new(30), 10, &[]).unwrap().is_empty());
+            enqueue(&ledger, &push("2", "a", 40)).unwrap();
+            assert_eq!(get(&ledger, &id).unwrap().unwrap().state, PushState::Superseded);
+            assert_eq!(waiting(&ledger, Queue::Failing).unwrap(), 0);
+        }
     }
 
     #[test]
@@ -491,10 +548,10 @@ mod tests {
         enqueue(&ledger, &push("1", "a", 10)).unwrap();
         enqueue(&ledger, &push("2", "b", 11)).unwrap();
         let busy = [SubscriberId("a".into())];
-        assert_eq!(due(&ledger, Micros::new(20), 10, &busy).unwrap().len(), 1);
-        assert_eq!(next_due(&ledger, &busy).unwrap(), Some(Micros::new(11)));
-        assert!(due(&ledger, Micros::new(9), 10, &[]).unwrap().is_empty());
-        assert_eq!(waiting(&ledger).unwrap(), 2);
+        assert_eq!(due(&ledger, Queue::Fresh, Micros::new(20), 10, &busy).unwrap().len(), 1);
+        assert_eq!(next_due(&ledger, Queue::Fresh, &busy).unwrap(), Some(Micros::new(11)));
+        assert!(due(&ledger, Queue::Fresh, Micros::new(9), 10, &[]).unwrap().is_empty());
+        assert_eq!(waiting(&ledger, Queue::Fresh).unwrap(), 2);
     }
 
     #[test]
@@ -513,11 +570,17 @@ mod tests {
     }
 
     #[test]
-    fn old_pushes_are_forgotten_but_never_one_that_waits_or_needs_repair() {
+    fn old_pushes_are_forgotten_but_never_one_that_waits_or_is_tried_on() {
         let ledger = ledger();
-        for (index, state) in [PushState::NeedsRepair, PushState::Done, PushState::Failed, PushState::Done]
-            .into_iter()
-            .enumerate()
+        for (index, state) in [
+            PushState::NeedsRepair,
+            PushState::Done,
+            PushState::Failed,
+            PushState::Superseded,
+            PushState::Done,
+        ]
+        .into_iter()
+        .enumerate()
         {
             let push = push(&index.to_string(), &format!("s{index}"), 1);
             enqueue(&ledger, &push).unwrap();
@@ -527,7 +590,10 @@ mod tests {
         enqueue(&ledger, &push("9", "waits", 1)).unwrap();
         assert_eq!(prune(&ledger, 1).unwrap(), 2);
         let left = list(&ledger, &PushFilter::default(), 10).unwrap();
-        assert_eq!(left.iter().map(|record| record.push.id.0.as_str()).collect::<Vec<_>>(), ["9", "3", "0"]);
+        assert_eq!(
+            left.iter().map(|record| record.push.id.0.as_str()).collect::<Vec<_>>(),
+            ["9", "4", "2", "0"]
+        );
     }
 
     #[test]

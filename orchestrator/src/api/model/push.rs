@@ -73,7 +73,7 @@ pub struct Push {
     pub desired: Time,
     /// How often it was tried.
     pub attempts: u32,
-    /// When it is tried next; absent: not again.
+    /// When it is tried next; absent: it is under way, or not tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Time>,
     /// When it came to an end.
@@ -159,7 +159,8 @@ impl From<PushRecord> for Push {
                 .collect(),
             desired: record.push.desired_at.into(),
             attempts: record.attempts,
-            next: (record.state == PushState::Pending).then(|| record.next_at.into()),
+            next: matches!(record.state, PushState::Pending | PushState::Failed | PushState::NeedsRepair)
+                .then(|| record.next_at.into()),
             finished: record.finished_at.map(Time::from),
             error: record.error,
             elements: record.elements.into_iter().map(Part::from).collect(),
