@@ -118,6 +118,7 @@ pub(super) fn push(push: &Push) -> String {
         Cause::Decision(id) => format!("decision {id}"),
         Cause::Tap(id) => format!("tap on the message of decision {id}"),
         Cause::Expiry => "the time of a setting was up".to_owned(),
+        Cause::Gone => "the profile is gone".to_owned(),
     };
     sheet
         .line("Push", &push.id)

@@ -246,6 +246,7 @@ pub(super) const fn cause(cause: &Cause) -> &'static str {
         Cause::Decision(_) => "decision",
         Cause::Tap(_) => "tap",
         Cause::Expiry => "expiry",
+        Cause::Gone => "gone",
     }
 }
 

@@ -14,7 +14,7 @@ use crate::identity::{Country, Plan, Profile};
 pub enum Input {
     /// A profile that is new or has changed.
     Profile(Profile),
-    /// A profile that is gone.
+    /// A profile that is gone: what was set is taken back, and the subscriber forgotten.
     ProfileGone(SubscriberId),
     /// All plans and countries, where one is new or has changed.
     Tariffs {
@@ -138,6 +138,8 @@ pub enum Cause {
     Tap(DecisionId),
     /// The time of a setting was up.
     Expiry,
+    /// The profile is gone: what was set is taken back.
+    Gone,
 }
 
 /// A message to a subscriber.

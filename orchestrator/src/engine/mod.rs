@@ -117,7 +117,10 @@ impl Engine {
                 self.profiles.insert(id.clone(), profile);
                 self.look_at(&id, Cause::Plan, false, &mut effects);
             }
-            Input::ProfileGone(id) => drop(self.profiles.remove(&id)),
+            Input::ProfileGone(id) => {
+                self.profiles.remove(&id);
+                self.look_at(&id, Cause::Gone, false, &mut effects);
+            }
             Input::Tariffs { plans, countries } => {
                 self.world.plans = plans;
                 self.world.countries = countries;
@@ -136,14 +139,15 @@ impl Engine {
         effects
     }
 
-    /// Durable state that changed since the last call, to be made durable together with the effects of the step.
-    pub fn take_dirty(&mut self) -> Vec<(SubscriberId, SubscriberState)> {
+    /// Durable state that changed since the last call, to be made durable together with the effects of the step. `None`:
+    /// the subscriber is forgotten.
+    pub fn take_dirty(&mut self) -> Vec<(SubscriberId, Option<SubscriberState>)> {
         let dirty = std::mem::take(&mut self.dirty);
         let state = |id: SubscriberId| {
-            let state = self.subscribers.get(&id)?.state.clone();
-            Some((id, state))
+            let state = self.subscribers.get(&id).map(|subscriber| subscriber.state.clone());
+            (id, state)
         };
-        dirty.into_iter().filter_map(state).collect()
+        dirty.into_iter().map(state).collect()
     }
 
     /// When [`Input::Tick`] is next of use; `None`: not before another input.

@@ -50,6 +50,10 @@ impl Engine {
         again: bool,
         effects: &mut Vec<Effect>,
     ) {
+        if !self.profiles.contains_key(id) {
+            self.forget(id, effects);
+            return;
+        }
         let Some(subscriber) = self.subscribers.get_mut(id) else { return };
         let expired = subscriber.expire(self.now);
         let forgotten = forget_contacts(&self.world, &mut subscriber.state.contacts, self.now);
@@ -74,6 +78,22 @@ impl Engine {
             }
         }
         self.plan_next_look(id);
+    }
+
+    /// Somebody without a profile, gone now or while the process was down: what was set is taken back, nothing is kept.
+    fn forget(&mut self, id: &SubscriberId, effects: &mut Vec<Effect>) {
+        let Some(mut subscriber) = self.subscribers.remove(id) else { return };
+        if let Some(desire) = subscriber.take_back(id) {
+            self.counters.desired += 1;
+            effects.push(Effect::Desire(desire));
+        }
+        if let Some(due) = subscriber.due {
+            self.agenda.remove(&(due, id.clone()));
+        }
+        for contact in &subscriber.state.contacts {
+            self.by_decision.remove(&contact.decision);
+        }
+        self.dirty.insert(id.clone());
     }
 
     fn plan_next_look(&mut self, id: &SubscriberId) {

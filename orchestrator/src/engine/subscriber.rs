@@ -146,6 +146,20 @@ impl Subscriber {
         Some(self.desire(&profile.id, cause))
     }
 
+    /// What takes back all that was set, for somebody who is gone, whose plan may be gone too. Nothing where no element
+    /// was ever asked for more than the plan gives.
+    pub(super) fn take_back(&mut self, id: &SubscriberId) -> Option<Desire> {
+        let desired = &mut self.state.desired;
+        if desired.values().all(|setting| setting.until.is_none()) {
+            return None;
+        }
+        for setting in desired.values_mut() {
+            *setting = Setting::of_plan(setting.otherwise.clone());
+        }
+        self.state.revision += 1;
+        Some(self.desire(id, Cause::Gone))
+    }
+
     fn desire(&self, id: &SubscriberId, cause: Cause) -> Desire {
         Desire { subscriber: id.clone(), settings: self.settings(), cause }
     }

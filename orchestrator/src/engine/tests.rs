@@ -464,7 +464,7 @@ fn what_ended_while_the_engine_was_down_is_put_right_at_the_first_step() {
     open(&mut first, 0, "a", "00101");
     capped(&mut first, "a", 1, 18);
     let rows = first.take_dirty();
-    let row = serde_json::to_string(&rows[0].1).unwrap();
+    let row = serde_json::to_string(rows[0].1.as_ref().unwrap()).unwrap();
     let mut second = engine();
     second.restore(id("a"), serde_json::from_str(&row).unwrap());
     let effects = second.step(s(100), Input::Tick);
@@ -472,6 +472,45 @@ fn what_ended_while_the_engine_was_down_is_put_right_at_the_first_step() {
     // Sessions are remembered; windows are not.
     assert_eq!(second.facts_of(&id("a"), s(100))["sub.roaming"], Some(0.0));
     assert_eq!(second.facts_of(&id("a"), s(100))["capped"], None);
+}
+
+#[test]
+fn somebody_who_is_gone_gets_back_what_was_set_and_is_forgotten() {
+    let mut engine = engine();
+    open(&mut engine, 0, "a", "26201");
+    assert_eq!(engine.by_decision.len(), 1, "a message was sent");
+    capped(&mut engine, "a", 1, 18);
+    assert_eq!(engine.settings_of(&id("a")).unwrap().values["video"].value, "hd");
+    engine.take_dirty();
+    let effects = engine.step(s(20), Input::ProfileGone(id("a")));
+    let [Effect::Desire(back)] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((&back.cause, back.settings.revision), (&Cause::Gone, 3));
+    assert_eq!(back.settings.values["video"], usher_models::setting::Setting::of_plan("sd"));
+    assert_eq!(engine.take_dirty(), [(id("a"), None)]);
+    assert!(engine.by_decision.is_empty() && engine.agenda.is_empty());
+    assert_eq!(engine.step(s(100), Input::Tick), []);
+    assert_eq!(engine.take_dirty(), [], "forgotten once");
+    // Of somebody at the plan's settings nothing has to be taken back.
+    open(&mut engine, 101, "b", "00101");
+    assert_eq!(engine.step(s(103), Input::ProfileGone(id("b"))), []);
+    assert_eq!(engine.take_dirty(), [(id("b"), None)]);
+}
+
+#[test]
+fn somebody_who_went_while_the_engine_was_down_gets_back_what_was_set_at_the_first_step() {
+    let mut first = engine();
+    open(&mut first, 0, "a", "00101");
+    capped(&mut first, "a", 1, 18);
+    let state = first.take_dirty().remove(0).1.unwrap();
+    let policy = Policy::parse("policy.yaml", POLICY).unwrap();
+    // The plan has gone with its last subscriber.
+    let profiles =
+        "plans: {rich: {settings: {video: hd, roam_pass: none}}}\ncountries: {}\nsubscribers: []\n";
+    let mut second = Engine::new(policy, &Directory::parse("profiles.yaml", profiles).unwrap()).unwrap();
+    second.restore(id("a"), state);
+    let effects = second.step(s(20), Input::Tick);
+    assert_eq!(desires(&effects)[0].settings.values["video"], usher_models::setting::Setting::of_plan("sd"));
+    assert_eq!(second.take_dirty(), [(id("a"), None)]);
 }
 
 #[test]

@@ -346,7 +346,13 @@ impl EngineTask {
     async fn commit(&mut self, mut record: InputRecord) -> Result<(), TaskError> {
         self.count_left_out();
         for (subscriber, state) in self.engine.take_dirty() {
-            record.engine.push((subscriber, serde_json::to_string(&state).map_err(LedgerError::Encode)?));
+            match state {
+                Some(state) => {
+                    let row = serde_json::to_string(&state).map_err(LedgerError::Encode)?;
+                    record.engine.push((subscriber, row));
+                }
+                None => record.engine_gone.push(subscriber),
+            }
         }
         if record == self.record() {
             return Ok(());

@@ -42,10 +42,14 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, PROFILES).await
+    }
+
+    async fn start_with(dir: &Path, profiles: &str) -> Self {
         let ledger = Ledger::open(&dir.join("ledger.sqlite")).unwrap();
         let mut registry = metrics::registry();
         let metrics = Metrics::register(&mut registry);
-        let book = book(PROFILES);
+        let book = book(profiles);
         let (in_force, _) = watch::channel(book.clone());
         let task = EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), Bells::default())
             .await
@@ -238,6 +242,32 @@ async fn new_profiles_take_sessions_along_and_bad_ones_change_nothing() {
     assert!(mistakes.to_string().contains("video"), "{mistakes}");
     rig.inbox.batch(batch(3, Vec::new(), vec![usage("s-x", 5)])).await.unwrap();
     assert_eq!(rig.totals(), BTreeMap::from([(Some("sub-x".into()), 10)]));
+}
+
+#[tokio::test]
+async fn somebody_taken_out_of_the_profiles_is_put_back_and_not_known_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    let roamer = SubscriberId("sub-b".into());
+    let decision = rig.ledger.pending_messages(9).unwrap().remove(0).say.decision;
+    assert_eq!(rig.tap(&decision).await, advice::Tapped::Accepted);
+    let (before, rest) = PROFILES.split_once("  - id: sub-b").unwrap();
+    let (_, after) = rest.split_once("  # Consent").unwrap();
+    let without = format!("{before}  # Consent{after}");
+    rig.inbox.book(book(&without)).await.unwrap().unwrap();
+    assert_eq!(rig.ledger.engine_row(&roamer).unwrap(), None);
+    let filter = crate::ledger::pushes::PushFilter { subscriber: Some(roamer.clone()), state: None };
+    let pushes = |rig: &Rig| rig.ledger.pushes(&filter, 100).unwrap();
+    let back = pushes(&rig).remove(0).push;
+    assert_eq!(back.cause, crate::engine::io::Cause::Gone);
+    assert!(back.settings.values.values().all(|setting| setting.until.is_none()), "{back:?}");
+    let made = pushes(&rig).len();
+    rig.kill().await;
+    let rig = Rig::start_with(dir.path(), &without).await;
+    assert_eq!(rig.ledger.engine_row(&roamer).unwrap(), None);
+    assert_eq!(pushes(&rig).len(), made);
+    assert_eq!(rig.tap(&decision).await, advice::Tapped::Already);
 }
 
 #[tokio::test]

@@ -31,6 +31,8 @@ pub struct InputRecord {
     pub stop: Option<bool>,
     /// Engine rows that changed: the subscriber and its state as JSON.
     pub engine: Vec<(SubscriberId, String)>,
+    /// Engine rows that are gone.
+    pub engine_gone: Vec<SubscriberId>,
     /// What the engine wants done.
     pub effects: Vec<Effect>,
 }
@@ -218,6 +220,9 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
         transaction
             .prepare_cached("INSERT OR REPLACE INTO engine (subscriber, state) VALUES (?1, ?2)")?
             .execute(params![subscriber.0, state])?;
+    }
+    for subscriber in &record.engine_gone {
+        transaction.prepare_cached("DELETE FROM engine WHERE subscriber = ?1")?.execute([&subscriber.0])?;
     }
     let mut applied = Applied::default();
     for effect in &record.effects {

@@ -140,6 +140,7 @@ proptest! {
                 }
             }
             for (id, state) in engine.take_dirty() {
+                let state = state.expect("nobody's profile goes");
                 prop_assert!(state.contacts.len() <= MAX_CONTACTS);
                 rows.insert(id, serde_json::to_string(&state).unwrap());
             }
