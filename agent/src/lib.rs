@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | gateway | [`gateway`], driven by [`run`] | signals, the second, a setting's end, a push, a sample |
 //! | uplink | [`uplink::client`] | the orchestrator, a report, something spooled |
-//! | metrics | [`run`] | an HTTP request |
+//! | metrics | [`page`] | an HTTP request |
 //!
 //! Invariants: only the gateway task touches the data plane; a byte is told exactly once ([`books`], [`store`]); what is
 //! sans-I/O ([`classify`], [`usage`], [`service`], [`uplink::settings`], [`uplink::window`]) knows no clock and no file.
@@ -35,6 +35,7 @@ pub mod dataplane;
 pub mod error;
 pub mod gateway;
 pub mod metrics;
+pub mod page;
 pub mod place;
 pub mod probe;
 pub mod run;

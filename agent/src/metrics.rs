@@ -86,6 +86,8 @@ pub struct Metrics {
     pub pushes_dropped: Counter,
     /// Answers to push steps that found no way up.
     pub reports_dropped: Counter,
+    /// Visitors of the metrics page that waited because all places were taken.
+    pub page_waited: Counter,
     /// Enforcement that could not be set or read.
     pub enforcement_failures: Counter,
     /// Whether the uplink is up.
@@ -130,6 +132,7 @@ impl Metrics {
             push_steps: Family::default(),
             pushes_dropped: Counter::default(),
             reports_dropped: Counter::default(),
+            page_waited: Counter::default(),
             enforcement_failures: Counter::default(),
             uplink_connected: Gauge::default(),
             uplink_reconnects: Counter::default(),
@@ -146,13 +149,14 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter); 12] = [
+        let counters: [(&str, &str, &Counter); 13] = [
             ("counters_backwards", "Counters found below what was told of them", &self.counters_backwards),
             ("samples", "First bytes looked at", &self.samples),
             ("no_verdict", "Flows that will never be named", &self.no_verdict),
             ("flows_untold", "Verdicts not told, too many in one second", &self.flows_untold),
             ("pushes_dropped", "Push steps that came faster than they could be done", &self.pushes_dropped),
             ("reports_dropped", "Answers to push steps that found no way up", &self.reports_dropped),
+            ("page_waited", "Visitors of the metrics page that waited for a place", &self.page_waited),
             ("enforcement_failures", "Enforcement that could not be set", &self.enforcement_failures),
             ("uplink_reconnects", "Connections tried after the first", &self.uplink_reconnects),
             ("batches_sent", "Batches sent, again included", &self.batches_sent),

@@ -5,9 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Router;
-use axum::http::header::CONTENT_TYPE;
-use axum::routing::get;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,6 +20,7 @@ use crate::config::{Config, Source};
 use crate::dataplane::DataPlane;
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
+use crate::page;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use crate::uplink::{Lines, Uplink, client};
@@ -114,7 +112,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Gateway::start(config, plane, store, classifier, sessions, metrics.clone(), Micros::now())
     })?;
     let uplink = tokio::spawn(uplink.run(lines));
-    let page = page.map(|listener| tokio::spawn(serve_metrics(listener, metrics)));
+    let visitors = page.map(|listener| tokio::spawn(page::serve(listener, metrics)));
 
     notify(&[NotifyState::Ready]);
     let end = work(&mut gateway, &mut joints, signals, exit_at_end).await;
@@ -124,8 +122,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         block_in_place(|| gateway.drain(Micros::now()));
     }
     farewell(uplink, &joints).await;
-    if let Some(page) = page {
-        page.abort();
+    if let Some(visitors) = visitors {
+        visitors.abort();
     }
     tracing::info!(spooled_bytes = joints.store.spooled(), "agent stopped");
     match end {
@@ -219,16 +217,5 @@ async fn at(instant: Option<Instant>) {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, state) {
         tracing::warn!("systemd could not be notified: {error}");
-    }
-}
-
-async fn serve_metrics(listener: TcpListener, metrics: Metrics) {
-    let page = move || {
-        let text = metrics.text();
-        async move { ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text) }
-    };
-    let router = Router::new().route("/metrics", get(page));
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!("metrics are not served any more: {error}");
     }
 }

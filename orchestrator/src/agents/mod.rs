@@ -13,6 +13,7 @@
 
 mod certificate;
 mod decode;
+mod door;
 mod links;
 mod service;
 #[cfg(test)]

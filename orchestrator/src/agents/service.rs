@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 use usher_models::telemetry::telemetry_server::{Telemetry, TelemetryServer};
@@ -18,7 +18,7 @@ use usher_models::telemetry::{
 use usher_models::units::Micros;
 
 use super::links::{Connected, Place};
-use super::{Links, certificate, decode};
+use super::{Links, certificate, decode, door};
 use crate::config::MutualTls;
 use crate::inputs::{Inbox, Refusal};
 use crate::ledger::{BatchMark, Ledger};
@@ -30,6 +30,9 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Largest message of an agent: the first batch after its start names every session of the gateway.
 const MESSAGE_MAX: usize = 64 << 20;
+/// Connections at once beyond one an agent: those in the middle of a handshake, those to be turned away, and agents that
+/// come back before their last connection is known to be dead. Further ones wait in the kernel's queue.
+const CONNECTIONS_SPARE: usize = 128;
 /// Messages to an agent that may wait for its connection.
 const DOWN_MAX: usize = 64;
 /// Longest piece of foreign text repeated in a log line or message.
@@ -92,13 +95,15 @@ impl Service {
         let stop = async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
+        let places = self.links.allowed().len().saturating_add(CONNECTIONS_SPARE);
+        let incoming = door::incoming(listener, places, self.metrics.uplinks_waited.clone());
         let telemetry = TelemetryServer::new(self).max_decoding_message_size(MESSAGE_MAX);
         Server::builder()
             .tls_config(tls)?
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(4)
-            .serve_with_incoming_shutdown(telemetry, TcpListenerStream::new(listener), stop)
+            .serve_with_incoming_shutdown(telemetry, incoming, stop)
             .await?;
         Ok(())
     }
