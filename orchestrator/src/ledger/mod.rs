@@ -18,7 +18,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 pub use overview::Overview;
 pub use read::{AgentSeen, AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
@@ -50,12 +50,24 @@ pub enum LedgerError {
         path: PathBuf,
     },
     /// The file cannot be opened or made.
-    #[error("ledger {path} cannot be opened: {source}")]
+    #[error("ledger {path} cannot be opened: {why}{}", .remedy.map_or(String::new(), |remedy| format!(": {remedy}")))]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: rusqlite::Error,
+        why: String,
+        /// What helps, where it is known.
+        remedy: Option<&'static str>,
+    },
+    /// The disk under the file is full, broken or read-only.
+    #[error("ledger {path} cannot be written: {why}: {remedy}")]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+        /// What helps.
+        remedy: &'static str,
     },
     /// A batch that is not the next one of its boot.
     #[error("batch {sequence} of agent {agent} is not the next one: expected {expected}")]
@@ -81,15 +93,36 @@ pub enum LedgerError {
         /// Why.
         why: String,
     },
-    /// The database refused.
-    #[error("ledger: {0}")]
-    Database(#[from] rusqlite::Error),
+    /// The database refused. What it said is in the message, so it is no source: it would be printed twice.
+    #[error("ledger: {why}")]
+    Database {
+        /// What it said.
+        why: String,
+        /// What helps, where the disk is at fault.
+        remedy: Option<&'static str>,
+    },
     /// A record that cannot be written as JSON.
     #[error("ledger: record cannot be written: {0}")]
     Encode(#[from] serde_json::Error),
     /// The blocking task was cancelled, which only happens while the process stops.
     #[error("ledger: stopped while at work")]
     Stopped,
+}
+
+impl From<rusqlite::Error> for LedgerError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database { why: error.to_string(), remedy: remedy(&error) }
+    }
+}
+
+/// What helps where the disk is at fault.
+fn remedy(error: &rusqlite::Error) -> Option<&'static str> {
+    match error.sqlite_error_code()? {
+        ErrorCode::DiskFull => Some("free space on its disk, and start again"),
+        ErrorCode::SystemIoFailure => Some("mend its disk, or free space there, and start again"),
+        ErrorCode::ReadOnly => Some("make the file, its directory and its disk writable, and start again"),
+        _ => None,
+    }
 }
 
 /// A handle on the ledger; clones share it.
@@ -126,7 +159,18 @@ impl Ledger {
         F: FnOnce(&Self) -> Result<T, LedgerError> + Send + 'static,
     {
         let ledger = self.clone();
-        tokio::task::spawn_blocking(move || work(&ledger)).await.map_err(|_| LedgerError::Stopped)?
+        let done = tokio::task::spawn_blocking(move || work(&ledger)).await;
+        done.map_err(|_| LedgerError::Stopped)?.map_err(|error| self.named(error))
+    }
+
+    /// The error with the file's name, where it is the disk's.
+    fn named(&self, error: LedgerError) -> LedgerError {
+        match error {
+            LedgerError::Database { why, remedy: Some(remedy) } => {
+                LedgerError::Disk { path: self.shared.path.clone(), why, remedy }
+            }
+            other => other,
+        }
     }
 
     /// How many handles share it, work under way included.

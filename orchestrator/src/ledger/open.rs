@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{LAYOUT, LedgerError, pushes};
+use super::{LAYOUT, LedgerError, pushes, remedy};
 
 /// `application_id` of a ledger: "USHR".
 const APPLICATION: i64 = 0x5553_4852;
@@ -18,7 +18,11 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// A connection for writing and one for reading.
 pub(super) fn open(path: &Path) -> Result<(Connection, Connection), LedgerError> {
-    let failed = |source| LedgerError::Open { path: path.to_owned(), source };
+    let failed = |error: rusqlite::Error| LedgerError::Open {
+        path: path.to_owned(),
+        why: error.to_string(),
+        remedy: remedy(&error),
+    };
     let mut writer = Connection::open(path).map_err(failed)?;
     writer.busy_timeout(BUSY).map_err(failed)?;
     let layout: i64 = writer.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
@@ -101,6 +105,8 @@ mod tests {
         .unwrap();
         let error = Ledger::open(&path).unwrap_err();
         assert!(error.to_string().contains("notes.txt"), "{error}");
+        let told = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(told.matches("not a database").count(), 1, "{told}");
     }
 
     #[test]

@@ -211,11 +211,12 @@ impl Ledger {
 /// What the transaction notes goes straight to the disk.
 impl Journal for Ledger {
     fn push(&self, push: &PushId, state: PushState) -> Result<(), JournalError> {
-        self.push_state(push, state, None, Micros::now()).map_err(|error| JournalError(error.to_string()))
+        self.push_state(push, state, None, Micros::now())
+            .map_err(|error| JournalError(self.named(error).to_string()))
     }
 
     fn element(&self, push: &PushId, element: &ElementOutcome) -> Result<(), JournalError> {
-        self.push_element(push, element).map_err(|error| JournalError(error.to_string()))
+        self.push_element(push, element).map_err(|error| JournalError(self.named(error).to_string()))
     }
 }
 

@@ -66,6 +66,25 @@ fn totals(ledger: &Ledger) -> BTreeMap<String, u64> {
     ledger.usage().unwrap().into_iter().map(|total| (name(total.subscriber), total.bytes.0)).collect()
 }
 
+#[tokio::test]
+async fn a_full_disk_is_told_once_with_the_file_and_what_helps() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = Ledger::open(&path).unwrap();
+    // Not a page more than there are.
+    ledger.writer().pragma_update(None, "max_page_count", 1).unwrap();
+    let mut many = batch(1, 1, Vec::new());
+    many.engine = vec![(SubscriberId("line-a".into()), "x".repeat(1 << 20))];
+    let error = ledger.with(move |ledger| ledger.apply(&many)).await.unwrap_err();
+    let told = format!("{:#}", anyhow::Error::from(error));
+    let expected = format!(
+        "ledger {} cannot be written: database or disk is full: free space on its disk, and start again",
+        path.display()
+    );
+    assert_eq!(told, expected);
+    assert_eq!(ledger.engine_row(&SubscriberId("line-a".into())).unwrap(), None, "nothing was changed");
+}
+
 #[test]
 fn a_batch_is_applied_once_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
