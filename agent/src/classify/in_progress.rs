@@ -1,9 +1,10 @@
-//! A TCP connection whose first bytes are being put together: who is its client, and what the client says first.
+//! A connection whose first bytes are being put together: who is its client, and what the client says first.
 
 use usher_models::units::Micros;
 use usher_models::wire::Direction;
 
 use super::packet::Segment;
+use super::quic;
 use super::stream::{Beginning, TooMuch};
 use super::tls::{self, Hello};
 use crate::dataplane::Sample;
@@ -28,7 +29,8 @@ pub(crate) struct InProgress {
 /// What the first bytes may turn out to be.
 #[derive(Debug)]
 enum Kind {
-    Tls(Client),
+    Tcp(Client),
+    Quic(Box<quic::Connection>),
 }
 
 /// What is known of a TCP connection's client.
@@ -82,35 +84,50 @@ impl InProgress {
     /// A connection whose handshake showed the client's direction and its first sequence number.
     pub(crate) fn opened(sample: &Sample, direction: Direction, start: u32) -> Self {
         let client = Client::Known { direction, exact: true, stream: Beginning::at(start), answers: 0 };
-        Self { slot: sample.slot, since: sample.seen, kind: Kind::Tls(client) }
+        Self { slot: sample.slot, since: sample.seen, kind: Kind::Tcp(client) }
     }
 
     /// A connection seen from somewhere in its middle, or whose handshake was lost.
     pub(crate) fn unopened(sample: &Sample) -> Self {
-        Self { slot: sample.slot, since: sample.seen, kind: Kind::Tls(Client::Unknown(Vec::new())) }
+        Self { slot: sample.slot, since: sample.seen, kind: Kind::Tcp(Client::Unknown(Vec::new())) }
     }
 
-    /// Where the client's stream begins, once known.
+    /// A QUIC connection.
+    pub(crate) fn quic(sample: &Sample) -> Self {
+        Self { slot: sample.slot, since: sample.seen, kind: Kind::Quic(Box::default()) }
+    }
+
+    /// Where the client's TCP stream begins, once known.
     pub(crate) fn start(&self) -> Option<u32> {
         match &self.kind {
-            Kind::Tls(Client::Known { stream, .. }) => Some(stream.start()),
-            Kind::Tls(Client::Unknown(_)) => None,
+            Kind::Tcp(Client::Known { stream, .. }) => Some(stream.start()),
+            Kind::Tcp(Client::Unknown(_)) | Kind::Quic(_) => None,
         }
     }
 
     /// Whether neither side has said anything yet.
     pub(crate) fn is_silent(&self) -> bool {
         match &self.kind {
-            Kind::Tls(Client::Known { stream, answers, .. }) => stream.held() == 0 && *answers == 0,
-            Kind::Tls(Client::Unknown(early)) => early.is_empty(),
+            Kind::Tcp(Client::Known { stream, answers, .. }) => stream.held() == 0 && *answers == 0,
+            Kind::Tcp(Client::Unknown(early)) => early.is_empty(),
+            Kind::Quic(_) => false,
         }
     }
 
     /// Bytes of the network in memory.
     pub(crate) fn held(&self) -> usize {
         match &self.kind {
-            Kind::Tls(Client::Known { stream, .. }) => stream.held(),
-            Kind::Tls(Client::Unknown(early)) => early.iter().map(|early| early.bytes.len()).sum(),
+            Kind::Tcp(Client::Known { stream, .. }) => stream.held(),
+            Kind::Tcp(Client::Unknown(early)) => early.iter().map(|early| early.bytes.len()).sum(),
+            Kind::Quic(connection) => connection.held(),
+        }
+    }
+
+    /// Takes a datagram in.
+    pub(crate) fn datagram(&mut self, direction: Direction, datagram: &[u8]) -> Step {
+        match &mut self.kind {
+            Kind::Quic(connection) => connection.datagram(direction, datagram),
+            Kind::Tcp(_) => Step::Nothing,
         }
     }
 
@@ -120,7 +137,7 @@ impl InProgress {
             return Step::More;
         }
         let sequence = segment.sequence.wrapping_add(u32::from(segment.syn));
-        let Kind::Tls(client) = &mut self.kind;
+        let Kind::Tcp(client) = &mut self.kind else { return Step::Nothing };
         match client {
             Client::Known { direction: known, stream, answers, .. } if *known != direction => {
                 *answers = answers.saturating_add(1);

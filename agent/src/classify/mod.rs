@@ -1,12 +1,13 @@
 //! Sans-I/O: bytes in, verdicts out.
 //!
-//! Owns what a flow is: the server name in a TLS ClientHello first, then the name by which the subscriber's DNS answers
+//! Owns what a flow is: the server name in the ClientHello of TLS or QUIC first, then the name by which the subscriber's DNS answers
 //! called the other end's address. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
 //! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
 //! with a counter that rises when it bites.
 //!
 //! ```text
 //! Sample -> packet -> udp 53 .. -> dns: question, answers remembered -> system
+//!                  -> udp       -> quic (Initial)      -> tls: server name -> catalogue -> Named
 //!                  -> tcp       -> stream (reassembly) -> tls: server name -> catalogue -> Named
 //!                  -> else      ------------------------> dns answers seen -> catalogue -> Named | GiveUp
 //! ```
@@ -17,6 +18,7 @@ pub mod dns;
 mod in_progress;
 pub mod name;
 pub mod packet;
+mod quic;
 mod stream;
 mod tls;
 
@@ -38,7 +40,7 @@ use crate::dataplane::Sample;
 /// What a verdict rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Via {
-    /// The server name of a TLS ClientHello.
+    /// The server name of a ClientHello, in TLS or QUIC.
     Sni,
     /// The flow is DNS, or the other end's address was learnt by a DNS answer.
     Dns,
@@ -215,8 +217,9 @@ impl Classifier {
         };
         match packet.payload {
             Payload::Udp(datagram) if is_dns(&sample.flow) => self.observe_dns(sample, datagram),
+            Payload::Udp(datagram) => self.observe_udp(sample, datagram),
             Payload::Tcp(segment) => self.observe_tcp(sample, &segment),
-            Payload::Udp(_) | Payload::Other(_) => self.observe_opaque(sample),
+            Payload::Other(_) => self.observe_opaque(sample),
             Payload::Hidden => self.told_before(sample, None).unwrap_or(Observation::NeedMore),
         }
     }
@@ -272,7 +275,7 @@ impl Classifier {
     fn observe_dns(&mut self, sample: &Sample, datagram: &[u8]) -> Observation {
         let Some(message) = dns::Message::parse(datagram) else {
             self.counters.malformed_dns += 1;
-            return self.observe_opaque(sample);
+            return self.observe_udp(sample, datagram);
         };
         // Only a server's answer to the subscriber is remembered, never what is multicast by whoever likes.
         if sample.flow.remote_port == dns::PORT {
@@ -308,6 +311,19 @@ impl Classifier {
         }
     }
 
+    fn observe_udp(&mut self, sample: &Sample, datagram: &[u8]) -> Observation {
+        if let Some(again) = self.told_before(sample, None) {
+            return again;
+        }
+        if self.streams.get(&sample.flow).is_none() {
+            if !quic::may_begin(datagram) {
+                return self.observe_opaque(sample);
+            }
+            self.put_stream(sample, InProgress::quic(sample));
+        }
+        self.advance(sample, false, |stream| stream.datagram(sample.direction, datagram))
+    }
+
     fn observe_tcp(&mut self, sample: &Sample, segment: &Segment<'_>) -> Observation {
         let opening = segment.opening(sample.direction);
         if let Some(again) = self.told_before(sample, opening.map(|(_, start)| start)) {
@@ -326,14 +342,24 @@ impl Classifier {
         if !segment.bytes.is_empty() {
             self.restart_if_silent(sample);
         }
+        self.advance(sample, segment.ends, |stream| stream.segment(sample.direction, segment))
+    }
+
+    /// Takes a packet into the flow's first bytes, and concludes the flow if that was enough, too much or the last.
+    fn advance(
+        &mut self,
+        sample: &Sample,
+        ends: bool,
+        take: impl FnOnce(&mut InProgress) -> Step,
+    ) -> Observation {
         let Some(stream) = self.streams.get_mut(&sample.flow) else { return Observation::NeedMore };
         let held = stream.held();
-        let mut step = stream.segment(sample.direction, segment);
+        let mut step = take(stream);
         self.stream_bytes = self.stream_bytes - held + stream.held();
         let overdue = sample.seen.since(stream.since) > self.limits.stream_age;
         match step {
             Step::More if overdue => self.counters.streams_expired += 1,
-            Step::More if segment.ends => {}
+            Step::More if ends => {}
             Step::More => {
                 self.keep_within_bounds();
                 return Observation::NeedMore;

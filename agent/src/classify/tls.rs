@@ -40,7 +40,19 @@ pub(crate) fn read(stream: &[u8]) -> Hello {
     let mut handshake = Vec::new();
     match unwrap_records(stream, &mut handshake) {
         Err(NotTls) => Hello::NotTls,
-        Ok(()) => walk(&handshake),
+        Ok(()) => read_handshake(&handshake),
+    }
+}
+
+/// Reads a client's handshake bytes, out of their records or never in any, as in QUIC.
+pub(crate) fn read_handshake(handshake: &[u8]) -> Hello {
+    if handshake.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
+        return Hello::NotTls;
+    }
+    match server_name(handshake) {
+        Ok(Some(name)) => Hello::Name(name),
+        Ok(None) | Err(Stop::Broken) => Hello::Nameless,
+        Err(Stop::Short) => Hello::Partial,
     }
 }
 
@@ -111,17 +123,6 @@ impl<'a> Walk<'a> {
     fn skip(&mut self, count: usize) -> Result<(), Stop> {
         self.at += count;
         if self.at > self.end { Err(Stop::Broken) } else { Ok(()) }
-    }
-}
-
-fn walk(handshake: &[u8]) -> Hello {
-    if handshake.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
-        return Hello::NotTls;
-    }
-    match server_name(handshake) {
-        Ok(Some(name)) => Hello::Name(name),
-        Ok(None) | Err(Stop::Broken) => Hello::Nameless,
-        Err(Stop::Short) => Hello::Partial,
     }
 }
 
