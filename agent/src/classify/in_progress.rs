@@ -3,17 +3,18 @@
 use usher_models::units::Micros;
 use usher_models::wire::Direction;
 
+use super::opening::Opening;
 use super::packet::Segment;
 use super::quic;
 use super::stream::{Beginning, TooMuch};
-use super::tls::{self, Hello};
+use super::{Via, opening};
 use crate::dataplane::Sample;
 
 /// Most segments kept of a connection whose client is not known yet.
 const MAX_UNKNOWN: usize = 4;
 /// Most bytes kept of each of them.
 const MAX_UNKNOWN_BYTES: usize = 4_096;
-/// Most segments of a server that are waited through for the rest of the client's hello.
+/// Most segments of a server that are waited through for the rest of what the client says.
 const MAX_ANSWERS: u8 = 8;
 
 /// A flow of which more must come.
@@ -36,7 +37,7 @@ enum Kind {
 /// What is known of a TCP connection's client.
 #[derive(Debug)]
 enum Client {
-    /// The TCP handshake, or a ClientHello's first bytes, showed who it is and where its stream begins.
+    /// The TCP handshake, or the first bytes of a hello or request, showed who it is and where its stream begins.
     Known {
         direction: Direction,
         /// Whether the TCP handshake showed it.
@@ -61,8 +62,8 @@ struct Early {
 pub(crate) enum Step {
     /// Nothing yet.
     More,
-    /// The name the client asks for.
-    Name(Box<str>),
+    /// The name the client asks for, or an authority, and how it asks.
+    Name(Box<str>, Via),
     /// No name will come.
     Nothing,
     /// No name came within the bounds.
@@ -133,7 +134,7 @@ impl InProgress {
 
     /// Takes a segment in.
     pub(crate) fn segment(&mut self, direction: Direction, segment: &Segment<'_>) -> Step {
-        if segment.bytes.is_empty() {
+        if is_junk(segment.bytes) {
             return Step::More;
         }
         let sequence = segment.sequence.wrapping_add(u32::from(segment.syn));
@@ -141,21 +142,21 @@ impl InProgress {
         match client {
             Client::Known { direction: known, stream, answers, .. } if *known != direction => {
                 *answers = answers.saturating_add(1);
-                // A server that speaks first, or in another protocol, was asked for no name by TLS.
+                // A server that speaks first is asked for no name, unless it waits to be asked for TLS.
                 let silent = stream.held() == 0;
-                if (silent && !tls::may_be_answer(segment.bytes)) || *answers > MAX_ANSWERS {
+                if (silent && !opening::may_greet(segment.bytes)) || *answers > MAX_ANSWERS {
                     return Step::Nothing;
                 }
                 Step::More
             }
             Client::Known { exact, stream, .. } => {
                 let before = stream.start().wrapping_sub(sequence).cast_signed() > 0;
-                if !*exact && before && tls::may_be_hello(segment.bytes) {
+                if !*exact && before && opening::may_begin(segment.bytes) {
                     stream.begin_earlier(sequence);
                 }
                 push(stream, sequence, segment.bytes)
             }
-            Client::Unknown(early) if tls::may_be_hello(segment.bytes) => {
+            Client::Unknown(early) if opening::may_begin(segment.bytes) => {
                 let mut stream = Beginning::at(sequence);
                 let mut step = push(&mut stream, sequence, segment.bytes);
                 for waiting in early.iter().filter(|waiting| waiting.direction == direction) {
@@ -187,14 +188,20 @@ impl InProgress {
 /// Adds to the client's stream and reads it again.
 fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
     let pushed = stream.push(sequence, bytes);
-    match tls::read(stream.bytes()) {
-        Hello::Name(name) => Step::Name(name),
-        Hello::Nameless | Hello::NotTls => Step::Nothing,
-        Hello::Partial if pushed == Err(TooMuch) || stream.bytes().len() >= super::stream::MAX_BYTES => {
-            Step::TooMuch
-        }
-        Hello::Partial => Step::More,
+    // The first bytes were lost, and this segment begins something of its own: a later request, or a hello.
+    let alone = stream.bytes().is_empty() && opening::may_begin(bytes);
+    match opening::read(if alone { bytes } else { stream.bytes() }) {
+        Opening::Name(name, via) => Step::Name(name, via),
+        Opening::Nothing if !alone => Step::Nothing,
+        _ if pushed == Err(TooMuch) || stream.bytes().len() >= super::stream::MAX_BYTES => Step::TooMuch,
+        _ => Step::More,
     }
+}
+
+/// Whether a segment of a connection that said nothing else yet keeps it alive: an octet or a few of nothing, which stand
+/// where the first true bytes will.
+fn is_junk(bytes: &[u8]) -> bool {
+    bytes.len() <= 6 && bytes.iter().all(|byte| *byte == 0)
 }
 
 fn opposite(direction: Direction) -> Direction {

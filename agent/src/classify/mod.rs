@@ -1,6 +1,6 @@
 //! Sans-I/O: bytes in, verdicts out.
 //!
-//! Owns what a flow is: the server name in the ClientHello of TLS or QUIC first, then the name by which the subscriber's DNS answers
+//! Owns what a flow is: the name the client asks for in a ClientHello of TLS or QUIC or in an HTTP request first, then the name by which the subscriber's DNS answers
 //! called the other end's address. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
 //! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
 //! with a counter that rises when it bites.
@@ -8,15 +8,17 @@
 //! ```text
 //! Sample -> packet -> udp 53 .. -> dns: question, answers remembered -> system
 //!                  -> udp       -> quic (Initial)      -> tls: server name -> catalogue -> Named
-//!                  -> tcp       -> stream (reassembly) -> tls: server name -> catalogue -> Named
+//!                  -> tcp       -> stream (reassembly) -> opening: tls, http, after proxies' prefixes -> catalogue -> Named
 //!                  -> else      ------------------------> dns answers seen -> catalogue -> Named | GiveUp
 //! ```
 
 mod aged;
 pub mod catalogue;
 pub mod dns;
+mod http;
 mod in_progress;
 pub mod name;
+mod opening;
 pub mod packet;
 mod quic;
 mod stream;
@@ -42,6 +44,10 @@ use crate::dataplane::Sample;
 pub enum Via {
     /// The server name of a ClientHello, in TLS or QUIC.
     Sni,
+    /// The target or Host field of an HTTP request.
+    Http,
+    /// The name given to a SOCKS proxy.
+    Socks,
     /// The flow is DNS, or the other end's address was learnt by a DNS answer.
     Dns,
 }
@@ -51,6 +57,8 @@ impl Via {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sni => "sni",
+            Self::Http => "http",
+            Self::Socks => "socks",
             Self::Dns => "dns",
         }
     }
@@ -67,14 +75,15 @@ impl fmt::Display for Via {
 pub struct Verdict {
     /// The app's id; `None` where the catalogue does not know the name.
     pub app: Option<Arc<str>>,
-    /// The class of its traffic. A name that the catalogue does not know is [`Class::Web`] if the client asked for it by TLS
-    /// or the flow goes to a port of the web, and [`Class::Other`] elsewhere.
+    /// The class of its traffic. A name that the catalogue does not know is [`Class::Web`] if the client asked for it in
+    /// this flow, or the flow goes to a port of the web, and [`Class::Other`] elsewhere.
     pub class: Class,
     /// What the verdict rests on.
     pub via: Via,
     /// How sure it is, 0 to 1: [`SURE`] for a name the flow itself carries, [`INFERRED`] for one learnt elsewhere.
     pub confidence: f64,
-    /// The host name, canonical. Stays on the gateway.
+    /// The host name, canonical; of HTTP, the authority as the request writes it, which may have a port and be an address.
+    /// Stays on the gateway.
     pub name: Option<Box<str>>,
     /// Whether later packets of the flow are of use: DNS answers are, for other flows.
     pub keeps_sampling: bool,
@@ -365,10 +374,11 @@ impl Classifier {
                 return Observation::NeedMore;
             }
             Step::TooMuch => self.counters.streams_too_long += 1,
-            Step::Name(_) | Step::Nothing => {}
+            Step::Name(..) | Step::Nothing => {}
         }
         let start = stream.start();
-        let name = if let Step::Name(name) = &mut step { Some(std::mem::take(name)) } else { None };
+        let name =
+            if let Step::Name(name, via) = &mut step { Some((std::mem::take(name), *via)) } else { None };
         self.take_stream(&sample.flow);
         self.conclude(sample.flow, sample.slot, name, start, sample.seen)
     }
@@ -401,14 +411,22 @@ impl Classifier {
         &mut self,
         flow: FlowKey,
         slot: u32,
-        name: Option<Box<str>>,
+        name: Option<(Box<str>, Via)>,
         start: Option<u32>,
         now: Micros,
     ) -> Observation {
-        let verdict = name.map(|name| self.verdict(name, Via::Sni, &flow)).or_else(|| {
-            let name = self.answers.name(Asker::of(slot, &flow), &flow.remote, now)?;
-            Some(self.verdict(name.into(), Via::Dns, &flow))
-        });
+        let learnt = || self.answers.name(Asker::of(slot, &flow), &flow.remote, now);
+        let verdict = match name {
+            Some((name, via)) if name::host(&name).is_some() => Some(self.verdict(name, via, &flow)),
+            // A request to an address: DNS may know what is behind it.
+            Some((address, via)) => Some(match learnt() {
+                Some(learnt) => {
+                    Verdict { name: Some(address), ..self.verdict(learnt.into(), Via::Dns, &flow) }
+                }
+                None => self.verdict(address, via, &flow),
+            }),
+            None => learnt().map(|name| self.verdict(name.into(), Via::Dns, &flow)),
+        };
         let class = verdict.as_ref().map_or(Class::Other, |verdict| verdict.class);
         let told = Told { class, sampling: false, named: verdict.is_some(), at: now, start };
         self.tell(flow, told);
@@ -421,14 +439,15 @@ impl Classifier {
     }
 
     fn verdict(&self, name: Box<str>, via: Via, flow: &FlowKey) -> Verdict {
-        let entry = self.catalogue.look_up(&name);
+        let entry = name::host(&name).and_then(|host| self.catalogue.look_up(host));
+        let carried = via != Via::Dns;
         let unknown =
-            if via == Via::Sni || WEB_PORTS.contains(&flow.remote_port) { Class::Web } else { Class::Other };
+            if carried || WEB_PORTS.contains(&flow.remote_port) { Class::Web } else { Class::Other };
         Verdict {
             app: entry.map(|entry| Arc::clone(&entry.app)),
             class: entry.map_or(unknown, |entry| entry.class),
             via,
-            confidence: if via == Via::Sni { SURE } else { INFERRED },
+            confidence: if carried { SURE } else { INFERRED },
             name: Some(name),
             keeps_sampling: false,
         }

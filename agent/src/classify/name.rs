@@ -1,4 +1,6 @@
-//! Host names as they are compared: lower case, no trailing dot.
+//! Host names as they are compared: lower case, no trailing dot; and the authorities that HTTP writes them in.
+
+use std::net::{IpAddr, Ipv6Addr};
 
 /// Longest host name (RFC 1035, 2.3.4), without the trailing dot.
 pub const MAX_NAME: usize = 253;
@@ -21,9 +23,57 @@ pub fn canonical(raw: &[u8]) -> Option<Box<str>> {
     std::str::from_utf8(raw).ok().map(|name| name.to_ascii_lowercase().into_boxed_str())
 }
 
+/// An authority read from foreign bytes, in canonical form: a host name or an address, and the port if one was given
+/// (RFC 3986, 3.2).
+pub fn authority(raw: &[u8]) -> Option<Box<str>> {
+    let text = std::str::from_utf8(raw).ok()?;
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let host = match host.strip_prefix('[') {
+        Some(v6) => format!("[{}]", v6.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?).into_boxed_str(),
+        None => canonical(host.as_bytes())?,
+    };
+    match port {
+        Some(port) if !port.is_empty() => {
+            Some(format!("{host}:{}", port.parse::<u16>().ok()?).into_boxed_str())
+        }
+        _ => Some(host),
+    }
+}
+
+/// The host of a canonical name or authority; `None` where it is an address.
+pub fn host(authority: &str) -> Option<&str> {
+    if authority.starts_with('[') {
+        return None;
+    }
+    let host = authority.split_once(':').map_or(authority, |(host, _)| host);
+    if host.parse::<IpAddr>().is_ok() { None } else { Some(host) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn authorities_are_made_canonical_or_refused() {
+        for (raw, expected, name) in [
+            ("Pages.Example.", "pages.example", Some("pages.example")),
+            ("pages.example:8080", "pages.example:8080", Some("pages.example")),
+            ("pages.example:", "pages.example", Some("pages.example")),
+            ("192.0.2.1:80", "192.0.2.1:80", None),
+            ("192.0.2.1", "192.0.2.1", None),
+            ("[2001:DB8::1]", "[2001:db8::1]", None),
+            ("[2001:DB8::1]:443", "[2001:db8::1]:443", None),
+        ] {
+            let canonical = authority(raw.as_bytes()).unwrap();
+            assert_eq!((&*canonical, host(&canonical)), (expected, name));
+        }
+        for wrong in ["", ":80", "a b", "a:b", "a:99999", "[::1", "[x]", "[::1]x", "::1", "\u{e4}"] {
+            assert_eq!(authority(wrong.as_bytes()), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn names_are_made_canonical_or_refused() {

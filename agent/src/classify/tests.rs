@@ -228,8 +228,9 @@ fn a_hello_cut_short_by_sampling_gives_the_name_before_the_cut() {
 #[test]
 fn another_protocol_gives_up_at_its_first_bytes() {
     for first in [
-        Segment::up(100, b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"),
-        Segment::down(b"220 mail.test ESMTP\r\n"),
+        Segment::up(100, b"GET / HTTP/1.0\r\n\r\n"),
+        Segment::up(100, b"SSH-2.0-client\r\n"),
+        Segment::down(b"SSH-2.0-server\r\n"),
         Segment { fin: true, ..Segment::up(100, b"") },
     ] {
         let mut classifier = classifier();
@@ -240,6 +241,82 @@ fn another_protocol_gives_up_at_its_first_bytes() {
             Observation::Again { class: Class::Other, sampling: false }
         );
     }
+}
+
+#[test]
+fn the_name_in_a_request_beats_the_name_by_dns() {
+    let mut classifier = classifier();
+    resolve(&mut classifier, 7, "seg.streams.example", 60);
+    let request = b"GET / HTTP/1.1\r\nHost: pages.example:80\r\n\r\n";
+    let flow = key(6, SERVER, 40_000, 80);
+    assert_eq!(classifier.observe(&Segment::syn(99).sample_of(flow, at(0))), Observation::NeedMore);
+    assert_eq!(
+        classifier.observe(&Segment::up(100, &request[..30]).sample_of(flow, at(0))),
+        Observation::NeedMore
+    );
+    let named = classifier.observe(&Segment::up(130, &request[30..]).sample_of(flow, at(0)));
+    let Observation::Named(verdict) = named else { panic!("{named:?}") };
+    assert_eq!((verdict.via, verdict.app.as_deref()), (Via::Http, Some("pages")));
+    assert_eq!(verdict.name.as_deref(), Some("pages.example:80"));
+}
+
+#[test]
+fn of_a_request_to_an_address_dns_knows_the_app() {
+    let mut classifier = classifier();
+    let request = Segment::up(100, b"GET / HTTP/1.1\r\nHost: 192.0.2.10\r\n\r\n");
+    let before = classifier.observe(&request.sample_of(key(6, SERVER, 40_000, 80), at(0)));
+    let Observation::Named(verdict) = before else { panic!("{before:?}") };
+    assert_eq!((verdict.via, verdict.app, verdict.class), (Via::Http, None, Class::Web));
+    resolve(&mut classifier, 7, "seg.streams.example", 60);
+    let after = classifier.observe(&request.sample_of(key(6, SERVER, 40_001, 80), at(0)));
+    let Observation::Named(verdict) = after else { panic!("{after:?}") };
+    assert_eq!(
+        (verdict.via, verdict.app.as_deref(), verdict.class),
+        (Via::Dns, Some("streams"), Class::Video)
+    );
+    assert_eq!(verdict.name.as_deref(), Some("192.0.2.10"));
+}
+
+#[test]
+fn a_mail_servers_greeting_is_waited_through_for_the_hello() {
+    let mut classifier = classifier();
+    let words = b"EHLO a\r\nSTARTTLS\r\n";
+    let hello = client_hello("pages.example", true);
+    let after = 100 + u32::try_from(words.len()).unwrap();
+    let observations: Vec<Observation> = [
+        Segment::syn(99),
+        Segment::down(b"220 mail.test ESMTP\r\n"),
+        Segment::up(100, &words[..8]),
+        Segment::down(b"250 STARTTLS\r\n"),
+        Segment::up(108, &words[8..]),
+        Segment::down(b"220 go ahead\r\n"),
+        Segment::up(after, &hello),
+    ]
+    .iter()
+    .map(|segment| classifier.observe(&segment.sample_of(key(6, SERVER, 40_000, 25), at(0))))
+    .collect();
+    assert_eq!(only_verdict(&observations).unwrap().via, Via::Sni);
+}
+
+#[test]
+fn octets_that_keep_a_connection_alive_spoil_no_stream() {
+    let mut classifier = classifier();
+    let hello = client_hello("pages.example", false);
+    classifier.observe(&Segment::syn(99).sample(at(0)));
+    for junk in [&[0][..], &[0; 6]] {
+        assert_eq!(classifier.observe(&Segment::up(100, junk).sample(at(0))), Observation::NeedMore);
+    }
+    assert!(matches!(classifier.observe(&Segment::up(100, &hello).sample(at(0))), Observation::Named(_)));
+}
+
+#[test]
+fn a_request_after_lost_bytes_is_read_by_itself() {
+    let mut classifier = classifier();
+    classifier.observe(&Segment::syn(99).sample(at(0)));
+    let rest = Segment::up(700, b"the end of something lost\r\n");
+    assert_eq!(classifier.observe(&rest.sample(at(0))), Observation::NeedMore);
+    let second = Segment::up(800, b"GET / HTTP/1.1\r\nHost: pages.example\r\n\r\n");
+    assert!(matches!(classifier.observe(&second.sample(at(0))), Observation::Named(_)));
 }
 
 #[test]
@@ -382,7 +459,7 @@ fn a_connection_opened_long_before_its_hello_is_named() {
 fn a_flood_of_half_hellos_stays_within_bounds_and_the_next_flow_is_named() {
     let limits = Limits { streams: 100, stream_bytes: 20_000, told: 50, ..Limits::default() };
     let mut classifier = Classifier::with_limits(Catalogue::built_in(), limits);
-    let half = &client_hello("pages.example", true)[..400];
+    let half = &client_hello("pages.example", true)[20..420];
     for number in 0..2_000_u16 {
         let flow = key(6, SERVER, number, 443);
         classifier.observe(&Segment::syn(99).sample_of(flow, at(0)));

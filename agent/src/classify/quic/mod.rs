@@ -19,6 +19,7 @@ use usher_models::wire::Direction;
 use self::crypto::Gathered;
 use self::keys::ClientKeys;
 use self::packet::Long;
+use super::Via;
 use super::in_progress::Step;
 use super::tls::{self, Hello};
 
@@ -127,7 +128,7 @@ impl Client {
 /// What a hello read so far leads to; `within` the bounds or not.
 fn step(hello: Hello, within: bool) -> Step {
     match hello {
-        Hello::Name(name) => Step::Name(name),
+        Hello::Name(name) => Step::Name(name, Via::Sni),
         Hello::Nameless | Hello::NotTls => Step::Nothing,
         Hello::Partial if within => Step::More,
         Hello::Partial => Step::TooMuch,

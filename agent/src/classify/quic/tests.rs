@@ -105,7 +105,7 @@ impl Sender {
 }
 
 fn named() -> Step {
-    Step::Name(NAME.into())
+    Step::Name(NAME.into(), Via::Sni)
 }
 
 fn up(connection: &mut Connection, datagram: &[u8]) -> Step {
@@ -222,7 +222,7 @@ fn packets_that_do_not_open_are_given_up() {
 
 #[test]
 fn a_flow_of_quic_has_one_verdict() {
-    use crate::classify::{Catalogue, Classifier, Observation, Via};
+    use crate::classify::{Catalogue, Classifier, Observation};
     use crate::dataplane::Sample;
     use usher_models::Class;
     use usher_models::units::Micros;
