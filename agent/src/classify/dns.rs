@@ -40,6 +40,8 @@ pub struct Message {
     pub response: bool,
     /// The name asked for, if it is a host name.
     pub question: Option<Box<str>>,
+    /// The name asked for, if it is text, to be shown: lower case, printable ASCII without spaces.
+    pub asked: Option<Box<str>>,
     /// Addresses of that name, each with its time to live; along the chain of aliases (CNAME) alone.
     pub addresses: Vec<(IpAddr, Duration)>,
 }
@@ -52,7 +54,13 @@ impl Message {
         if !matches!(header.opcode(), Opcode::QUERY | Opcode::NOTIFY | Opcode::UPDATE | Opcode::STATUS) {
             return None;
         }
-        let mut read = Self { id: header.id(), response: header.qr(), question: None, addresses: Vec::new() };
+        let mut read = Self {
+            id: header.id(),
+            response: header.qr(),
+            question: None,
+            asked: None,
+            addresses: Vec::new(),
+        };
         let questions = message.header_counts().qdcount();
         if questions == 0 {
             // Multicast DNS announces without a question; in unicast there is always one, save in a refusal.
@@ -60,6 +68,7 @@ impl Message {
         }
         let question = message.first_question()?;
         read.question = host_name(question.qname());
+        read.asked = read.question.clone().or_else(|| presented(question.qname()));
         if read.response && questions == 1 && header.rcode() == domain::base::iana::Rcode::NOERROR {
             read.addresses = addresses(&message, question.qname());
         }
@@ -115,6 +124,26 @@ fn host_name(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
         text.extend_from_slice(label.as_slice());
     }
     name::canonical(&text)
+}
+
+/// A DNS name that is text, if not a host's; `None` for the root and for names of other bytes, which have no one spelling.
+fn presented(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
+    let mut text = String::new();
+    for label in wire {
+        if label.is_root() {
+            break;
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        for byte in label.as_slice() {
+            if !byte.is_ascii_graphic() || *byte == b'.' {
+                return None;
+            }
+            text.push(char::from(byte.to_ascii_lowercase()));
+        }
+    }
+    (!text.is_empty()).then(|| text.into_boxed_str())
 }
 
 /// Whose DNS answers: a subscriber's, by slot; or, where the subscriber is not known, one address's.
@@ -366,6 +395,20 @@ pub(super) mod tests {
         let minute = Duration::from_mins(1);
         let expected = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|address| (IpAddr::from(address), minute));
         assert_eq!(message.addresses, expected);
+    }
+
+    #[test]
+    fn a_name_that_is_no_host_name_is_shown_and_not_remembered() {
+        let mut bytes = query("A*B.c.test");
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!((message.asked.as_deref(), message.question), (Some("a*b.c.test"), None));
+        let at = bytes.iter().position(|byte| *byte == b'c').unwrap();
+        for byte in [0xff, b' ', b'.', 0] {
+            bytes[at] = byte;
+            assert_eq!(Message::parse(&bytes).unwrap().asked, None);
+        }
+        let host = Message::parse(&query("A.test")).unwrap();
+        assert_eq!((host.asked.as_deref(), host.question.as_deref()), (Some("a.test"), Some("a.test")));
     }
 
     #[test]

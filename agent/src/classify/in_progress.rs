@@ -3,6 +3,8 @@
 use usher_models::units::Micros;
 use usher_models::wire::Direction;
 
+use super::dns::Message;
+use super::dns_stream::Conversation;
 use super::opening::Opening;
 use super::packet::Segment;
 use super::quic;
@@ -32,6 +34,7 @@ pub(crate) struct InProgress {
 enum Kind {
     Tcp(Client),
     Quic(Box<quic::Connection>),
+    Dns(Box<Conversation>),
 }
 
 /// What is known of a TCP connection's client.
@@ -98,11 +101,18 @@ impl InProgress {
         Self { slot: sample.slot, since: sample.seen, kind: Kind::Quic(Box::default()) }
     }
 
+    /// A conversation of DNS messages; over TCP, whose client's stream begins at `start`.
+    pub(crate) fn dns(sample: &Sample, start: Option<u32>) -> Self {
+        let kind = Kind::Dns(Box::new(Conversation::at(start)));
+        Self { slot: sample.slot, since: sample.seen, kind }
+    }
+
     /// Where the client's TCP stream begins, once known.
     pub(crate) fn start(&self) -> Option<u32> {
         match &self.kind {
             Kind::Tcp(Client::Known { stream, .. }) => Some(stream.start()),
             Kind::Tcp(Client::Unknown(_)) | Kind::Quic(_) => None,
+            Kind::Dns(conversation) => conversation.start,
         }
     }
 
@@ -112,6 +122,7 @@ impl InProgress {
             Kind::Tcp(Client::Known { stream, answers, .. }) => stream.held() == 0 && *answers == 0,
             Kind::Tcp(Client::Unknown(early)) => early.is_empty(),
             Kind::Quic(_) => false,
+            Kind::Dns(conversation) => conversation.held() == 0,
         }
     }
 
@@ -121,13 +132,29 @@ impl InProgress {
             Kind::Tcp(Client::Known { stream, .. }) => stream.held(),
             Kind::Tcp(Client::Unknown(early)) => early.iter().map(|early| early.bytes.len()).sum(),
             Kind::Quic(connection) => connection.held(),
+            Kind::Dns(conversation) => conversation.held(),
         }
     }
 
-    /// Takes a datagram in.
+    /// The DNS messages that a segment completes, and whether more may be waited for.
+    pub(crate) fn messages(&mut self, direction: Direction, segment: &Segment<'_>) -> (Vec<Message>, bool) {
+        match &mut self.kind {
+            Kind::Dns(conversation) => conversation.segment(direction, segment),
+            Kind::Tcp(_) | Kind::Quic(_) => (Vec::new(), false),
+        }
+    }
+
+    /// Takes a datagram in: one of QUIC's, or one that should have been a DNS message and is none.
     pub(crate) fn datagram(&mut self, direction: Direction, datagram: &[u8]) -> Step {
         match &mut self.kind {
             Kind::Quic(connection) => connection.datagram(direction, datagram),
+            Kind::Dns(conversation) => {
+                if conversation.malformed() {
+                    Step::More
+                } else {
+                    Step::Nothing
+                }
+            }
             Kind::Tcp(_) => Step::Nothing,
         }
     }

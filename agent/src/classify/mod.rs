@@ -6,7 +6,7 @@
 //! with a counter that rises when it bites.
 //!
 //! ```text
-//! Sample -> packet -> udp 53 .. -> dns: question, answers remembered -> system
+//! Sample -> packet -> port 53 .. -> dns: question, answers remembered -> system
 //!                  -> udp       -> quic (Initial)      -> tls: server name -> catalogue -> Named
 //!                  -> tcp       -> stream (reassembly) -> opening: tls, http, after proxies' prefixes -> catalogue -> Named
 //!                  -> else      ------------------------> dns answers seen -> catalogue -> Named | GiveUp
@@ -15,6 +15,7 @@
 mod aged;
 pub mod catalogue;
 pub mod dns;
+mod dns_stream;
 mod http;
 mod in_progress;
 pub mod name;
@@ -226,6 +227,7 @@ impl Classifier {
         };
         match packet.payload {
             Payload::Udp(datagram) if is_dns(&sample.flow) => self.observe_dns(sample, datagram),
+            Payload::Tcp(segment) if is_dns(&sample.flow) => self.observe_dns_stream(sample, &segment),
             Payload::Udp(datagram) => self.observe_udp(sample, datagram),
             Payload::Tcp(segment) => self.observe_tcp(sample, &segment),
             Payload::Other(_) => self.observe_opaque(sample),
@@ -239,8 +241,9 @@ impl Classifier {
         while let Some((flow, stream)) =
             self.streams.oldest().filter(|(_, stream)| now.since(stream.since) > self.limits.stream_age)
         {
-            self.counters.streams_expired += 1;
-            if stream.is_silent() {
+            let is_told = self.told.get(flow).is_some();
+            self.counters.streams_expired += u64::from(!is_told);
+            if is_told || stream.is_silent() {
                 // A connection opened in advance: its first bytes may still come, and will show that they are the first.
                 let flow = *flow;
                 self.take_stream(&flow);
@@ -282,33 +285,97 @@ impl Classifier {
     }
 
     fn observe_dns(&mut self, sample: &Sample, datagram: &[u8]) -> Observation {
-        let Some(message) = dns::Message::parse(datagram) else {
+        let message = dns::Message::parse(datagram);
+        if message.is_none() {
             self.counters.malformed_dns += 1;
-            return self.observe_udp(sample, datagram);
-        };
-        // Only a server's answer to the subscriber is remembered, never what is multicast by whoever likes.
-        if sample.flow.remote_port == dns::PORT {
-            match (sample.direction, message.response) {
-                (Direction::Up, false) => self.answers.ask(&sample.flow, &message),
-                (Direction::Down, true) => {
-                    let asker = Asker::of(sample.slot, &sample.flow);
-                    self.answers.hear(asker, &sample.flow, &message, sample.seen);
-                }
-                _ => {}
-            }
+        }
+        if let Some(message) = &message {
+            self.hear(sample, message);
         }
         if let Some(again) = self.told_before(sample, None) {
             return again;
         }
-        let told = Told { class: Class::System, sampling: true, named: true, at: sample.seen, start: None };
+        if let Some(message) = message {
+            self.take_stream(&sample.flow);
+            return self.name_dns(sample, message, None, true);
+        }
+        if self.streams.get(&sample.flow).is_none() {
+            self.put_stream(sample, InProgress::dns(sample, None));
+        }
+        self.advance(sample, false, |stream| stream.datagram(sample.direction, datagram))
+    }
+
+    fn observe_dns_stream(&mut self, sample: &Sample, segment: &Segment<'_>) -> Observation {
+        let opening = segment.opening(sample.direction).map(|(_, start)| start);
+        let told = self.told_before(sample, opening);
+        let is_told = told.is_some();
+        if let Some(again @ Observation::Again { sampling: false, .. }) = told {
+            return again;
+        }
+        let known = self.streams.get(&sample.flow).map(InProgress::start);
+        if !is_told && known.is_none_or(|start| opening.is_some() && start != opening) {
+            self.put_stream(sample, InProgress::dns(sample, opening));
+        }
+        let (mut messages, mut more, mut start) = (Vec::new(), false, opening);
+        if let Some(stream) = self.streams.get_mut(&sample.flow) {
+            let held = stream.held();
+            (messages, more) = stream.messages(sample.direction, segment);
+            start = stream.start();
+            self.stream_bytes = self.stream_bytes - held + stream.held();
+            more &= !segment.ends;
+        }
+        for message in &messages {
+            self.hear(sample, message);
+        }
+        if more {
+            self.keep_within_bounds();
+        } else {
+            self.take_stream(&sample.flow);
+        }
+        match (is_told, messages.into_iter().next()) {
+            (false, Some(message)) => self.name_dns(sample, message, start, more),
+            (false, None) if more => Observation::NeedMore,
+            (false, None) => self.conclude(sample.flow, sample.slot, None, start, sample.seen),
+            (true, _) => {
+                if let Some(told) = self.told.get_mut(&sample.flow) {
+                    told.sampling = more;
+                }
+                Observation::Again { class: Class::System, sampling: more }
+            }
+        }
+    }
+
+    /// Only a server's answer to the subscriber is remembered, never what is multicast by whoever likes.
+    fn hear(&mut self, sample: &Sample, message: &dns::Message) {
+        if sample.flow.remote_port != dns::PORT {
+            return;
+        }
+        match (sample.direction, message.response) {
+            (Direction::Up, false) => self.answers.ask(&sample.flow, message),
+            (Direction::Down, true) => {
+                let asker = Asker::of(sample.slot, &sample.flow);
+                self.answers.hear(asker, &sample.flow, message, sample.seen);
+            }
+            _ => {}
+        }
+    }
+
+    fn name_dns(
+        &mut self,
+        sample: &Sample,
+        message: dns::Message,
+        start: Option<u32>,
+        sampling: bool,
+    ) -> Observation {
+        let told = Told { class: Class::System, sampling, named: true, at: sample.seen, start };
         self.tell(sample.flow, told);
         Observation::Named(Verdict {
             app: Some(DNS_APP.into()),
             class: Class::System,
             via: Via::Dns,
             confidence: SURE,
-            name: message.question,
-            keeps_sampling: true,
+            name: message.asked,
+            keeps_sampling: sampling,
         })
     }
 
@@ -453,11 +520,15 @@ impl Classifier {
         }
     }
 
-    /// By what was known when it began.
+    /// By what was known when it began; of those that were not told about yet.
     fn conclude_oldest(&mut self) -> Option<(FlowKey, Observation)> {
-        let flow = *self.streams.oldest()?.0;
-        let stream = self.take_stream(&flow)?;
-        Some((flow, self.conclude(flow, stream.slot, None, stream.start(), stream.since)))
+        loop {
+            let flow = *self.streams.oldest()?.0;
+            let stream = self.take_stream(&flow)?;
+            if self.told.get(&flow).is_none() {
+                return Some((flow, self.conclude(flow, stream.slot, None, stream.start(), stream.since)));
+            }
+        }
     }
 
     fn put_stream(&mut self, sample: &Sample, stream: InProgress) {

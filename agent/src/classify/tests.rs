@@ -10,6 +10,8 @@ use usher_models::wire::ANONYMOUS;
 use super::dns::tests::{answer, query};
 use super::*;
 
+mod resolving;
+
 const SUBSCRIBER: [u8; 4] = [10, 0, 0, 2];
 const SERVER: [u8; 4] = [192, 0, 2, 10];
 const RESOLVER: [u8; 4] = [192, 0, 2, 53];
@@ -404,8 +406,11 @@ fn an_answer_is_believed_if_it_was_asked_for_and_comes_from_a_server() {
 fn what_is_no_dns_on_its_port_is_not_of_the_system() {
     let mut classifier = classifier();
     let flow = key(17, RESOLVER, 5_000, 53);
-    assert_eq!(classifier.observe(&udp(flow, 7, Direction::Up, at(0), b"tunnel")), Observation::GiveUp);
-    assert!(classifier.counters().contains(&("malformed_dns", 1)));
+    let observed = [(); 5].map(|()| classifier.observe(&udp(flow, 7, Direction::Up, at(0), b"tunnel")));
+    assert_eq!(observed[..3], [const { Observation::NeedMore }; 3]);
+    assert_eq!(observed[3], Observation::GiveUp);
+    assert_eq!(observed[4], Observation::Again { class: Class::Other, sampling: false });
+    assert!(classifier.counters().contains(&("malformed_dns", 5)));
 }
 
 #[test]
