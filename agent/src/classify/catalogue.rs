@@ -1,21 +1,24 @@
 //! The catalogue: which app and class a host name belongs to.
 //!
 //! A rule names a domain; it holds for the domain itself and every name below it, and the longest domain that fits wins.
-//! All rules are compiled into one hash table, asked once for each label of a name, longest suffix first. Refuses to
-//! open files: text comes in as an argument.
+//! Every agent starts with the lists of a public project ([`LISTS`]) and an overlay of rules they lack; an operator's file
+//! comes on top. All are one index, by [`super::suffixes`]. Refuses to open files: text comes in as an argument.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 use usher_models::Class;
 
 use super::name;
+use super::suffixes::Suffixes;
 use crate::place::{self, Place};
 
-/// The rules every agent starts with.
-const BUILT_IN: &str = include_str!("../../catalogue.yaml");
+/// Domains of v2fly/domain-list-community by app; the form is told in its first lines.
+const LISTS: &str = include_str!("../../catalogue/domains.txt");
+/// What those lists lack.
+const OVERLAY: &str = include_str!("../../catalogue/overlay.yaml");
 
 /// Most rules a catalogue holds, all files together.
 pub const MAX_RULES: usize = 1_000_000;
@@ -70,7 +73,7 @@ pub enum CatalogueError {
 }
 
 /// What the catalogue says about a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// The app's id.
     pub app: Arc<str>,
@@ -79,11 +82,13 @@ pub struct Entry {
 }
 
 /// Domains and what they belong to.
+///
+/// A clone shares its rules until one of the two is extended.
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
-    rules: HashMap<Box<str>, Entry>,
-    /// Labels of the longest domain: suffixes of more labels need no look-up.
-    most_labels: usize,
+    rules: Arc<Suffixes>,
+    /// By the index's values.
+    entries: Arc<Vec<Entry>>,
 }
 
 #[derive(Deserialize)]
@@ -108,10 +113,35 @@ impl Catalogue {
 
     /// The rules that come with the agent.
     pub fn built_in() -> Self {
-        let mut catalogue = Self::empty();
-        #[expect(clippy::expect_used, reason = "the text is part of the program; a test reads it")]
-        catalogue.extend("built-in catalogue", BUILT_IN).expect("the built-in catalogue is well formed");
-        catalogue
+        static BUILT_IN: LazyLock<Catalogue> = LazyLock::new(|| {
+            let mut catalogue = Catalogue::of_lists(LISTS);
+            #[expect(clippy::expect_used, reason = "the text is part of the program; a test reads it")]
+            catalogue.extend("built-in catalogue", OVERLAY).expect("the built-in catalogue is well formed");
+            catalogue
+        });
+        BUILT_IN.clone()
+    }
+
+    /// The rules of derived lists, which a test has seen to be well formed.
+    fn of_lists(text: &str) -> Self {
+        let mut rules = Suffixes::default();
+        let mut entries: Vec<Entry> = Vec::new();
+        rules.reserve(text.bytes().filter(|byte| *byte == b'\n').count(), text.len());
+        for line in text.lines() {
+            match line.as_bytes().first() {
+                None | Some(b'#') => {}
+                Some(b':') => {
+                    let (app, class) = line[1..].split_once(' ').unwrap_or((&line[1..], ""));
+                    entries.push(Entry { app: app.into(), class: class.parse().unwrap_or(Class::Other) });
+                }
+                Some(first) => {
+                    let exact = *first == b'=';
+                    let value = u32::try_from(entries.len().saturating_sub(1)).unwrap_or(u32::MAX);
+                    rules.insert(&line[usize::from(exact)..], exact, value);
+                }
+            }
+        }
+        Self { rules: rules.into(), entries: entries.into() }
     }
 
     /// Adds the rules of `text`, read from a file called `file`.
@@ -151,26 +181,23 @@ impl Catalogue {
         if self.rules.len().saturating_add(added.len()) > MAX_RULES {
             return Err(CatalogueError::TooMany { file: file.to_string() });
         }
+        let rules = Arc::make_mut(&mut self.rules);
+        let entries = Arc::make_mut(&mut self.entries);
+        rules.reserve(added.len(), added.keys().map(|domain| domain.len()).sum());
+        let mut values: HashMap<Entry, u32> = HashMap::new();
         for (domain, (entry, _)) in added {
-            self.most_labels = self.most_labels.max(domain.split('.').count());
-            self.rules.insert(domain, entry);
+            let value = *values.entry(entry).or_insert_with_key(|entry| {
+                entries.push(entry.clone());
+                u32::try_from(entries.len() - 1).unwrap_or(u32::MAX)
+            });
+            rules.insert(&domain, false, value);
         }
         Ok(())
     }
 
     /// What a canonical name (see [`name::canonical`]) belongs to.
     pub fn look_up(&self, name: &str) -> Option<&Entry> {
-        let labels = name.split('.').count();
-        let mut suffix = name;
-        for left in (1..=labels).rev() {
-            if left <= self.most_labels
-                && let Some(entry) = self.rules.get(suffix)
-            {
-                return Some(entry);
-            }
-            suffix = suffix.split_once('.')?.1;
-        }
-        None
+        self.entries.get(usize::try_from(self.rules.look_up(name)?).ok()?)
     }
 
     /// How many domains have a rule.
@@ -178,9 +205,14 @@ impl Catalogue {
         self.rules.len()
     }
 
+    /// Memory in use by the rules.
+    pub fn held(&self) -> usize {
+        self.rules.held() + self.entries.capacity() * size_of::<Entry>()
+    }
+
     /// Whether no domain has a rule.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.len() == 0
     }
 }
 
@@ -224,6 +256,31 @@ mod tests {
         let segment = catalogue.look_up("seg.streams.example").unwrap();
         assert_eq!((&*segment.app, segment.class), ("streams", Class::Video));
         assert_eq!(catalogue.look_up("pages.example").unwrap().class, Class::Web);
+    }
+
+    #[test]
+    fn the_derived_lists_are_well_formed_small_and_fast_to_load() {
+        let began = std::time::Instant::now();
+        let catalogue = Catalogue::of_lists(LISTS);
+        let took = began.elapsed();
+        println!("{} rules: {} bytes, loaded in {took:?}", catalogue.len(), catalogue.held());
+        assert!(catalogue.len() > 30_000);
+        assert!(catalogue.held() < 3_000_000);
+        // A debug build on a busy machine is no measure.
+        assert!(cfg!(debug_assertions) || took < std::time::Duration::from_millis(50));
+        let mut seen = std::collections::HashSet::new();
+        for line in LISTS.lines().filter(|line| !line.starts_with('#')) {
+            if let Some((app, class)) = line.strip_prefix(':').and_then(|header| header.split_once(' ')) {
+                assert!(is_app_id(app) && class.parse::<Class>().is_ok(), "{line}");
+            } else {
+                let domain = line.strip_prefix('=').unwrap_or(line);
+                assert_eq!(name::canonical(domain.as_bytes()).as_deref(), Some(domain));
+                assert!(seen.insert(line), "{line} twice");
+            }
+        }
+        let app = |name| catalogue.look_up(name).map(|entry| (&*entry.app, entry.class));
+        assert_eq!(app("rr3---sn-4g5e6nez.googlevideo.com"), Some(("youtube", Class::Video)));
+        assert_eq!(app("scontent.cdninstagram.com"), Some(("instagram", Class::Social)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod opening;
 pub mod packet;
 mod quic;
 mod stream;
+mod suffixes;
 mod tls;
 
 use std::fmt;
