@@ -8,6 +8,7 @@ use super::dns_stream::Conversation;
 use super::opening::Opening;
 use super::packet::Segment;
 use super::quic;
+use super::signature::{self, Signature};
 use super::stream::{Beginning, TooMuch};
 use super::{Via, opening};
 use crate::dataplane::Sample;
@@ -67,6 +68,8 @@ pub(crate) enum Step {
     More,
     /// The name the client asks for, or an authority, and how it asks.
     Name(Box<str>, Via),
+    /// No name will come, but this is what it is.
+    Protocol(Signature),
     /// No name will come.
     Nothing,
     /// No name came within the bounds.
@@ -172,7 +175,7 @@ impl InProgress {
                 // A server that speaks first is asked for no name, unless it waits to be asked for TLS.
                 let silent = stream.held() == 0;
                 if (silent && !opening::may_greet(segment.bytes)) || *answers > MAX_ANSWERS {
-                    return Step::Nothing;
+                    return signature::tcp(segment.bytes).map_or(Step::Nothing, Step::Protocol);
                 }
                 Step::More
             }
@@ -219,6 +222,7 @@ fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
     let alone = stream.bytes().is_empty() && opening::may_begin(bytes);
     match opening::read(if alone { bytes } else { stream.bytes() }) {
         Opening::Name(name, via) => Step::Name(name, via),
+        Opening::Protocol(signature) => Step::Protocol(signature),
         Opening::Nothing if !alone => Step::Nothing,
         _ if pushed == Err(TooMuch) || stream.bytes().len() >= super::stream::MAX_BYTES => Step::TooMuch,
         _ => Step::More,

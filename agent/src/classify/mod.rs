@@ -1,6 +1,6 @@
 //! Sans-I/O: bytes in, verdicts out.
 //!
-//! Owns what a flow is: the name the client asks for in a ClientHello of TLS or QUIC or in an HTTP request first, then the name by which the subscriber's DNS answers
+//! Owns what a flow is: the name the client asks for in a ClientHello of TLS or QUIC or in an HTTP request first, then the protocol its first bytes show, then the name by which the subscriber's DNS answers
 //! called the other end's address. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
 //! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
 //! with a counter that rises when it bites.
@@ -9,6 +9,7 @@
 //! Sample -> packet -> port 53 .. -> dns: question, answers remembered -> system
 //!                  -> udp       -> quic (Initial)      -> tls: server name -> catalogue -> Named
 //!                  -> tcp       -> stream (reassembly) -> opening: tls, http, after proxies' prefixes -> catalogue -> Named
+//!                  -> else      -> signature: a protocol's first bytes -> its app, or the name's -> Named
 //!                  -> else      ------------------------> dns answers seen -> catalogue -> Named | GiveUp
 //! ```
 
@@ -22,11 +23,12 @@ pub mod name;
 mod opening;
 pub mod packet;
 mod quic;
+mod signature;
 mod stream;
 mod suffixes;
 mod tls;
+mod verdict;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,97 +41,17 @@ pub use self::catalogue::{Catalogue, CatalogueError};
 use self::dns::{AnswerLimits, Answers, Asker};
 use self::in_progress::{InProgress, Step};
 use self::packet::{Packet, Payload, Segment};
+use self::signature::Signature;
+pub use self::verdict::{INFERRED, Observation, SIGNED, SURE, Verdict, Via};
 use crate::dataplane::Sample;
 
-/// What a verdict rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Via {
-    /// The server name of a ClientHello, in TLS or QUIC.
-    Sni,
-    /// The target or Host field of an HTTP request.
-    Http,
-    /// The name given to a SOCKS proxy.
-    Socks,
-    /// The flow is DNS, or the other end's address was learnt by a DNS answer.
-    Dns,
-}
-
-impl Via {
-    /// As it stands in telemetry, output and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sni => "sni",
-            Self::Http => "http",
-            Self::Socks => "socks",
-            Self::Dns => "dns",
-        }
-    }
-}
-
-impl fmt::Display for Via {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// What a flow is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
-    /// The app's id; `None` where the catalogue does not know the name.
-    pub app: Option<Arc<str>>,
-    /// The class of its traffic. A name that the catalogue does not know is [`Class::Web`] if the client asked for it in
-    /// this flow, or the flow goes to a port of the web, and [`Class::Other`] elsewhere.
-    pub class: Class,
-    /// What the verdict rests on.
-    pub via: Via,
-    /// How sure it is, 0 to 1: [`SURE`] for a name the flow itself carries, [`INFERRED`] for one learnt elsewhere.
-    pub confidence: f64,
-    /// The host name, canonical; of HTTP, the authority as the request writes it, which may have a port and be an address.
-    /// Stays on the gateway.
-    pub name: Option<Box<str>>,
-    /// Whether later packets of the flow are of use: DNS answers are, for other flows.
-    pub keeps_sampling: bool,
-}
-
-/// Confidence in a name that the flow itself carries.
-pub const SURE: f64 = 0.95;
-/// Confidence in a name by which a DNS answer called the address: addresses are shared by many names.
-pub const INFERRED: f64 = 0.7;
 /// A flow without a verdict that is seen to begin again this long after it was given up gets another chance. Not at once:
 /// the kernel's clock and the wall clock do not agree to the microsecond.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A port makes calls of one app for this long after it was seen to: a device gives its ports anew.
+const CALLER_AGE: Duration = Duration::from_mins(2);
 /// The app of DNS itself.
 pub const DNS_APP: &str = "dns";
-
-/// What a sample told.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Observation {
-    /// Nothing yet: go on sampling.
-    NeedMore,
-    /// The flow has its verdict; told once in a flow's life.
-    Named(Verdict),
-    /// No verdict will come: the flow is [`Class::Other`] and of no app. Told once in a flow's life.
-    GiveUp,
-    /// A sample of a flow that has been told about: what was said then still holds.
-    Again {
-        /// The class told then.
-        class: Class,
-        /// Whether sampling goes on.
-        sampling: bool,
-    },
-}
-
-impl Observation {
-    /// What the data plane is to be told about the flow (`name_flow`): its class, and whether sampling goes on.
-    pub fn instruction(&self) -> Option<(Class, bool)> {
-        match self {
-            Self::NeedMore => None,
-            Self::Named(verdict) => Some((verdict.class, verdict.keeps_sampling)),
-            Self::GiveUp => Some((Class::Other, false)),
-            Self::Again { class, sampling } => Some((*class, *sampling)),
-        }
-    }
-}
 
 /// Bounds of what a [`Classifier`] holds.
 #[derive(Debug, Clone, Copy)]
@@ -142,6 +64,8 @@ pub struct Limits {
     pub stream_age: Duration,
     /// Flows told about that are remembered, so that none is told about twice.
     pub told: usize,
+    /// Ports that calls come from.
+    pub callers: usize,
     /// DNS answers.
     pub answers: AnswerLimits,
 }
@@ -153,6 +77,7 @@ impl Default for Limits {
             stream_bytes: 16 * 1024 * 1024,
             stream_age: Duration::from_secs(10),
             told: 65_536,
+            callers: 16_384,
             answers: AnswerLimits::default(),
         }
     }
@@ -167,6 +92,8 @@ pub struct Classifier {
     stream_bytes: usize,
     told: Aged<FlowKey, Told>,
     answers: Answers,
+    /// Apps that a subscriber's address and UDP port were seen to make calls by, and when.
+    callers: Aged<([u8; 16], u16), (&'static str, Micros)>,
     counters: Counters,
 }
 
@@ -206,6 +133,7 @@ impl Classifier {
             stream_bytes: 0,
             told: Aged::new(limits.told),
             answers: Answers::new(limits.answers),
+            callers: Aged::new(limits.callers),
             counters: Counters::default(),
         }
     }
@@ -394,7 +322,11 @@ impl Classifier {
         }
         if self.streams.get(&sample.flow).is_none() {
             if !quic::may_begin(datagram) {
-                return self.observe_opaque(sample);
+                let ports = [sample.flow.subscriber_port, sample.flow.remote_port];
+                return match signature::udp(ports, datagram) {
+                    Some(signature) => self.conclude_protocol(sample, signature, None),
+                    None => self.observe_opaque(sample),
+                };
             }
             self.put_stream(sample, InProgress::quic(sample));
         }
@@ -442,13 +374,16 @@ impl Classifier {
                 return Observation::NeedMore;
             }
             Step::TooMuch => self.counters.streams_too_long += 1,
-            Step::Name(..) | Step::Nothing => {}
+            Step::Name(..) | Step::Protocol(_) | Step::Nothing => {}
         }
         let start = stream.start();
         let name =
             if let Step::Name(name, via) = &mut step { Some((std::mem::take(name), *via)) } else { None };
         self.take_stream(&sample.flow);
-        self.conclude(sample.flow, sample.slot, name, start, sample.seen)
+        match step {
+            Step::Protocol(signature) => self.conclude_protocol(sample, signature, start),
+            _ => self.conclude(sample.flow, sample.slot, name, start, sample.seen),
+        }
     }
 
     /// The time a stream's first bytes may take begins with the first of them, however long the connection was open before.
@@ -499,6 +434,47 @@ impl Classifier {
         let told = Told { class, sampling: false, named: verdict.is_some(), at: now, start };
         self.tell(flow, told);
         verdict.map_or(Observation::GiveUp, Observation::Named)
+    }
+
+    /// The flow is of this protocol. Which of the apps that share one it is of, its other end's name may tell; or that a
+    /// packet from the same port gave an app away, as a call's do that reach a relay first and the other party then.
+    fn conclude_protocol(
+        &mut self,
+        sample: &Sample,
+        signature: Signature,
+        start: Option<u32>,
+    ) -> Observation {
+        let flow = &sample.flow;
+        let port = (flow.subscriber, flow.subscriber_port);
+        let (mut app, mut name, mut confidence) = (Arc::from(signature.app), None, SIGNED);
+        if !signature.shared {
+            if signature.class == Class::Call && flow.protocol == packet::UDP {
+                self.callers.insert(port, (signature.app, sample.seen));
+            }
+        } else if let Some(learnt) =
+            self.answers.name(Asker::of(sample.slot, flow), &flow.remote, sample.seen)
+        {
+            if let Some(entry) = self.catalogue.look_up(learnt) {
+                (app, confidence) = (Arc::clone(&entry.app), INFERRED);
+            }
+            name = Some(learnt.into());
+        } else if let Some((known, at)) = self.callers.get(&port)
+            && sample.seen.since(*at) < CALLER_AGE
+        {
+            (app, confidence) = (Arc::from(*known), INFERRED);
+        }
+        self.tell(
+            *flow,
+            Told { class: signature.class, sampling: false, named: true, at: sample.seen, start },
+        );
+        Observation::Named(Verdict {
+            app: Some(app),
+            class: signature.class,
+            via: Via::Signature,
+            confidence,
+            name,
+            keeps_sampling: false,
+        })
     }
 
     fn tell(&mut self, flow: FlowKey, told: Told) {

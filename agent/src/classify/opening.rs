@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use super::http::{self, Request};
+use super::signature::{self, Signature};
 use super::tls::{self, Hello};
 use super::{Via, name};
 
@@ -28,6 +29,8 @@ pub(crate) enum Opening {
     Partial,
     /// The name the client asks for, or an authority as [`name::authority`] writes it, and how.
     Name(Box<str>, Via),
+    /// No name will come, but this is what it is.
+    Protocol(Signature),
     /// No name will come.
     Nothing,
 }
@@ -42,7 +45,7 @@ enum Prefix {
 
 /// Whether a segment may be the first of a connection's client.
 pub(crate) fn may_begin(bytes: &[u8]) -> bool {
-    tls::may_be_hello(bytes) || http::may_begin(bytes)
+    tls::may_be_hello(bytes) || http::may_begin(bytes) || signature::tcp(bytes).is_some()
 }
 
 /// Whether a segment may be the first of a server that was sent nothing yet, and whose client may still ask for TLS.
@@ -63,7 +66,7 @@ pub(crate) fn read(stream: &[u8]) -> Opening {
         match prefix(rest) {
             Prefix::Partial => return Opening::Partial,
             Prefix::Name(name, via) => return Opening::Name(name, via),
-            Prefix::Nothing => return Opening::Nothing,
+            Prefix::Nothing => return signature::tcp(stream).map_or(Opening::Nothing, Opening::Protocol),
             Prefix::Passed(count) => rest = rest.get(count..).unwrap_or_default(),
         }
     }
@@ -324,15 +327,9 @@ mod tests {
 
     #[test]
     fn other_protocols_end_at_their_first_bytes() {
-        for other in [
-            &b"SSH-2.0-OpenSSH\r\n"[..],
-            b"\x13BitTorrent protocol",
-            b"NICK me\r\n",
-            b"\x16\x03\x03\0\x04\x02\0\0\0",
-            b"\x05\0",
-            b"\0\0\0\x10",
-            b"<html>  ",
-        ] {
+        for other in
+            [&b"NICK me\r\n"[..], b"\x16\x03\x03\0\x04\x02\0\0\0", b"\x05\0", b"\0\0\0\x10", b"<html>  "]
+        {
             assert_eq!(read(other), Opening::Nothing, "{other:?}");
         }
     }

@@ -10,6 +10,7 @@ use usher_models::wire::ANONYMOUS;
 use super::dns::tests::{answer, query};
 use super::*;
 
+mod protocols;
 mod resolving;
 
 const SUBSCRIBER: [u8; 4] = [10, 0, 0, 2];
@@ -231,8 +232,8 @@ fn a_hello_cut_short_by_sampling_gives_the_name_before_the_cut() {
 fn another_protocol_gives_up_at_its_first_bytes() {
     for first in [
         Segment::up(100, b"GET / HTTP/1.0\r\n\r\n"),
-        Segment::up(100, b"SSH-2.0-client\r\n"),
-        Segment::down(b"SSH-2.0-server\r\n"),
+        Segment::up(100, b"\x01 unheard of"),
+        Segment::down(b"\x01 unheard of"),
         Segment { fin: true, ..Segment::up(100, b"") },
     ] {
         let mut classifier = classifier();

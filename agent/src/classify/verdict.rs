@@ -1,0 +1,95 @@
+//! What is told about a flow, and what that rests on.
+
+use std::fmt;
+use std::sync::Arc;
+
+use usher_models::Class;
+
+/// What a verdict rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Via {
+    /// The server name of a ClientHello, in TLS or QUIC.
+    Sni,
+    /// The target or Host field of an HTTP request.
+    Http,
+    /// The name given to a SOCKS proxy.
+    Socks,
+    /// The first bytes of a protocol that carries no name.
+    Signature,
+    /// The flow is DNS, or the other end's address was learnt by a DNS answer.
+    Dns,
+}
+
+impl Via {
+    /// As it stands in telemetry, output and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sni => "sni",
+            Self::Http => "http",
+            Self::Socks => "socks",
+            Self::Signature => "signature",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a flow is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// The app's id; `None` where the catalogue does not know the name.
+    pub app: Option<Arc<str>>,
+    /// The class of its traffic. A name that the catalogue does not know is [`Class::Web`] if the client asked for it in
+    /// this flow, or the flow goes to a port of the web, and [`Class::Other`] elsewhere.
+    pub class: Class,
+    /// What the verdict rests on.
+    pub via: Via,
+    /// How sure it is, 0 to 1: [`SURE`] for a name the flow itself carries, [`INFERRED`] for one learnt elsewhere.
+    pub confidence: f64,
+    /// The host name, canonical; of HTTP, the authority as the request writes it, which may have a port and be an address.
+    /// Stays on the gateway.
+    pub name: Option<Box<str>>,
+    /// Whether later packets of the flow are of use: DNS answers are, for other flows.
+    pub keeps_sampling: bool,
+}
+
+/// Confidence in a name that the flow itself carries.
+pub const SURE: f64 = 0.95;
+/// Confidence in a protocol known by its first bytes.
+pub const SIGNED: f64 = 0.9;
+/// Confidence in a name by which a DNS answer called the address: addresses are shared by many names.
+pub const INFERRED: f64 = 0.7;
+/// What a sample told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Observation {
+    /// Nothing yet: go on sampling.
+    NeedMore,
+    /// The flow has its verdict; told once in a flow's life.
+    Named(Verdict),
+    /// No verdict will come: the flow is [`Class::Other`] and of no app. Told once in a flow's life.
+    GiveUp,
+    /// A sample of a flow that has been told about: what was said then still holds.
+    Again {
+        /// The class told then.
+        class: Class,
+        /// Whether sampling goes on.
+        sampling: bool,
+    },
+}
+
+impl Observation {
+    /// What the data plane is to be told about the flow (`name_flow`): its class, and whether sampling goes on.
+    pub fn instruction(&self) -> Option<(Class, bool)> {
+        match self {
+            Self::NeedMore => None,
+            Self::Named(verdict) => Some((verdict.class, verdict.keeps_sampling)),
+            Self::GiveUp => Some((Class::Other, false)),
+            Self::Again { class, sampling } => Some((*class, *sampling)),
+        }
+    }
+}
