@@ -1,21 +1,21 @@
 //! From a frame to the IP packets in it: link layers, tags and tunnels taken off, outermost first.
 //!
 //! Owns the link types that libpcap gives for IP traffic, 802.1Q and 802.1ad tags, MPLS (RFC 3032), PPPoE sessions (RFC
-//! 2516), IP in IP (RFC 2003, RFC 4213), GRE (RFC 2784, RFC 2890), GTP-U (3GPP TS 29.281) and VXLAN (RFC 7348). Every step
-//! goes forward in the frame and there are at most [`MAX_LAYERS`] of them. What does not parse as a tunnel is left as the
+//! 2516), IP in IP (RFC 2003, RFC 4213), GRE (RFC 2784, RFC 2890), GTP-U (3GPP TS 29.281), VXLAN (RFC 7348), Teredo (RFC 4380)
+//! and CAPWAP data (RFC 5415) with the frames of IEEE 802.11 in it. Every step
+//! goes forward in the frame and there are at most [`super::layer::MAX_LAYERS`] of them. What does not parse as a tunnel is left as the
 //! packet it is.
 
-use std::fmt;
-
+pub use super::layer::{Layer, Layers};
 use crate::classify::packet::{Packet, Payload};
 
-/// Most tags and tunnels taken off a frame.
-pub const MAX_LAYERS: usize = 8;
 /// Most IP packets in each other.
 const MAX_PACKETS: usize = 4;
 
 const GTPU_PORT: u16 = 2152;
 const VXLAN_PORT: u16 = 4789;
+const TEREDO_PORT: u16 = 3544;
+const CAPWAP_PORT: u16 = 5247;
 
 const ETHER_IPV4: u16 = 0x0800;
 const ETHER_IPV6: u16 = 0x86dd;
@@ -23,58 +23,6 @@ const ETHER_MPLS: u16 = 0x8847;
 const ETHER_MPLS_MULTICAST: u16 = 0x8848;
 const ETHER_PPPOE_SESSION: u16 = 0x8864;
 const ETHER_TRANSPARENT_BRIDGE: u16 = 0x6558;
-
-/// One tag or tunnel around a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layer {
-    /// A VLAN id.
-    Vlan(u16),
-    /// An MPLS label.
-    Mpls(u32),
-    /// A PPPoE session id.
-    Pppoe(u16),
-    /// IP in IP, any versions.
-    IpIp,
-    /// GRE.
-    Gre,
-    /// A GTP-U tunnel endpoint id.
-    Gtpu(u32),
-    /// A VXLAN network id.
-    Vxlan(u32),
-}
-
-impl fmt::Display for Layer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Vlan(id) => write!(f, "vlan:{id}"),
-            Self::Mpls(label) => write!(f, "mpls:{label}"),
-            Self::Pppoe(session) => write!(f, "pppoe:{session}"),
-            Self::IpIp => f.write_str("ipip"),
-            Self::Gre => f.write_str("gre"),
-            Self::Gtpu(teid) => write!(f, "gtpu:{teid}"),
-            Self::Vxlan(vni) => write!(f, "vxlan:{vni}"),
-        }
-    }
-}
-
-/// Tags and tunnels, outermost first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Layers {
-    list: [Option<Layer>; MAX_LAYERS],
-}
-
-impl Layers {
-    /// Outermost first.
-    pub fn iter(&self) -> impl Iterator<Item = Layer> + '_ {
-        self.list.iter().map_while(|layer| *layer)
-    }
-
-    fn push(&mut self, layer: Layer) -> Result<(), Refused> {
-        let free = self.list.iter_mut().find(|layer| layer.is_none()).ok_or(Refused::TooDeep)?;
-        *free = Some(layer);
-        Ok(())
-    }
-}
 
 /// An IP packet in a frame.
 #[derive(Debug, Clone, Copy)]
@@ -270,6 +218,7 @@ impl<'a> Cut<'a> {
         let headers = content.as_ptr().addr().checked_sub(self.rest.as_ptr().addr())?;
         let wire = outer_wire.min(self.wire()).saturating_sub(headers).max(content.len());
         let mut inner = Cut { rest: content, missing: wire - content.len() };
+        let ports = [outer.source_port, outer.destination_port];
         let (layer, next) = match outer.payload {
             Payload::Other(_) => match outer.protocol {
                 4 | 41 => (Layer::IpIp, Next::Ip),
@@ -278,6 +227,8 @@ impl<'a> Cut<'a> {
             },
             _ if outer.destination_port == GTPU_PORT => inner.gtpu()?,
             _ if outer.destination_port == VXLAN_PORT => inner.vxlan()?,
+            _ if ports.contains(&TEREDO_PORT) => (Layer::Teredo, inner.teredo()?),
+            _ if ports.contains(&CAPWAP_PORT) => (Layer::Capwap, inner.capwap()?),
             _ => return None,
         };
         layers.push(layer).ok()?;
@@ -340,6 +291,56 @@ impl<'a> Cut<'a> {
         let [flags, _, _, _, vni @ .., _] = *self.take::<8>().ok()?;
         let [a, b, c] = vni;
         (flags & 0x08 != 0).then_some((Layer::Vxlan(u32::from_be_bytes([0, a, b, c])), Next::Ethernet))
+    }
+
+    /// An IPv6 packet, perhaps after an authentication and an origin (RFC 4380, 5.1.1).
+    fn teredo(&mut self) -> Option<Next> {
+        if let [0, 1, client, value, ..] = *self.rest {
+            self.rest = self.rest.get(13 + usize::from(client) + usize::from(value)..)?;
+        }
+        if self.rest.starts_with(&[0, 0]) {
+            self.take::<8>().ok()?;
+        }
+        let length = self.rest.get(4..6).map(|length| u16::from_be_bytes([length[0], length[1]]))?;
+        (self.rest[0] >> 4 == 6 && 40 + usize::from(length) <= self.wire()).then_some(Next::Ip)
+    }
+
+    /// A frame after the data header (RFC 5415, 4.3), if it is not encrypted and not a fragment.
+    fn capwap(&mut self) -> Option<Next> {
+        let [preamble, high, middle, low, ..] = *self.take::<8>().ok()?;
+        let bits = u32::from_be_bytes([0, high, middle, low]);
+        let (words, binding, native, fragment) =
+            (bits >> 19, bits >> 9 & 0x1f, bits & 0x100 != 0, bits & 0x80 != 0);
+        if preamble != 0 || fragment {
+            return None;
+        }
+        self.rest = self.rest.get((usize::try_from(words).ok()? * 4).checked_sub(8)?..)?;
+        match (native, binding) {
+            (false, _) => Some(Next::Ethernet),
+            (true, 1) => self.wireless(),
+            (true, _) => None,
+        }
+    }
+
+    /// An IEEE 802.11 data frame in the clear with a SNAP header (RFC 1042). Some access points swap the octets of its first
+    /// field.
+    fn wireless(&mut self) -> Option<Next> {
+        let [first, second, ..] = *self.take::<24>().ok()?;
+        let is_data = |octet: u8| octet & 0x0f == 0x08;
+        let (kind, flags) = if is_data(first) { (first, second) } else { (second, first) };
+        if !is_data(kind) || flags & 0x40 != 0 {
+            return None;
+        }
+        if flags & 3 == 3 {
+            self.take::<6>().ok()?; // a fourth address, between access points
+        }
+        if kind & 0x80 != 0 {
+            self.take::<2>().ok()?; // quality of service
+        }
+        match *self.take::<8>().ok()? {
+            [0xaa, 0xaa, 3, 0, 0, 0, high, low] => Some(Next::EtherType(u16::from_be_bytes([high, low]))),
+            _ => None,
+        }
     }
 }
 
@@ -433,8 +434,43 @@ mod tests {
                 ),
                 "vxlan:5",
             ),
+            (
+                ethernet(
+                    0x0800,
+                    &[&outer_udp(CAPWAP_PORT, &[&[0, 0x10, 0, 0, 0, 0, 0, 0][..], &whole].concat())],
+                ),
+                "capwap",
+            ),
+            (
+                ethernet(0x0800, &[&outer_udp(CAPWAP_PORT, &[wireless(0x08, 0x11), ip.clone()].concat())]),
+                "capwap",
+            ),
+            (
+                ethernet(0x0800, &[&outer_udp(CAPWAP_PORT, &[wireless(0x11, 0x08), ip.clone()].concat())]),
+                "capwap",
+            ),
         ] {
             assert_eq!(layers(ETHERNET, &frame), expected, "{frame:02x?}");
+        }
+    }
+
+    /// CAPWAP's header with wireless information, an 802.11 header and a SNAP header, before IPv4.
+    fn wireless(first: u8, second: u8) -> Vec<u8> {
+        let capwap = [0, 0x20, 0x03, 0x20, 0, 0, 0, 0, 4, 1, 2, 3, 0, 0, 0, 0];
+        [&capwap[..], &[first, second], &[7; 22], &[0xaa, 0xaa, 3, 0, 0, 0, 8, 0]].concat()
+    }
+
+    #[test]
+    fn teredo_is_taken_off_with_what_stands_before_its_packet() {
+        let mut ip = Vec::new();
+        PacketBuilder::ipv6([0x20; 16], [0x26; 16], 64).udp(5_000, 443).write(&mut ip, b"abc").unwrap();
+        let authentication = [&[0, 1, 1, 2][..], &[9; 12]].concat();
+        for before in [vec![], vec![0, 0, 1, 2, 3, 4, 5, 6], authentication] {
+            let frame =
+                ethernet(0x0800, &[&outer_udp(TEREDO_PORT, &[&before, &ip].map(|part| &part[..]).concat())]);
+            let found = packets(ETHERNET, &frame, frame.len()).unwrap();
+            assert_eq!((found.len(), found[1].ip), (2, &ip[..]));
+            assert_eq!(found[1].layers.iter().collect::<Vec<_>>(), [Layer::Teredo]);
         }
     }
 
@@ -509,7 +545,8 @@ mod tests {
         #[test]
         fn any_tunnel_is_taken_apart_or_left(
             protocol in prop_oneof![Just(4_u8), Just(41), Just(47), Just(17)],
-            port in prop_oneof![Just(GTPU_PORT), Just(VXLAN_PORT)],
+            port in prop_oneof![
+                Just(GTPU_PORT), Just(VXLAN_PORT), Just(TEREDO_PORT), Just(CAPWAP_PORT)],
             bytes in proptest::collection::vec(any::<u8>(), 0..120),
             more in 0_usize..3_000,
         ) {

@@ -12,6 +12,7 @@
 //! however fast a file is read; and nothing is counted while nobody asks for samples.
 
 pub mod frame;
+pub mod layer;
 pub mod pace;
 pub mod source;
 pub mod table;

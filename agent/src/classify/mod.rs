@@ -1,7 +1,7 @@
 //! Sans-I/O: bytes in, verdicts out.
 //!
-//! Owns what a flow is: the name the client asks for in a ClientHello of TLS or QUIC or in an HTTP request first, then the protocol its first bytes show, then the name by which the subscriber's DNS answers
-//! called the other end's address. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
+//! Owns what a flow is: the name the client asks for in a ClientHello of TLS or QUIC or in an HTTP request first, then the
+//! protocol its first bytes show, then the name by which the subscriber's DNS answers called the other end's address. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
 //! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
 //! with a counter that rises when it bites.
 //!
