@@ -1,12 +1,16 @@
 //! The catalogue: which app and class a host name belongs to.
 //!
 //! A rule names a domain; it holds for the domain itself and every name below it, and the longest domain that fits wins.
-//! Every agent starts with the lists of a public project ([`LISTS`]) and an overlay of rules they lack; an operator's file
-//! comes on top. All are one index, by [`super::suffixes`]. Refuses to open files: text comes in as an argument.
+//! Or it names a prefix of addresses, for flows that nothing else names.
+//! Every agent starts with the lists of a public project and an overlay of rules they lack; an operator's file
+//! comes on top. All are one index, by its suffixes. Refuses to open files: text comes in as an argument.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
+use ipnet::IpNet;
+use prefix_trie::joint::JointPrefixMap;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 use usher_models::Class;
@@ -87,6 +91,8 @@ pub struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
     rules: Arc<Suffixes>,
+    /// Of addresses that belong to one app, by the index's values too.
+    prefixes: Arc<JointPrefixMap<IpNet, u32>>,
     /// By the index's values.
     entries: Arc<Vec<Entry>>,
 }
@@ -94,7 +100,18 @@ pub struct Catalogue {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[serde(default)]
     rules: Vec<Rule>,
+    #[serde(default)]
+    prefixes: Vec<PrefixRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PrefixRule {
+    prefix: IpNet,
+    app: Spanned<String>,
+    class: Class,
 }
 
 #[derive(Deserialize)]
@@ -141,7 +158,7 @@ impl Catalogue {
                 }
             }
         }
-        Self { rules: rules.into(), entries: entries.into() }
+        Self { rules: rules.into(), prefixes: Arc::default(), entries: entries.into() }
     }
 
     /// Adds the rules of `text`, read from a file called `file`.
@@ -178,19 +195,31 @@ impl Catalogue {
             }
             added.insert(domain, (entry, rule.domain.referenced));
         }
-        if self.rules.len().saturating_add(added.len()) > MAX_RULES {
+        for rule in &read.prefixes {
+            if !is_app_id(&rule.app.value) {
+                let place = Place::of(&file, rule.app.referenced);
+                return Err(CatalogueError::App { place, app: rule.app.value.clone() });
+            }
+        }
+        if self.len().saturating_add(added.len() + read.prefixes.len()) > MAX_RULES {
             return Err(CatalogueError::TooMany { file: file.to_string() });
         }
         let rules = Arc::make_mut(&mut self.rules);
         let entries = Arc::make_mut(&mut self.entries);
         rules.reserve(added.len(), added.keys().map(|domain| domain.len()).sum());
         let mut values: HashMap<Entry, u32> = HashMap::new();
-        for (domain, (entry, _)) in added {
-            let value = *values.entry(entry).or_insert_with_key(|entry| {
+        let mut value_of = |entry| {
+            *values.entry(entry).or_insert_with_key(|entry| {
                 entries.push(entry.clone());
                 u32::try_from(entries.len() - 1).unwrap_or(u32::MAX)
-            });
-            rules.insert(&domain, false, value);
+            })
+        };
+        for (domain, (entry, _)) in added {
+            rules.insert(&domain, false, value_of(entry));
+        }
+        for rule in read.prefixes {
+            let entry = Entry { app: rule.app.value.into(), class: rule.class };
+            Arc::make_mut(&mut self.prefixes).insert(rule.prefix.trunc(), value_of(entry));
         }
         Ok(())
     }
@@ -200,17 +229,23 @@ impl Catalogue {
         self.entries.get(usize::try_from(self.rules.look_up(name)?).ok()?)
     }
 
-    /// How many domains have a rule.
-    pub fn len(&self) -> usize {
-        self.rules.len()
+    /// What an address belongs to: the weakest proof there is, for networks carry more than they are published for.
+    pub fn look_up_address(&self, address: IpAddr) -> Option<&Entry> {
+        let (_, value) = self.prefixes.get_lpm(&IpNet::from(address))?;
+        self.entries.get(usize::try_from(*value).ok()?)
     }
 
-    /// Memory in use by the rules.
+    /// How many rules there are.
+    pub fn len(&self) -> usize {
+        self.rules.len() + self.prefixes.len()
+    }
+
+    /// Memory in use by the rules for domains.
     pub fn held(&self) -> usize {
         self.rules.held() + self.entries.capacity() * size_of::<Entry>()
     }
 
-    /// Whether no domain has a rule.
+    /// Whether there is no rule.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -314,6 +349,25 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_prefix_of_an_address_wins_and_a_later_file_over_an_earlier() {
+        let text = "prefixes:\n\
+                    - {prefix: 192.0.2.0/24, app: wide, class: web}\n\
+                    - {prefix: 192.0.2.64/26, app: narrow, class: video}\n\
+                    - {prefix: '2001:db8::/32', app: six, class: call}\n";
+        let mut catalogue = catalogue(text);
+        assert_eq!(catalogue.len(), 3);
+        catalogue.extend("own.yaml", "prefixes: [{prefix: 192.0.2.9/24, app: mine, class: web}]").unwrap();
+        assert_eq!(catalogue.len(), 3);
+        let app =
+            |address: &str| catalogue.look_up_address(address.parse().unwrap()).map(|entry| &*entry.app);
+        assert_eq!(app("192.0.2.1"), Some("mine"));
+        assert_eq!(app("192.0.2.65"), Some("narrow"));
+        assert_eq!(app("2001:db8::1"), Some("six"));
+        assert_eq!(app("198.51.100.1"), None);
+        assert!(Catalogue::built_in().look_up_address([91, 108, 8, 1].into()).is_some());
+    }
+
+    #[test]
     fn a_domain_with_two_rules_is_refused_naming_both_lines() {
         let text = "rules:\n\
                     - {domain: a.example, app: a, class: web}\n\
@@ -331,6 +385,8 @@ mod tests {
             ("rules:\n- {domain: a.example, app: a}\n", "test.yaml:2:", "class"),
             ("rules:\n- {domain: '*.a.example', app: a, class: web}\n", "test.yaml:2:12", "without `*.`"),
             ("rules:\n- {domain: a.example, app: My App, class: web}\n", "test.yaml:2:28", "my-video"),
+            ("prefixes:\n- {prefix: a.b, app: a, class: web}\n", "test.yaml:2:", "IP"),
+            ("prefixes:\n- {prefix: 192.0.2.0/24, app: A, class: web}\n", "test.yaml:2:31", "my-video"),
             ("rules: 7\n", "test.yaml:1:", "sequence"),
             ("rule: []\n", "test.yaml:1:", "rules"),
             ("rules: [\n", "test.yaml:", ""),

@@ -1,7 +1,8 @@
 //! Sans-I/O: bytes in, verdicts out.
 //!
 //! Owns what a flow is: the name the client asks for in a ClientHello of TLS or QUIC or in an HTTP request first, then the
-//! protocol its first bytes show, then the name by which the subscriber's DNS answers called the other end's address. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
+//! protocol its first bytes show, then the name by which the subscriber's DNS answers called the other end's address,
+//! its address last. The [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
 //! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
 //! with a counter that rises when it bites.
 //!
@@ -42,7 +43,7 @@ use self::dns::{AnswerLimits, Answers, Asker};
 use self::in_progress::{InProgress, Step};
 use self::packet::{Packet, Payload, Segment};
 use self::signature::Signature;
-pub use self::verdict::{INFERRED, Observation, SIGNED, SURE, Verdict, Via};
+pub use self::verdict::{GUESSED, INFERRED, Observation, SIGNED, SURE, Verdict, Via};
 use crate::dataplane::Sample;
 
 /// A flow without a verdict that is seen to begin again this long after it was given up gets another chance. Not at once:
@@ -426,9 +427,14 @@ impl Classifier {
                 Some(learnt) => {
                     Verdict { name: Some(address), ..self.verdict(learnt.into(), Via::Dns, &flow) }
                 }
-                None => self.verdict(address, via, &flow),
+                None => match self.of_prefix(&flow) {
+                    Some(guess) => Verdict { name: Some(address), ..guess },
+                    None => self.verdict(address, via, &flow),
+                },
             }),
-            None => learnt().map(|name| self.verdict(name.into(), Via::Dns, &flow)),
+            None => learnt()
+                .map(|name| self.verdict(name.into(), Via::Dns, &flow))
+                .or_else(|| self.of_prefix(&flow)),
         };
         let class = verdict.as_ref().map_or(Class::Other, |verdict| verdict.class);
         let told = Told { class, sampling: false, named: verdict.is_some(), at: now, start };
@@ -480,6 +486,19 @@ impl Classifier {
     fn tell(&mut self, flow: FlowKey, told: Told) {
         let forgotten = self.told.insert(flow, told);
         self.counters.verdicts_forgotten += u64::from(forgotten.is_some());
+    }
+
+    /// What the other end's address alone says.
+    fn of_prefix(&self, flow: &FlowKey) -> Option<Verdict> {
+        let entry = self.catalogue.look_up_address(packet::address(flow.remote))?;
+        Some(Verdict {
+            app: Some(Arc::clone(&entry.app)),
+            class: entry.class,
+            via: Via::Prefix,
+            confidence: GUESSED,
+            name: None,
+            keeps_sampling: false,
+        })
     }
 
     fn verdict(&self, name: Box<str>, via: Via, flow: &FlowKey) -> Verdict {

@@ -18,6 +18,8 @@ pub enum Via {
     Signature,
     /// The flow is DNS, or the other end's address was learnt by a DNS answer.
     Dns,
+    /// The other end's address is in a prefix of one app's.
+    Prefix,
 }
 
 impl Via {
@@ -29,6 +31,7 @@ impl Via {
             Self::Socks => "socks",
             Self::Signature => "signature",
             Self::Dns => "dns",
+            Self::Prefix => "prefix",
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Verdict {
 pub const SURE: f64 = 0.95;
 /// Confidence in a protocol known by its first bytes.
 pub const SIGNED: f64 = 0.9;
+/// Confidence in a prefix of addresses.
+pub const GUESSED: f64 = 0.4;
 /// Confidence in a name by which a DNS answer called the address: addresses are shared by many names.
 pub const INFERRED: f64 = 0.7;
 /// What a sample told.

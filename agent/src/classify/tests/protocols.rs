@@ -59,3 +59,18 @@ fn a_connection_taken_up_in_its_middle_or_spoken_first_by_the_server_shows_its_p
         assert_eq!(classifier.held()[..2], [("streams", 0), ("stream_bytes", 0)]);
     }
 }
+
+#[test]
+fn the_other_ends_prefix_is_the_last_word_where_there_is_no_other() {
+    let mut catalogue = Catalogue::built_in();
+    catalogue.extend("own.yaml", "prefixes: [{prefix: 192.0.2.0/24, app: mine, class: social}]").unwrap();
+    let mut classifier = Classifier::new(catalogue);
+    let flow = |port| key(17, SERVER, port, 9_000);
+    let named = classifier.observe(&udp(flow(1), 7, Direction::Up, at(0), b"opaque"));
+    assert_eq!(told(&named), (Some("mine"), Class::Social, Via::Prefix));
+    resolve(&mut classifier, 7, "seg.streams.example", 60);
+    let named = classifier.observe(&udp(flow(2), 7, Direction::Up, at(0), b"opaque"));
+    assert_eq!(told(&named), (Some("streams"), Class::Video, Via::Dns));
+    let named = classifier.observe(&udp(flow(3), 7, Direction::Up, at(0), &stun(0x4000)));
+    assert_eq!(told(&named), (Some("whatsapp"), Class::Call, Via::Signature));
+}
