@@ -421,6 +421,10 @@ impl Classifier {
     ) -> Observation {
         let learnt = || self.answers.name(Asker::of(slot, &flow), &flow.remote, now);
         let verdict = match name {
+            // A hello in a hello: the outer one names the server's operator, and DNS what was asked for.
+            Some((outer, Via::Sni)) if OUTER_NAMES.contains(&&*outer) && learnt().is_some() => {
+                learnt().map(|name| self.verdict(name.into(), Via::Dns, &flow))
+            }
             Some((name, via)) if name::host(&name).is_some() => Some(self.verdict(name, via, &flow)),
             // A request to an address: DNS may know what is behind it.
             Some((address, via)) => Some(match learnt() {
@@ -550,6 +554,9 @@ impl Classifier {
     }
 }
 
+/// Names that operators publish for the outer hello of an encrypted one (RFC 9849), and for nothing else. A client that only
+/// pretends to encrypt (GREASE) shows the true name there, and cannot be told apart by anything else.
+const OUTER_NAMES: [&str; 1] = ["cloudflare-ech.com"];
 /// Ports whose unknown names are [`Class::Web`].
 const WEB_PORTS: [u16; 4] = [80, 443, 8080, 8443];
 

@@ -74,3 +74,15 @@ fn the_other_ends_prefix_is_the_last_word_where_there_is_no_other() {
     let named = classifier.observe(&udp(flow(3), 7, Direction::Up, at(0), &stun(0x4000)));
     assert_eq!(told(&named), (Some("whatsapp"), Class::Call, Via::Signature));
 }
+
+#[test]
+fn an_outer_hellos_name_gives_way_to_the_name_by_dns() {
+    let hello = client_hello("cloudflare-ech.com", false);
+    let mut classifier = classifier();
+    let segment = Segment::up(100, &hello);
+    let alone = classifier.observe(&segment.sample_of(key(6, SERVER, 40_000, 443), at(0)));
+    assert_eq!(told(&alone), (Some("cloudflare"), Class::Web, Via::Sni));
+    resolve(&mut classifier, 7, "seg.streams.example", 60);
+    let known = classifier.observe(&segment.sample_of(key(6, SERVER, 40_001, 443), at(0)));
+    assert_eq!(told(&known), (Some("streams"), Class::Video, Via::Dns));
+}
