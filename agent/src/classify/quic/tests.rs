@@ -218,6 +218,11 @@ fn packets_that_do_not_open_are_given_up() {
         assert_eq!(up(&mut connection, &datagram), Step::More);
     }
     assert_eq!(up(&mut connection, &datagram), Step::Nothing);
+    // Of a version that is not known, all keys were tried, and sooner is enough.
+    let mut connection = Connection::default();
+    let datagram = Sender { version: 0x1234_5678, ..sender }.padded(0, &crypto(&hello, 0, hello.len()));
+    assert_eq!(up(&mut connection, &datagram), Step::More);
+    assert_eq!(up(&mut connection, &datagram), Step::Nothing);
 }
 
 #[test]
