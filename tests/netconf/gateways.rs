@@ -171,6 +171,19 @@ async fn a_gateway_alone_needs_no_device() {
     assert_eq!(outcome.elements[0].state, ElementState::Unchanged);
 }
 
+#[tokio::test]
+async fn a_session_that_changed_hands_takes_the_settings_of_the_next_whose_revisions_are_lower() {
+    let agent = Agent::new(true);
+    let elements = elements(&agent, &[]);
+    let mut first = video("hd");
+    first.settings.revision = 7;
+    assert_eq!(push(&elements, &first).await, Outcome::Done);
+    let mut next = video("sd");
+    next.settings.revision = 1;
+    assert_eq!(push(&elements, &next).await, Outcome::Done);
+    assert_eq!(agent.video().as_deref(), Some("sd"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_decided_is_confirmed_on_a_gateway_that_comes_back_after_the_crash() {
     let agent = Agent::new(true);

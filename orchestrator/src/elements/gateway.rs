@@ -92,7 +92,14 @@ impl GatewayWork {
             settings.values.retain(|name, _| accepted.contains(name));
         }
         self.desired = self.sessions.iter().map(|session| settings.to_desired(session)).collect();
-        self.before = self.read(&push.id, now).await?;
+        let running = self.running(&push.id).await?;
+        for desired in &mut self.desired {
+            // Revisions are counted by subscriber. A session that changed hands, or whose subscriber was forgotten
+            // meanwhile, may run a higher one, below which the agent takes nothing.
+            let runs = running.iter().find(|running| running.session == desired.session);
+            desired.revision = desired.revision.max(runs.map_or(0, |running| running.revision));
+        }
+        self.before = held(&running, now);
         Ok(changes(&self.before, &held(&self.desired, now)))
     }
 
@@ -146,11 +153,16 @@ impl GatewayWork {
     }
 
     async fn read(&self, push: &PushId, now: Micros) -> Result<Held, GatewayError> {
-        let report = self.ask(push, Step::Read(telemetry::Read { sessions: self.sessions.clone() })).await?;
+        Ok(held(&self.running(push).await?, now))
+    }
+
+    /// What its sessions run.
+    async fn running(&self, push: &PushId) -> Result<Vec<telemetry::Desired>, GatewayError> {
+        let mut report =
+            self.ask(push, Step::Read(telemetry::Read { sessions: self.sessions.clone() })).await?;
         expect(&report, telemetry::Stage::Running, "read")?;
-        let mut running = held(&report.running, now);
-        running.retain(|session, _| self.sessions.contains(session));
-        Ok(running)
+        report.running.retain(|running| self.sessions.contains(&running.session));
+        Ok(report.running)
     }
 
     async fn ask(&self, push: &PushId, step: Step) -> Result<telemetry::Report, GatewayError> {
