@@ -6,7 +6,8 @@ use std::path::Path;
 
 use usher_models::wire::{Buckets, Enforcement, Flow, FlowKey, SlotUsage};
 
-use crate::capture::source::{self, CaptureError};
+use crate::capture::CaptureError;
+use crate::capture::file::CaptureFile;
 use crate::catalogue::{self, LoadError};
 use crate::config::{Config, ProbeSource, Size, Source};
 use crate::dataplane::probe_config;
@@ -107,7 +108,7 @@ pub fn check(config: &Config) -> Result<Summary, CheckError> {
                 lines.push(("source", format!("capture of interface {name} (dry run)")));
             }
             if let Some(file) = &capture.file {
-                source::open_file(file)?;
+                CaptureFile::open(file)?;
                 lines.push(("source", format!("capture file {} (dry run)", file.display())));
             }
         }

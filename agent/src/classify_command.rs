@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table as Sheet, presets};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 use usher_models::Class;
 use usher_models::units::{Bytes, Micros};
 use usher_models::wire::{Direction, FlowKey};
 
+use crate::capture::file::{CaptureFile, STDIN};
 use crate::capture::frame::Layer;
 use crate::capture::source::{self, CaptureError};
 use crate::capture::table::{Flow, Table, TableLimits};
@@ -24,8 +26,19 @@ use crate::classify::{Classifier, Observation, Verdict, packet};
 /// How often, in the capture's time, flows that take too long are concluded.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Packets between two looks at how far the file is read.
+const PROGRESS: u32 = 8_192;
+
+const EXAMPLES: &str = "\
+Examples:
+  usher-agent classify evening.pcap.gz                       a table of its flows
+  usher-agent classify --format csv *.pcapng >flows.csv      all flows of several captures
+  tcpdump -i eth0 -c 10000 -w - | usher-agent classify -     packets as they come
+  usher-agent classify -f json day.pcap | jq -r 'select(.app == null) | .name'   what the catalogue lacks";
+
 /// Arguments of the sub-command.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Form of the output: a table to read, or one JSON object or CSV line a flow
     #[arg(long, short, value_enum, default_value_t = Format::Table)]
@@ -33,7 +46,7 @@ pub struct Args {
     /// Catalogue that adds to the built-in one
     #[arg(long, value_name = "FILE")]
     pub catalogue: Option<PathBuf>,
-    /// Capture files, pcap or pcapng
+    /// Capture files, pcap or pcapng, packed by gzip or not; `-` is standard input
     #[arg(required = true, value_name = "CAPTURE")]
     pub captures: Vec<PathBuf>,
 }
@@ -142,16 +155,22 @@ impl Listing {
     }
 
     fn read(&mut self, path: &Path, lines: &mut Lines<'_>) -> Result<(), ClassifyError> {
-        let mut file = source::open_file(path)?;
-        let link = file.get_datalink().0;
+        let mut file = if path == Path::new(STDIN) { CaptureFile::stdin() } else { CaptureFile::open(path) }?;
+        let link = file.link();
+        let bar = progress_bar(&self.capture, file.size());
+        let mut packets = 0_u32;
         let mut ticked: Option<Micros> = None;
         let mut ended = Ok(());
         loop {
+            packets = packets.wrapping_add(1);
+            if packets.is_multiple_of(PROGRESS) {
+                bar.set_position(file.read());
+            }
             let packet = match file.next_packet() {
-                Ok(packet) => packet,
-                Err(pcap::Error::NoMorePackets) => break,
+                Ok(Some(packet)) => packet,
+                Ok(None) => break,
                 Err(error) => {
-                    ended = Err(source::broken(&format!("capture {}", path.display()), &error));
+                    ended = Err(error);
                     break;
                 }
             };
@@ -173,6 +192,7 @@ impl Listing {
                 }
             }
         }
+        bar.finish_and_clear();
         for (flow, observation) in self.classifier.finish() {
             self.note(&flow, observation);
         }
@@ -227,6 +247,18 @@ impl Row {
             last: time(flow.last),
         }
     }
+}
+
+/// On standard error, where that is a terminal; of what has no size, only how much was read.
+fn progress_bar(capture: &str, size: Option<u64>) -> ProgressBar {
+    let (bar, template) = match size {
+        Some(size) => {
+            (ProgressBar::new(size), "{msg} [{wide_bar:.green}] {bytes} of {total_bytes}, {eta} left")
+        }
+        None => (ProgressBar::new_spinner(), "{msg} {spinner} {bytes} read, {elapsed}"),
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style).with_message(capture.to_owned()).with_finish(ProgressFinish::AndClear)
 }
 
 fn protocol(number: u8) -> String {

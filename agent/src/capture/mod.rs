@@ -11,6 +11,7 @@
 //! Frames are counted inside [`Capture::next_sample`], so a verdict given for one sample holds for every packet after it,
 //! however fast a file is read; and nothing is counted while nobody asks for samples.
 
+pub mod file;
 pub mod frame;
 pub mod layer;
 pub mod pace;

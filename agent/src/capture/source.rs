@@ -2,16 +2,17 @@
 //!
 //! A file waits for the reader of the channel; of an interface, libpcap drops and counts what nobody takes in time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use pcap::{Activated, Active, Offline};
+use pcap::{Activated, Active};
 use tokio::sync::mpsc;
 use usher_models::units::Micros;
 
+use super::file::CaptureFile;
 use super::pace::{Pace, Pacer};
 
 /// Frames that wait to be taken.
@@ -75,7 +76,7 @@ pub enum CaptureError {
         message: String,
     },
     /// The file is no capture.
-    #[error("open capture {path}: not a pcap or pcapng file ({message})", path = path.display())]
+    #[error("open capture {path}: not a pcap or pcapng file, packed by gzip or not ({message})", path = path.display())]
     NotACapture {
         /// The file.
         path: PathBuf,
@@ -136,8 +137,8 @@ impl Reading {
                 (capture.get_datalink().0, builder.spawn(move || reader.live(capture)))
             }
             Source::File { path, pace } => {
-                let (capture, pace) = (open_file(path)?, *pace);
-                (capture.get_datalink().0, builder.spawn(move || reader.file(capture, pace)))
+                let (capture, pace) = (CaptureFile::open(path)?, *pace);
+                (capture.link(), builder.spawn(move || reader.file(capture, pace)))
             }
         };
         started.map_err(|error| CaptureError::Thread(error.to_string()))?;
@@ -152,20 +153,6 @@ impl std::fmt::Display for Source {
             Self::File { path, .. } => write!(f, "capture {}", path.display()),
         }
     }
-}
-
-/// Opens a capture file.
-pub fn open_file(path: &Path) -> Result<pcap::Capture<Offline>, CaptureError> {
-    // libpcap's own message for a missing file names neither reason nor path in a stable way.
-    let readable = std::fs::File::open(path).and_then(|file| file.metadata());
-    let failed = |message: String| CaptureError::File { path: path.to_owned(), message };
-    match readable {
-        Err(error) => return Err(failed(error.to_string())),
-        Ok(metadata) if metadata.is_dir() => return Err(failed("is a directory".to_owned())),
-        Ok(_) => {}
-    }
-    pcap::Capture::from_file(path)
-        .map_err(|error| CaptureError::NotACapture { path: path.to_owned(), message: message(&error) })
 }
 
 fn open_interface(name: &str) -> Result<pcap::Capture<Active>, CaptureError> {
@@ -202,7 +189,7 @@ fn interfaces() -> Vec<String> {
 }
 
 /// libpcap's words without the crate's prefix.
-fn message(error: &pcap::Error) -> String {
+pub(super) fn message(error: &pcap::Error) -> String {
     match error {
         pcap::Error::PcapError(text) => text.clone(),
         other => other.to_string(),
@@ -218,11 +205,6 @@ pub fn stamp(header: &pcap::PacketHeader) -> Micros {
 /// Bytes the frame had on the wire; a file may say less than it holds, or more than any frame.
 pub fn wire(packet: &pcap::Packet<'_>) -> usize {
     usize::try_from(packet.header.len).unwrap_or(MAX_WIRE).min(MAX_WIRE).max(packet.data.len())
-}
-
-/// The error of a source that broke off.
-pub fn broken(from: &str, error: &pcap::Error) -> CaptureError {
-    CaptureError::Broken { from: from.to_owned(), message: message(error) }
 }
 
 /// The far end, on its own thread.
@@ -245,7 +227,10 @@ impl Reader {
                     }
                 }
                 Err(pcap::Error::TimeoutExpired) => {}
-                Err(error) => return self.broke(&error),
+                Err(error) => {
+                    let message = message(&error);
+                    return self.broke(CaptureError::Broken { from: self.from.clone(), message });
+                }
             }
             if asked.elapsed() > Duration::from_secs(1) {
                 asked = Instant::now();
@@ -254,13 +239,13 @@ impl Reader {
         }
     }
 
-    fn file(self, mut capture: pcap::Capture<Offline>, pace: Pace) {
+    fn file(self, mut capture: CaptureFile, pace: Pace) {
         let mut pacer = Pacer::new(Micros::now());
         loop {
             let packet = match capture.next_packet() {
-                Ok(packet) => packet,
-                Err(pcap::Error::NoMorePackets) => return,
-                Err(error) => return self.broke(&error),
+                Ok(Some(packet)) => packet,
+                Ok(None) => return,
+                Err(error) => return self.broke(error),
             };
             let due = pacer.moved(stamp(packet.header));
             if pace == Pace::RealTime && !self.wait_until(due) {
@@ -298,8 +283,7 @@ impl Reader {
         }
     }
 
-    fn broke(&self, error: &pcap::Error) {
-        let error = broken(&self.from, error);
+    fn broke(&self, error: CaptureError) {
         tracing::warn!(%error, "the capture broke off");
         if let Ok(mut broken) = self.health.broken.lock() {
             *broken = Some(error);

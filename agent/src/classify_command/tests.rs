@@ -94,6 +94,52 @@ fn a_capture_that_breaks_off_is_listed_as_far_as_it_goes_and_the_next_one_too() 
     assert!(message.contains("cut.pcapng"), "{message}");
 }
 
+fn packed(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+#[test]
+fn a_packed_capture_has_the_same_flows() {
+    let (plain, _) = classify(Format::Json, &[("one.pcapng", &capture())]);
+    let (unpacked, result) = classify(Format::Json, &[("one.pcapng", &packed(&capture()))]);
+    result.unwrap();
+    assert_eq!(unpacked, plain);
+    // What was packed in pieces is one file.
+    let whole = capture();
+    let (start, rest) = whole.split_at(100);
+    let (unpacked, result) =
+        classify(Format::Json, &[("one.pcapng", &[packed(start), packed(rest)].concat())]);
+    result.unwrap();
+    assert_eq!(unpacked, plain);
+}
+
+#[test]
+fn a_packed_capture_that_breaks_off_says_so() {
+    let whole = capture().repeat(50);
+    let whole = packed(&whole);
+    let cut = &whole[..whole.len() - 12];
+    let (out, result) = classify(Format::Json, &[("cut.pcapng.gz", cut)]);
+    assert_eq!(out.lines().count(), 1);
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("cut.pcapng.gz") && message.contains("unpack"), "{message}");
+    let (_, result) = classify(Format::Json, &[("notes.gz", &packed(b"no capture"))]);
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("notes.gz") && message.contains("not a pcap"), "{message}");
+}
+
+#[test]
+fn a_pipe_is_read_as_a_file_is() {
+    let (far, mut near) = io::pipe().unwrap();
+    near.write_all(&packed(&capture())).unwrap();
+    drop(near);
+    let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&far)));
+    let mut out = Vec::new();
+    run(&Args { format: Format::Json, catalogue: None, captures: vec![path] }, &mut out).unwrap();
+    assert_eq!(String::from_utf8(out).unwrap().lines().count(), 1);
+}
+
 #[test]
 fn a_file_that_is_no_capture_is_named() {
     let (out, result) = classify(Format::Json, &[("notes.txt", b"no capture")]);
