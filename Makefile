@@ -24,7 +24,8 @@ probe: ## rebuild the probe's object, installing its toolchain
 
 bench-%: ## run the bench NAME; the table is also in target/bench/NAME.json
 	@scripts/install.sh
-	cargo run --release --quiet --package usher-benches --bin $*
+	cargo build --release --quiet --package usher-agent --package usher-benches
+	@target/release/$*
 
 lint: ## what CI asks of the code's form
 	cargo fmt --all --check

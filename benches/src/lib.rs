@@ -87,7 +87,7 @@ impl Report {
 }
 
 /// The build's target folder: the executable is in target/PROFILE.
-fn target_folder() -> PathBuf {
+pub fn target_folder() -> PathBuf {
     let executable = std::env::current_exe().unwrap_or_default();
     executable.parent().and_then(Path::parent).map_or_else(|| PathBuf::from("target"), Path::to_owned)
 }
