@@ -4,12 +4,13 @@
 //! side that opened a flow is its client. Refuses live interfaces and configuration.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table as Sheet, presets};
+use foldhash::quality::RandomState;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 use usher_models::Class;
@@ -28,6 +29,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Packets between two looks at how far the file is read.
 const PROGRESS: u32 = 8_192;
+
+/// Bytes of lines that are written at once.
+const OUT_BUFFER: usize = 64 * 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -116,7 +120,8 @@ pub struct Row {
 /// Lists the flows of all captures, in the order given. A capture that breaks off is listed as far as it goes; then its
 /// error is returned, after the other captures. A reader that wants no more lines (a closed pipe) is no error.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), ClassifyError> {
-    match list_all(args, out) {
+    // A terminal's own buffer goes out with every line.
+    match list_all(args, &mut BufWriter::with_capacity(OUT_BUFFER, out)) {
         Err(ClassifyError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
@@ -144,14 +149,14 @@ struct Listing {
     capture: String,
     table: Table,
     classifier: Classifier,
-    verdicts: HashMap<FlowKey, Verdict>,
+    verdicts: HashMap<FlowKey, Verdict, RandomState>,
 }
 
 impl Listing {
     fn new(path: &Path, classifier: Classifier) -> Self {
         let capture = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let table = Table::new(TableLimits::default());
-        Self { capture, table, classifier, verdicts: HashMap::new() }
+        Self { capture, table, classifier, verdicts: HashMap::default() }
     }
 
     fn read(&mut self, path: &Path, lines: &mut Lines<'_>) -> Result<(), ClassifyError> {

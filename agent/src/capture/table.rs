@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 use usher_models::Class;
@@ -96,8 +97,8 @@ pub struct Table {
     limits: TableLimits,
     bindings: JointPrefixMap<IpNet, u32>,
     bound: usize,
-    flows: HashMap<FlowKey, Flow>,
-    usage: HashMap<u32, Box<SlotUsage>>,
+    flows: HashMap<FlowKey, Flow, RandomState>,
+    usage: HashMap<u32, Box<SlotUsage>, RandomState>,
     refused: [Traffic; Refused::ALL.len()],
     flows_full: u64,
     budgets_spent: u64,
@@ -110,8 +111,8 @@ impl Table {
             limits,
             bindings: JointPrefixMap::new(),
             bound: 0,
-            flows: HashMap::new(),
-            usage: HashMap::new(),
+            flows: HashMap::default(),
+            usage: HashMap::default(),
             refused: [Traffic::default(); Refused::ALL.len()],
             flows_full: 0,
             budgets_spent: 0,
@@ -208,6 +209,9 @@ impl Table {
 
     /// The session's slot and the direction seen from it; `None` for a packet of no session.
     fn session_side(&self, packet: &Packet<'_>) -> Option<(u32, Direction)> {
+        if self.bound == 0 {
+            return None;
+        }
         let slot = |address: IpAddr| self.bindings.get_lpm(&IpNet::from(address)).map(|(_, slot)| *slot);
         if let Some(slot) = slot(packet.source) {
             return Some((slot, Direction::Up));
@@ -217,21 +221,22 @@ impl Table {
 
     /// See the module's third rule.
     fn anonymous_direction(&self, packet: &Packet<'_>) -> Direction {
-        if self.flows.contains_key(&flow_key(packet, Direction::Up)) {
-            return Direction::Up;
-        }
-        if self.flows.contains_key(&flow_key(packet, Direction::Down)) {
-            return Direction::Down;
+        let by_ports = match packet.source_port.cmp(&packet.destination_port) {
+            std::cmp::Ordering::Less => Direction::Down,
+            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Direction::Up,
+        };
+        // A flow goes on as it began; most began as their ports say, and a look-up is what costs.
+        for direction in [by_ports, by_ports.opposite()] {
+            if self.flows.contains_key(&flow_key(packet, direction)) {
+                return direction;
+            }
         }
         if let Payload::Tcp(segment) = packet.payload
             && segment.syn
         {
             return if segment.acknowledges { Direction::Down } else { Direction::Up };
         }
-        match packet.source_port.cmp(&packet.destination_port) {
-            std::cmp::Ordering::Less => Direction::Down,
-            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Direction::Up,
-        }
+        by_ports
     }
 
     fn count(&mut self, found: &Found<'_>, slot: u32, direction: Direction, seen: Micros) -> Option<Sample> {
@@ -292,7 +297,7 @@ impl Flow {
 }
 
 fn count_usage(
-    usage: &mut HashMap<u32, Box<SlotUsage>>,
+    usage: &mut HashMap<u32, Box<SlotUsage>, RandomState>,
     slot: u32,
     class: Class,
     direction: Direction,

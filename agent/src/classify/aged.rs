@@ -4,12 +4,14 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
+use foldhash::quality::RandomState;
+
 /// At most `capacity` entries; the oldest goes first. Look-up O(1), insertion and removal O(log n).
 #[derive(Debug, Clone)]
 pub(crate) struct Aged<K, V> {
     capacity: usize,
     clock: u64,
-    entries: HashMap<K, (u64, V)>,
+    entries: HashMap<K, (u64, V), RandomState>,
     /// By age: the first is the oldest.
     ages: BTreeMap<u64, K>,
 }
@@ -17,7 +19,7 @@ pub(crate) struct Aged<K, V> {
 impl<K: Clone + Eq + Hash, V> Aged<K, V> {
     /// An empty map of at most `capacity` entries; at least one.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(1), clock: 0, entries: HashMap::new(), ages: BTreeMap::new() }
+        Self { capacity: capacity.max(1), clock: 0, entries: HashMap::default(), ages: BTreeMap::new() }
     }
 
     /// How many there are.

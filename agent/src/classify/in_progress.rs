@@ -82,7 +82,7 @@ impl Segment<'_> {
         match (self.syn, self.acknowledges) {
             (false, _) => None,
             (true, false) => Some((direction, self.sequence.wrapping_add(1))),
-            (true, true) => Some((opposite(direction), self.acknowledgement)),
+            (true, true) => Some((direction.opposite(), self.acknowledgement)),
         }
     }
 }
@@ -233,11 +233,4 @@ fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
 /// where the first true bytes will.
 fn is_junk(bytes: &[u8]) -> bool {
     bytes.len() <= 6 && bytes.iter().all(|byte| *byte == 0)
-}
-
-fn opposite(direction: Direction) -> Direction {
-    match direction {
-        Direction::Up => Direction::Down,
-        Direction::Down => Direction::Up,
-    }
 }
