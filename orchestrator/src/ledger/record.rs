@@ -10,7 +10,7 @@ use crate::engine::io::{Decision, DecisionId, Effect, Say};
 /// Boots remembered of one agent. A boot beyond them is one whose gateway restarted that many times since.
 const BOOTS_KEPT: i64 = 16;
 
-/// Apps remembered of one subscriber; more than any catalogue names in earnest.
+/// Apps remembered of one subscriber: the first so many; those that come later are not remembered.
 const APPS_KEPT: i64 = 1024;
 
 /// How long a closed session is remembered, so that what is said about it late still finds its subscriber.
