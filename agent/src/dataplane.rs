@@ -3,6 +3,8 @@
 //! [`DataPlane`] is what the rest of the agent holds. Both kinds have the same methods with the same meaning; a capture
 //! holds settings and reads them back, but touches no packet ("dry run").
 
+use std::borrow::Cow;
+
 use ipnet::IpNet;
 use usher_models::units::Micros;
 use usher_models::wire::{Class, Direction, Enforcement, FlowKey, SlotUsage};
@@ -20,7 +22,7 @@ pub struct Boot(pub [u8; 16]);
 
 /// The first bytes of a flow, for the classifier. Never written to disk, never sent away.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sample {
+pub struct Sample<'a> {
     /// Whose flow, and with whom.
     pub flow: FlowKey,
     /// The subscriber slot the flow is counted for.
@@ -31,8 +33,15 @@ pub struct Sample {
     pub first_packet: Micros,
     /// When this packet was seen.
     pub seen: Micros,
-    /// The packet from its innermost IP header on, perhaps truncated.
-    pub packet: Vec<u8>,
+    /// The packet from its innermost IP header on, perhaps truncated; lent by who looks at it at once.
+    pub packet: Cow<'a, [u8]>,
+}
+
+impl Sample<'_> {
+    /// With a packet of its own.
+    pub fn into_owned(self) -> Sample<'static> {
+        Sample { packet: self.packet.into_owned().into(), ..self }
+    }
 }
 
 /// The data plane did not do what it was asked.
@@ -128,7 +137,7 @@ impl DataPlane {
     }
 
     /// The next packet the classifier should see. Loses nothing when cancelled. `None`: the capture has ended.
-    pub async fn next_sample(&mut self) -> Option<Sample> {
+    pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
         match self {
             Self::Probe(probe) => probe.next_sample().await,
             Self::Capture(capture) => capture.next_sample().await,

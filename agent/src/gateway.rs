@@ -112,7 +112,7 @@ impl Gateway {
     }
 
     /// A flow's first bytes.
-    pub fn observe(&mut self, sample: &Sample, now: Micros) {
+    pub fn observe(&mut self, sample: &Sample<'_>, now: Micros) {
         self.metrics.samples.inc();
         let observation = self.classifier.observe(sample);
         // Not the observation itself: a host name does not leave the classifier, not even for a log.

@@ -52,7 +52,8 @@ fuzz_target!(|data: &[u8]| {
         packet.extend(bytes);
         let direction = if down { Direction::Down } else { Direction::Up };
         let at = Micros::new(0);
-        let sample = Sample { flow: FLOW, slot: 1, direction, first_packet: at, seen: at, packet };
+        let sample =
+            Sample { flow: FLOW, slot: 1, direction, first_packet: at, seen: at, packet: packet.into() };
         match classifier.observe(&sample) {
             Observation::Named(verdict) => assert!(verdict.name.is_some_and(|name| name.len() <= 253)),
             Observation::NeedMore | Observation::GiveUp | Observation::Again { .. } => {}

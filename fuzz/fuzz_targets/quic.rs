@@ -33,7 +33,8 @@ fuzz_target!(|data: &[u8]| {
         packet.extend(bytes);
         let direction = if *high & 0x80 != 0 { Direction::Down } else { Direction::Up };
         let at = Micros::new(0);
-        let sample = Sample { flow: FLOW, slot: 1, direction, first_packet: at, seen: at, packet };
+        let sample =
+            Sample { flow: FLOW, slot: 1, direction, first_packet: at, seen: at, packet: packet.into() };
         if let Observation::Named(verdict) = classifier.observe(&sample) {
             assert!(verdict.name.is_some_and(|name| name.len() <= 253));
         }

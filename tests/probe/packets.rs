@@ -230,7 +230,7 @@ fn first_bytes_are_handed_up_until_the_budget_or_the_verdict() {
     assert_eq!(taken.len(), 4, "the budget");
     assert_eq!(taken[0].flow, flow(6, 4000, 443));
     assert_eq!((taken[0].slot, taken[0].direction), (SLOT, Up));
-    assert_eq!(taken[0].packet, tcp(Up, 4000, b"hello")[14..]);
+    assert_eq!(*taken[0].packet, tcp(Up, 4000, b"hello")[14..]);
     assert!(taken[0].first_packet <= taken[0].seen);
     assert!(usher_models::units::Micros::now().since(taken[0].seen) < std::time::Duration::from_mins(1));
 
@@ -260,7 +260,7 @@ fn a_long_packet_is_handed_up_to_the_configured_length() {
     let frame = udp(5000, 443, &[7; 3_000]);
     run(&probe, Up, &frame);
     let taken = samples(&mut probe);
-    assert_eq!(taken[0].packet, frame[14..14 + 2_048]);
+    assert_eq!(*taken[0].packet, frame[14..14 + 2_048]);
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn one_subscriber_does_not_fill_the_ring_for_all() {
     assert!(tally(&probe, Reason::SampleRationed, Up).packets > 500);
     run(&probe, Up, &tcp_of([10, 0, 0, 3], b"hello"));
     let taken = samples(&mut probe);
-    assert_eq!(taken.last().expect("some").packet, tcp_of([10, 0, 0, 3], b"hello")[14..]);
+    assert_eq!(*taken.last().expect("some").packet, tcp_of([10, 0, 0, 3], b"hello")[14..]);
     assert_eq!(tally(&probe, Reason::SampleLost, Up).packets, 0);
 }
 

@@ -127,7 +127,7 @@ pub(crate) fn everything(probe: &Probe) -> (u64, u64) {
     (packets, bytes)
 }
 
-pub(crate) fn samples(probe: &mut Probe) -> Vec<Sample> {
+pub(crate) fn samples(probe: &mut Probe) -> Vec<Sample<'static>> {
     std::iter::from_fn(|| probe.try_next_sample()).collect()
 }
 

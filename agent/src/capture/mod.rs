@@ -71,12 +71,12 @@ impl Capture {
     /// [`Self::broken`] tells which, and every further call returns `None` at once.
     ///
     /// Cancel-safe: a frame is counted when it is taken from the channel, and then its sample is returned without waiting.
-    pub async fn next_sample(&mut self) -> Option<Sample> {
+    pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
         loop {
             let Frame { seen, wire, bytes } = self.reading.frames.recv().await?;
             self.time = Some(seen);
             if let Some(sample) = self.table.frame(self.reading.link, &bytes, wire, seen) {
-                return Some(sample);
+                return Some(sample.into_owned());
             }
         }
     }

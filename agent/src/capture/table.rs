@@ -120,7 +120,7 @@ impl Table {
     }
 
     /// Counts a frame of libpcap's link type `link` that had `wire` bytes; returns its packet if the classifier is to see it.
-    pub fn frame(&mut self, link: i32, frame: &[u8], wire: usize, seen: Micros) -> Option<Sample> {
+    pub fn frame<'a>(&mut self, link: i32, frame: &'a [u8], wire: usize, seen: Micros) -> Option<Sample<'a>> {
         let packets = match frame::packets(link, frame, wire) {
             Ok(packets) => packets,
             Err(refused) => {
@@ -239,7 +239,13 @@ impl Table {
         by_ports
     }
 
-    fn count(&mut self, found: &Found<'_>, slot: u32, direction: Direction, seen: Micros) -> Option<Sample> {
+    fn count<'a>(
+        &mut self,
+        found: &Found<'a>,
+        slot: u32,
+        direction: Direction,
+        seen: Micros,
+    ) -> Option<Sample<'a>> {
         let packet = &found.packet;
         let key = flow_key(packet, direction);
         let bytes = ip_bytes(packet, found.wire);
@@ -275,7 +281,7 @@ impl Table {
             direction,
             first_packet: flow.opened,
             seen,
-            packet: found.ip.get(..self.limits.sample_bytes).unwrap_or(found.ip).to_vec(),
+            packet: found.ip.get(..self.limits.sample_bytes).unwrap_or(found.ip).into(),
         })
     }
 }

@@ -274,8 +274,8 @@ fn table(bindings: &[(&str, u32)]) -> Table {
     table
 }
 
-fn frame(table: &mut Table, frame: &[u8]) -> Option<Sample> {
-    table.frame(ETHERNET, frame, frame.len(), Micros::new(1))
+fn frame(table: &mut Table, frame: &[u8]) -> Option<Sample<'static>> {
+    table.frame(ETHERNET, frame, frame.len(), Micros::new(1)).map(Sample::into_owned)
 }
 
 #[test]
@@ -360,7 +360,8 @@ fn a_new_connection_on_old_ports_is_sampled_again() {
     table.name_flow(&first.flow, Class::Video, false);
     assert_eq!(frame(&mut table, &tcp(SUBSCRIBER, 40_000, SERVER, 443, b"x")), None);
     let later = Micros::new(2_000_000);
-    let reopened = table.frame(ETHERNET, &syn(9), 54, later).unwrap();
+    let again = syn(9);
+    let reopened = table.frame(ETHERNET, &again, 54, later).unwrap();
     assert_eq!((reopened.flow, reopened.first_packet), (first.flow, later));
     assert!(frame(&mut table, &tcp(SUBSCRIBER, 40_000, SERVER, 443, b"x")).is_some());
     assert_eq!(

@@ -89,23 +89,23 @@ impl Segment<'_> {
 
 impl InProgress {
     /// A connection whose handshake showed the client's direction and its first sequence number.
-    pub(crate) fn opened(sample: &Sample, direction: Direction, start: u32) -> Self {
+    pub(crate) fn opened(sample: &Sample<'_>, direction: Direction, start: u32) -> Self {
         let client = Client::Known { direction, exact: true, stream: Beginning::at(start), answers: 0 };
         Self { slot: sample.slot, since: sample.seen, kind: Kind::Tcp(client) }
     }
 
     /// A connection seen from somewhere in its middle, or whose handshake was lost.
-    pub(crate) fn unopened(sample: &Sample) -> Self {
+    pub(crate) fn unopened(sample: &Sample<'_>) -> Self {
         Self { slot: sample.slot, since: sample.seen, kind: Kind::Tcp(Client::Unknown(Vec::new())) }
     }
 
     /// A QUIC connection.
-    pub(crate) fn quic(sample: &Sample) -> Self {
+    pub(crate) fn quic(sample: &Sample<'_>) -> Self {
         Self { slot: sample.slot, since: sample.seen, kind: Kind::Quic(Box::default()) }
     }
 
     /// A conversation of DNS messages; over TCP, whose client's stream begins at `start`.
-    pub(crate) fn dns(sample: &Sample, start: Option<u32>) -> Self {
+    pub(crate) fn dns(sample: &Sample<'_>, start: Option<u32>) -> Self {
         let kind = Kind::Dns(Box::new(Conversation::at(start)));
         Self { slot: sample.slot, since: sample.seen, kind }
     }

@@ -150,7 +150,7 @@ impl Classifier {
     }
 
     /// Looks at one packet of a flow.
-    pub fn observe(&mut self, sample: &Sample) -> Observation {
+    pub fn observe(&mut self, sample: &Sample<'_>) -> Observation {
         let Ok(packet) = Packet::parse(&sample.packet) else {
             self.counters.malformed_packets += 1;
             return Observation::NeedMore;
@@ -214,7 +214,7 @@ impl Classifier {
         ]
     }
 
-    fn observe_dns(&mut self, sample: &Sample, datagram: &[u8]) -> Observation {
+    fn observe_dns(&mut self, sample: &Sample<'_>, datagram: &[u8]) -> Observation {
         let message = dns::Message::parse(datagram);
         if message.is_none() {
             self.counters.malformed_dns += 1;
@@ -235,7 +235,7 @@ impl Classifier {
         self.advance(sample, false, |stream| stream.datagram(sample.direction, datagram))
     }
 
-    fn observe_dns_stream(&mut self, sample: &Sample, segment: &Segment<'_>) -> Observation {
+    fn observe_dns_stream(&mut self, sample: &Sample<'_>, segment: &Segment<'_>) -> Observation {
         let opening = segment.opening(sample.direction).map(|(_, start)| start);
         let told = self.told_before(sample, opening);
         let is_told = told.is_some();
@@ -276,7 +276,7 @@ impl Classifier {
     }
 
     /// Only a server's answer to the subscriber is remembered, never what is multicast by whoever likes.
-    fn hear(&mut self, sample: &Sample, message: &dns::Message) {
+    fn hear(&mut self, sample: &Sample<'_>, message: &dns::Message) {
         if sample.flow.remote_port != dns::PORT {
             return;
         }
@@ -292,7 +292,7 @@ impl Classifier {
 
     fn name_dns(
         &mut self,
-        sample: &Sample,
+        sample: &Sample<'_>,
         message: dns::Message,
         start: Option<u32>,
         sampling: bool,
@@ -310,14 +310,14 @@ impl Classifier {
     }
 
     /// A packet of a flow that only the address can name.
-    fn observe_opaque(&mut self, sample: &Sample) -> Observation {
+    fn observe_opaque(&mut self, sample: &Sample<'_>) -> Observation {
         match self.told_before(sample, None) {
             Some(again) => again,
             None => self.conclude(sample.flow, sample.slot, None, None, sample.seen),
         }
     }
 
-    fn observe_udp(&mut self, sample: &Sample, datagram: &[u8]) -> Observation {
+    fn observe_udp(&mut self, sample: &Sample<'_>, datagram: &[u8]) -> Observation {
         if let Some(again) = self.told_before(sample, None) {
             return again;
         }
@@ -334,7 +334,7 @@ impl Classifier {
         self.advance(sample, false, |stream| stream.datagram(sample.direction, datagram))
     }
 
-    fn observe_tcp(&mut self, sample: &Sample, segment: &Segment<'_>) -> Observation {
+    fn observe_tcp(&mut self, sample: &Sample<'_>, segment: &Segment<'_>) -> Observation {
         let opening = segment.opening(sample.direction);
         if let Some(again) = self.told_before(sample, opening.map(|(_, start)| start)) {
             return again;
@@ -358,7 +358,7 @@ impl Classifier {
     /// Takes a packet into the flow's first bytes, and concludes the flow if that was enough, too much or the last.
     fn advance(
         &mut self,
-        sample: &Sample,
+        sample: &Sample<'_>,
         ends: bool,
         take: impl FnOnce(&mut InProgress) -> Step,
     ) -> Observation {
@@ -388,7 +388,7 @@ impl Classifier {
     }
 
     /// The time a stream's first bytes may take begins with the first of them, however long the connection was open before.
-    fn restart_if_silent(&mut self, sample: &Sample) {
+    fn restart_if_silent(&mut self, sample: &Sample<'_>) {
         let waited = |stream: &InProgress| stream.is_silent() && stream.since != sample.seen;
         if self.streams.get(&sample.flow).is_some_and(waited)
             && let Some(mut stream) = self.take_stream(&sample.flow)
@@ -399,7 +399,7 @@ impl Classifier {
     }
 
     /// What was told about a flow, unless this sample shows that it is another flow by now.
-    fn told_before(&mut self, sample: &Sample, start: Option<u32>) -> Option<Observation> {
+    fn told_before(&mut self, sample: &Sample<'_>, start: Option<u32>) -> Option<Observation> {
         let told = self.told.get(&sample.flow)?;
         let reopened = start.is_some() && told.start != start;
         let retried = !told.named && sample.first_packet > told.at.after(RETRY_AFTER);
@@ -450,7 +450,7 @@ impl Classifier {
     /// packet from the same port gave an app away, as a call's do that reach a relay first and the other party then.
     fn conclude_protocol(
         &mut self,
-        sample: &Sample,
+        sample: &Sample<'_>,
         signature: Signature,
         start: Option<u32>,
     ) -> Observation {
@@ -531,7 +531,7 @@ impl Classifier {
         }
     }
 
-    fn put_stream(&mut self, sample: &Sample, stream: InProgress) {
+    fn put_stream(&mut self, sample: &Sample<'_>, stream: InProgress) {
         self.take_stream(&sample.flow);
         if let Some((_, evicted)) = self.streams.insert(sample.flow, stream) {
             self.stream_bytes -= evicted.held();

@@ -32,8 +32,8 @@ fn key(protocol: u8, remote: [u8; 4], subscriber_port: u16, remote_port: u16) ->
     }
 }
 
-fn sample(flow: FlowKey, slot: u32, direction: Direction, seen: Micros, packet: Vec<u8>) -> Sample {
-    Sample { flow, slot, direction, first_packet: at(0), seen, packet }
+fn sample(flow: FlowKey, slot: u32, direction: Direction, seen: Micros, packet: Vec<u8>) -> Sample<'static> {
+    Sample { flow, slot, direction, first_packet: at(0), seen, packet: packet.into() }
 }
 
 /// A TCP segment of one flow, as the classifier gets it.
@@ -67,11 +67,11 @@ impl Segment {
         Self { syn: true, acknowledgement: None, ..Self::up(sequence, b"") }
     }
 
-    fn sample(&self, seen: Micros) -> Sample {
+    fn sample(&self, seen: Micros) -> Sample<'static> {
         self.sample_of(key(6, SERVER, 40_000, 443), seen)
     }
 
-    fn sample_of(&self, flow: FlowKey, seen: Micros) -> Sample {
+    fn sample_of(&self, flow: FlowKey, seen: Micros) -> Sample<'static> {
         let (from, to) = (packet::address(flow.subscriber), packet::address(flow.remote));
         let (from, to, from_port, to_port) = match self.direction {
             Direction::Up => (from, to, flow.subscriber_port, flow.remote_port),
@@ -97,7 +97,7 @@ impl Segment {
     }
 }
 
-fn udp(flow: FlowKey, slot: u32, direction: Direction, seen: Micros, payload: &[u8]) -> Sample {
+fn udp(flow: FlowKey, slot: u32, direction: Direction, seen: Micros, payload: &[u8]) -> Sample<'static> {
     let (from, to, from_port, to_port) = match direction {
         Direction::Up => (flow.subscriber, flow.remote, flow.subscriber_port, flow.remote_port),
         Direction::Down => (flow.remote, flow.subscriber, flow.remote_port, flow.subscriber_port),
@@ -224,7 +224,7 @@ fn a_hello_cut_short_by_sampling_gives_the_name_before_the_cut() {
     let hello = client_hello("seg.streams.example", true);
     let name = hello.windows(19).position(|window| window == b"seg.streams.example").unwrap();
     let mut sample = Segment::up(100, &hello).sample(at(0));
-    sample.packet.truncate(40 + name + 19);
+    sample.packet.to_mut().truncate(40 + name + 19);
     assert!(matches!(classifier.observe(&sample), Observation::Named(_)));
 }
 

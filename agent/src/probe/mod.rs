@@ -171,12 +171,12 @@ impl Probe {
     /// The next packet the classifier should see. Loses nothing when cancelled. Needs a tokio runtime.
     ///
     /// `None` never comes from a probe: packets do not end.
-    pub async fn next_sample(&mut self) -> Option<Sample> {
+    pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
         self.samples.next().await
     }
 
     /// The same without waiting: `None` where there is none now.
-    pub fn try_next_sample(&mut self) -> Option<Sample> {
+    pub fn try_next_sample(&mut self) -> Option<Sample<'static>> {
         self.samples.try_next()
     }
 

@@ -28,7 +28,7 @@ impl Samples {
     }
 
     /// The next record, if one is there.
-    pub(super) fn try_next(&mut self) -> Option<Sample> {
+    pub(super) fn try_next(&mut self) -> Option<Sample<'static>> {
         match self {
             Self::Plain(ring) => take(ring),
             Self::Awaited(ring) => take(ring.get_mut()),
@@ -37,7 +37,7 @@ impl Samples {
     }
 
     /// The next record, when it comes.
-    pub(super) async fn next(&mut self) -> Option<Sample> {
+    pub(super) async fn next(&mut self) -> Option<Sample<'static>> {
         loop {
             // Before any wait: a record that is there must not wait for a wake-up that has been.
             if let Some(sample) = self.try_next() {
@@ -80,7 +80,7 @@ fn watched(ring: RingBuf<MapData>) -> Samples {
 }
 
 /// The next record that is one.
-fn take(ring: &mut RingBuf<MapData>) -> Option<Sample> {
+fn take(ring: &mut RingBuf<MapData>) -> Option<Sample<'static>> {
     while let Some(record) = ring.next() {
         if let Some(sample) = decode(&record) {
             return Some(sample);
@@ -90,7 +90,7 @@ fn take(ring: &mut RingBuf<MapData>) -> Option<Sample> {
     None
 }
 
-fn decode(record: &[u8]) -> Option<Sample> {
+fn decode(record: &[u8]) -> Option<Sample<'static>> {
     let (head, packet) = FirstBytes::split(record)?;
     // Read each time: the wall clock may have been set, and samples are few.
     let clock = Clock::read();
@@ -100,6 +100,6 @@ fn decode(record: &[u8]) -> Option<Sample> {
         direction: if head.direction == Direction::Up as u32 { Direction::Up } else { Direction::Down },
         first_packet: clock.micros(head.first_packet_ns),
         seen: clock.micros(head.seen_ns),
-        packet: packet.to_vec(),
+        packet: packet.to_vec().into(),
     })
 }

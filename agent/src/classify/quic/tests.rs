@@ -257,7 +257,7 @@ fn a_flow_of_quic_has_one_verdict() {
             direction: Direction::Up,
             first_packet: now,
             seen: now,
-            packet,
+            packet: packet.into(),
         })
     });
     assert_eq!(observations[0], Observation::NeedMore);
