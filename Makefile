@@ -22,10 +22,10 @@ build: ## the daemons and the CLI, in target/release
 probe: ## rebuild the probe's object, installing its toolchain
 	@scripts/probe.sh
 
-bench-%: ## run the bench NAME; the table is also in target/bench/NAME.json
+bench-%: ## run the bench NAME (BENCH="its arguments"); the figures are also in target/bench/NAME.json
 	@scripts/install.sh
 	cargo build --release --quiet --package usher-agent --package usher-benches
-	@target/release/$*
+	@target/release/$* $(BENCH)
 
 lint: ## what CI asks of the code's form
 	cargo fmt --all --check

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the probe's object, ebpf/usher-probe.o, which is committed: the agent carries it, and people who build the agent
-# need no BPF toolchain.
+# need no BPF toolchain. Beside it ebpf/usher-probe-bench.o, the programs that drive it in its bench.
 #
-#   scripts/probe.sh           build it
-#   scripts/probe.sh --check   build it and fail if it is not, byte for byte, the committed one
+#   scripts/probe.sh           build them
+#   scripts/probe.sh --check   build them and fail if they are not, byte for byte, the committed ones
 #
 # Its toolchain is Debian's rustc with sources and bpf-linker on LLVM 22; what is missing is installed, by root, with apt and
 # cargo. USHER_PROBE_TOOLCHAIN=nightly takes a rustup toolchain with rust-src instead: good for working on the
@@ -89,23 +89,27 @@ export CARGO_ENCODED_RUSTFLAGS
 unset RUSTFLAGS CARGO_TARGET_DIR CARGO_BUILD_TARGET RUSTC_WRAPPER RUSTUP_TOOLCHAIN
 (cd ebpf && cargo build --quiet --locked --release --target "$target" -Z build-std=core)
 
-built=ebpf/target/usher-probe.o
-"$strip" -g -o "$built" "ebpf/target/$target/release/usher-probe"
+objects=(usher-probe usher-probe-bench)
+for object in "${objects[@]}"; do
+  "$strip" -g -o "ebpf/target/$object.o" "ebpf/target/$target/release/$object"
+done
 made_by="$("$rustc" --version), $(bpf-linker --version), LLVM $("$strip" --version | grep -o '[0-9][0-9.]*' | head -n 1)"
 
-if $check; then
-  if cmp "$built" ebpf/usher-probe.o; then
-    echo "the probe's object is what its source makes: $(sha256sum <ebpf/usher-probe.o | cut -c 1-16), $made_by"
+for object in "${objects[@]}"; do
+  built=ebpf/target/$object.o
+  committed=ebpf/$object.o
+  if ! $check; then
+    cp "$built" "$committed"
+    echo "built $committed: $(stat -c %s "$committed") bytes, $made_by"
+  elif cmp "$built" "$committed"; then
+    echo "$committed is what its source makes: $(sha256sum <"$committed" | cut -c 1-16), $made_by"
   else
     {
-      echo "ebpf/usher-probe.o is not what its source makes: run scripts/probe.sh and commit it"
+      echo "$committed is not what its source makes: run scripts/probe.sh and commit it"
       echo "the committed one was made by: $(cat ebpf/usher-probe.made-by)"
       echo "this one was made by:          $made_by"
     } >&2
     exit 1
   fi
-else
-  cp "$built" ebpf/usher-probe.o
-  echo "$made_by" >ebpf/usher-probe.made-by
-  echo "built ebpf/usher-probe.o: $(stat -c %s ebpf/usher-probe.o) bytes, $made_by"
-fi
+done
+$check || echo "$made_by" >ebpf/usher-probe.made-by

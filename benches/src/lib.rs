@@ -76,14 +76,19 @@ impl Report {
             ]);
         }
         say(&table.to_string());
-        let folder = target_folder().join("bench");
-        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        let path = folder.join(format!("{}.json", self.name));
-        let text = serde_json::to_string_pretty(self).context("write the report")?;
-        fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-        say(&format!("written to {}", path.display()));
-        Ok(path)
+        write(self.name, self)
     }
+}
+
+/// Writes a bench's figures to target/bench/NAME.json; gives its path.
+pub fn write(name: &str, figures: &impl Serialize) -> anyhow::Result<PathBuf> {
+    let folder = target_folder().join("bench");
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let path = folder.join(format!("{name}.json"));
+    let text = serde_json::to_string_pretty(figures).context("write the report")?;
+    fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    say(&format!("written to {}", path.display()));
+    Ok(path)
 }
 
 /// The build's target folder: the executable is in target/PROFILE.

@@ -41,12 +41,6 @@ pub fn usher_down(context: TcContext) -> i32 {
     entry(&Skb::new(context), Direction::Down)
 }
 
-/// Does nothing: what the others are measured against.
-#[classifier]
-pub fn usher_nothing(_: TcContext) -> i32 {
-    PASS
-}
-
 /// Whether a packet goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {

@@ -23,11 +23,9 @@ pub enum Attach {
 
 pub(super) const UP: &str = "usher_up";
 pub(super) const DOWN: &str = "usher_down";
-/// Does nothing: what the others are measured against. Never attached.
-pub(super) const NOTHING: &str = "usher_nothing";
 
 /// All programs of the object.
-pub(super) const PROGRAMS: [&str; 3] = [UP, DOWN, NOTHING];
+pub(super) const PROGRAMS: [&str; 2] = [UP, DOWN];
 /// The pins of the links, in the order of [`HOOKS`].
 pub(super) const LINKS: [&str; 2] = ["link_up", "link_down"];
 /// Which program hangs where.

@@ -1,4 +1,4 @@
-//! One frame through one loaded program, off the wire: for tests and benches, which must see the very programs that run.
+//! One frame through one loaded program, off the wire: for tests, which must see the very programs that run.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use aya::{Ebpf, TestRun, TestRunOptions};
 use usher_models::wire::Direction;
 
 use super::ProbeError;
-use super::attach::{DOWN, NOTHING, UP};
+use super::attach::{DOWN, UP};
 use super::maps::kernel;
 
 /// A frame and how to run it.
 #[derive(Debug, Clone, Copy)]
 pub struct Trial<'a> {
-    /// The program: of a direction, or the one that does nothing.
-    pub direction: Option<Direction>,
+    /// The direction whose program it is.
+    pub direction: Direction,
     /// The frame from its Ethernet header on; the kernel takes no frame of 14 bytes or fewer.
     pub frame: &'a [u8],
     /// How often to run it; the outcome is the last run's, the time the mean.
@@ -26,7 +26,7 @@ pub struct Trial<'a> {
 impl<'a> Trial<'a> {
     /// One run of `frame` in `direction`.
     pub fn once(direction: Direction, frame: &'a [u8]) -> Self {
-        Self { direction: Some(direction), frame, repeat: 1, segment_bytes: 0 }
+        Self { direction, frame, repeat: 1, segment_bytes: 0 }
     }
 }
 
@@ -61,9 +61,8 @@ const DROP: u32 = 2;
 pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeError> {
     let doing = "run a program on a frame";
     let name = match trial.direction {
-        Some(Direction::Up) => UP,
-        Some(Direction::Down) => DOWN,
-        None => NOTHING,
+        Direction::Up => UP,
+        Direction::Down => DOWN,
     };
     let program = ebpf.program(name).ok_or(ProbeError::NotInObject { name })?;
     let program: &SchedClassifier = program.try_into().map_err(kernel(doing))?;

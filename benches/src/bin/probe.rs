@@ -1,94 +1,343 @@
-//! What the probe costs a packet: the programs themselves under BPF_PROG_TEST_RUN, beside one that does nothing.
+//! What the probe costs a packet: its programs under BPF_PROG_TEST_RUN, each run's packet one of the next flow.
 //!
-//! Needs root. The flow is warm: known, named, its subscriber bound. All runs are interleaved, so that the machine's moods
-//! meet them alike.
+//! A driver program (`ebpf/src/bench.rs`) writes the flow's addresses and time stamps into the packet and calls the target by tail
+//! call: the probe, an empty program, or one look-up of the 5-tuple in a hash map as large as the probe's table. The three
+//! take turns within each round. Printed are the nanoseconds above the empty program, and their ratio to the look-up's.
+//!
+//! Counting and rates are on for every subscriber, and so large that nothing is held back. Needs root. With `--check` it
+//! fails where a case costs more than CI lets it.
 
-use std::process::Command;
-use std::time::Duration;
+#[path = "../../../ebpf/src/bench_plan.rs"]
+#[expect(unreachable_pub, reason = "the programs' file")]
+mod plan;
 
-use anyhow::{Context as _, ensure};
-use usher_agent::probe::{Probe, ProbeConfig, Trial};
-use usher_benches::{Case, Report, median, say};
-use usher_models::wire::{Class, Direction, Enforcement, FlowKey, LINE, Rate};
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode};
 
-const ROUNDS: usize = 15;
-const REPEAT: u32 = 400_000;
-/// The frame of the comparisons in the architecture: 128 bytes of TCP.
+use anyhow::{Context as _, bail, ensure};
+use aya::maps::{Array, ProgramArray};
+use aya::programs::tc::TcAttachType;
+use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use comfy_table::{Table, presets};
+use ipnet::IpNet;
+use serde::Serialize;
+use usher_agent::probe::{Probe, ProbeConfig};
+use usher_benches::{say, write};
+use usher_models::units::BitsPerSecond;
+use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Rate, Reason};
+
+use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, SUBSCRIBER};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/usher-probe-bench.o");
+
+const ROUNDS: usize = 11;
+/// Runs of a target in a round, at the least.
+const RUNS: u32 = 1 << 18;
+/// Bytes of a frame without a tunnel.
 const FRAME_BYTES: usize = 128;
-const SLOT: u32 = 1;
 
-fn main() -> anyhow::Result<()> {
-    let interface = Interface::make()?;
-    let mut probe = Probe::load(ProbeConfig {
-        pin_dir: format!("/sys/fs/bpf/{}", interface.name).into(),
-        ..ProbeConfig::new(&interface.name)
-    })?;
-    let measured = measure(&mut probe);
-    probe.detach()?;
-    measured?.finish()?;
-    Ok(())
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    name: &'static str,
+    shape: u32,
+    flows: u32,
+    subscribers: u32,
+    both: bool,
+    /// The table is full of other flows.
+    full: bool,
+    /// The highest median ratio that `--check` lets pass.
+    limit: Option<f64>,
 }
 
-fn measure(probe: &mut Probe) -> anyhow::Result<Report> {
-    let frame = frame();
-    let down = Trial { repeat: REPEAT, ..Trial::once(Direction::Down, &frame) };
-    let nothing = Trial { direction: None, ..down };
-    probe.bind("10.0.0.2/32".parse()?, SLOT)?;
-    probe.trial(&Trial { repeat: 1, ..down })?;
-    ensure!(probe.name_flow(&flow(), Class::Video, false)?, "the flow is not known after a packet of it");
+const TCP4_64K: Case = Case {
+    name: "tcp4-64k",
+    shape: IPV4,
+    flows: 1 << 16,
+    subscribers: 8_192,
+    both: false,
+    full: false,
+    limit: Some(1.6),
+};
 
-    // So fast that nothing is held back: what is measured is the bucket, not a drop.
-    let fast = Rate::per_second(1_000_000_000_000, 0);
-    let free = Enforcement::default();
-    let class = free.with_rate(Class::Video.index(), Direction::Down, fast);
-    let both = class.with_rate(LINE, Direction::Down, fast);
-    let cases =
-        [("a warm packet", free), ("with its class's rate", class), ("with the line's rate too", both)];
+const CASES: [Case; 6] = [
+    Case { name: "tcp4-1", flows: 1, subscribers: 1, limit: Some(2.2), ..TCP4_64K },
+    TCP4_64K,
+    Case { name: "tcp4-1m", flows: 1 << 20, subscribers: 100_000, limit: None, ..TCP4_64K },
+    Case { name: "tcp6-64k", shape: IPV6, limit: None, ..TCP4_64K },
+    Case { name: "rtt-64k", both: true, limit: None, ..TCP4_64K },
+    Case { name: "full", full: true, limit: None, ..TCP4_64K },
+];
 
-    let mut empty = Vec::new();
-    let mut taken: [Vec<Duration>; 3] = Default::default();
-    for _ in 0..ROUNDS {
-        empty.push(probe.trial(&nothing)?.duration);
-        for ((_, enforcement), taken) in cases.iter().zip(&mut taken) {
-            probe.enforce(SLOT, enforcement)?;
-            taken.push(probe.trial(&down)?.duration);
+fn main() -> anyhow::Result<ExitCode> {
+    let mut check = false;
+    let mut wanted = Vec::new();
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--check" => check = true,
+            name if CASES.iter().any(|case| case.name == name) => wanted.push(argument),
+            _ => bail!("`{argument}`: expected --check or names of cases"),
         }
     }
-    let empty = nanoseconds(median(empty));
-    let mut report = Report::new("probe");
-    for ((name, _), taken) in cases.iter().zip(taken) {
-        report.add(Case::new(*name, nanoseconds(median(taken)), "ns", "an empty program", empty));
+    let mut figures = BTreeMap::new();
+    let mut over = Vec::new();
+    for case in CASES.iter().filter(|case| wanted.is_empty() || wanted.iter().any(|name| name == case.name)) {
+        let figure = measure(case).with_context(|| format!("measure {}", case.name))?;
+        if let Some(limit) = case.limit.filter(|limit| figure.lookup_ratio.median > *limit) {
+            over.push(format!(
+                "{}: {:.2} look-ups, more than {limit}",
+                case.name, figure.lookup_ratio.median
+            ));
+        }
+        figures.insert(case.name, figure);
     }
-    say(&format!("{FRAME_BYTES}-byte TCP frame, one flow, median of {ROUNDS} x {REPEAT} runs"));
-    Ok(report)
+    say(&format!("nanoseconds a packet above an empty program, {ROUNDS} rounds: minimum / median"));
+    say(&table(&figures).to_string());
+    write("probe", &figures)?;
+    if check && !over.is_empty() {
+        bail!("the probe costs too much: {}", over.join("; "));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn nanoseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e9
+/// The best and the middle round.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Spread {
+    minimum: f64,
+    median: f64,
 }
 
-/// A segment from a server to the subscriber.
-fn frame() -> Vec<u8> {
-    let ip_bytes = u16::try_from(FRAME_BYTES - 14).unwrap_or(u16::MAX).to_be_bytes();
-    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0x00];
-    frame.extend([0x45, 0, ip_bytes[0], ip_bytes[1], 0, 0, 0x40, 0, 64, 6, 0, 0]);
-    frame.extend([198, 51, 100, 7, 10, 0, 0, 2]);
-    frame.extend([0x01, 0xbb, 0x0f, 0xa0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
-    frame.resize(FRAME_BYTES, 0);
+impl Spread {
+    fn of(mut rounds: Vec<f64>) -> Self {
+        rounds.sort_unstable_by(f64::total_cmp);
+        let at = |place: usize| rounds.get(place).copied().unwrap_or(f64::NAN);
+        Self { minimum: at(0), median: at(rounds.len() / 2) }
+    }
+}
+
+/// What came of a case.
+#[derive(Debug, Serialize)]
+struct Figure {
+    /// The probe, above the empty program.
+    net_ns: Spread,
+    /// The look-up in a hash map, above the empty program.
+    lookup_ns: Spread,
+    /// The first over the second, round by round.
+    lookup_ratio: Spread,
+    /// The empty program behind the driver.
+    empty_ns: Spread,
+}
+
+fn table(figures: &BTreeMap<&str, Figure>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["case", "the probe", "one look-up", "ratio", "driver"]);
+    let both =
+        |spread: Spread, digits: usize| format!("{:.digits$} / {:.digits$}", spread.minimum, spread.median);
+    for case in CASES {
+        let Some(figure) = figures.get(case.name) else { continue };
+        table.add_row([
+            case.name.to_owned(),
+            both(figure.net_ns, 0),
+            both(figure.lookup_ns, 0),
+            both(figure.lookup_ratio, 2),
+            both(figure.empty_ns, 0),
+        ]);
+    }
+    table
+}
+
+fn measure(case: &Case) -> anyhow::Result<Figure> {
+    let interface = Interface::make()?;
+    // As a gateway of that size is configured; the default where it is the larger.
+    let base = ProbeConfig::new(&interface.name);
+    let mut probe = Probe::load(ProbeConfig {
+        pin_dir: format!("/sys/fs/bpf/{}", interface.name).into(),
+        max_flows: if case.full { 1_024 } else { base.max_flows.max(case.flows) },
+        max_subscribers: base.max_subscribers.max(case.subscribers + 1),
+        max_prefixes: base.max_prefixes.max(case.subscribers),
+        // The first packet of a flow is shown to the agent, which is not there; the others are a warm flow's.
+        sample_packets: 1,
+        ring_bytes: 1 << 16,
+        sample_rate: BitsPerSecond(8_000),
+        ..base.clone()
+    })?;
+    let figure = compare(case, &mut probe, &interface.name, base.max_flows.max(case.flows));
+    probe.detach()?;
+    figure
+}
+
+fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -> anyhow::Result<Figure> {
+    let fast = Rate::per_second(1_000_000_000_000, 0);
+    let lane = Class::Other.index();
+    let limited =
+        Direction::BOTH.iter().fold(Enforcement::default(), |all, way| all.with_rate(lane, *way, fast));
+    for number in 0..case.subscribers {
+        probe.bind(prefix(case.shape, number)?, number + 1)?;
+        probe.enforce(number + 1, &limited)?;
+    }
+
+    let mut driver = Driver::load(case, lookup_flows)?;
+    let nothing = driver.own("nothing")?;
+    let look_up = driver.own("look_up")?;
+    let remember = driver.own("remember")?;
+    let probed = [attached(interface, TcAttachType::Ingress)?, attached(interface, TcAttachType::Egress)?];
+
+    // Every flow once; then the look-up finds all of them, and the probe knows all that it can.
+    let all = case.flows * if case.both { 2 } else { 1 };
+    driver.run([&remember, &remember], all, 0)?;
+    if case.full {
+        driver.run([&probed[0], &probed[1]], all, case.flows)?;
+    }
+    driver.run([&probed[0], &probed[1]], all * 2, 0)?;
+
+    let before = packets(probe, case.subscribers)?;
+    let runs = RUNS.max(all);
+    let mut rounds: [Vec<f64>; 4] = Default::default();
+    for _ in 0..ROUNDS {
+        let empty = driver.run([&nothing, &nothing], runs, 0)?;
+        let looked_up = driver.run([&look_up, &look_up], runs, 0)? - empty;
+        let net = driver.run([&probed[0], &probed[1]], runs, 0)? - empty;
+        for (rounds, value) in rounds.iter_mut().zip([net, looked_up, net / looked_up, empty]) {
+            rounds.push(value);
+        }
+    }
+    // What was measured is a probe that counts every packet, and knows the flows or has no room for them, as the case says.
+    let counted = packets(probe, case.subscribers)? - before;
+    ensure!(counted == u64::from(runs) * ROUNDS as u64, "{counted} packets counted of {ROUNDS} x {runs}");
+    let full: u64 = probe
+        .counters()?
+        .into_iter()
+        .filter(|(reason, ..)| *reason == Reason::FlowTableFull)
+        .map(|(_, _, tally)| tally.packets)
+        .sum();
+    ensure!((full > 0) == case.full, "{full} packets found the flow table full");
+    let [net, looked_up, ratio, empty] = rounds.map(Spread::of);
+    Ok(Figure { net_ns: net, lookup_ns: looked_up, lookup_ratio: ratio, empty_ns: empty })
+}
+
+/// Packets let through, of all subscribers of the bench; fails where one was held back or nobody's.
+fn packets(probe: &Probe, subscribers: u32) -> anyhow::Result<u64> {
+    let mut packets = 0;
+    for slot in 0..=subscribers {
+        let usage = probe.usage(slot)?;
+        for cell in usage.cells.iter().flatten() {
+            packets += cell.packets;
+            ensure!(cell.dropped_packets == 0, "a packet of slot {slot} was held back");
+            ensure!(slot != ANONYMOUS || cell.packets == 0, "a packet is nobody's");
+        }
+    }
+    Ok(packets)
+}
+
+fn attached(interface: &str, hook: TcAttachType) -> anyhow::Result<ProgramFd> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, hook)?;
+    Ok(programs.first().context("the probe is not attached by TCX: Linux 6.6 has it")?.fd()?)
+}
+
+/// The driver, loaded with a frame and a plan.
+struct Driver {
+    ebpf: Ebpf,
+    targets: ProgramArray<aya::maps::MapData>,
+    plan: Array<aya::maps::MapData, [u32; 6]>,
+    case: Case,
+    frame: Vec<u8>,
+}
+
+impl Driver {
+    fn load(case: &Case, flows: u32) -> anyhow::Result<Self> {
+        let mut ebpf = EbpfLoader::new().map_max_entries("bench_flows", flows).load(OBJECT)?;
+        for name in ["drive", "nothing", "look_up", "remember"] {
+            program(&mut ebpf, name)?.load()?;
+        }
+        let targets = ebpf.take_map("bench_targets").context("no table of targets")?.try_into()?;
+        let plan = ebpf.take_map("bench_plan").context("no plan")?.try_into()?;
+        Ok(Self { ebpf, targets, plan, case: *case, frame: frame(case.shape) })
+    }
+
+    /// One of the bench's own programs.
+    fn own(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
+        Ok(program(&mut self.ebpf, name)?.info()?.fd()?)
+    }
+
+    /// Drives the targets of up and down through `runs` packets, from the first flow on; nanoseconds of each.
+    fn run(&mut self, targets: [&ProgramFd; 2], runs: u32, remote_offset: u32) -> anyhow::Result<f64> {
+        for (place, target) in (0..).zip(targets) {
+            self.targets.set(place, target, 0)?;
+        }
+        let plan = Plan {
+            turn: 0,
+            shape: self.case.shape,
+            flow_mask: self.case.flows - 1,
+            subscribers: self.case.subscribers,
+            both: u32::from(self.case.both),
+            remote_offset,
+        };
+        let words = [plan.turn, plan.shape, plan.flow_mask, plan.subscribers, plan.both, plan.remote_offset];
+        self.plan.set(0, words, 0)?;
+        let options =
+            TestRunOptions { data_in: Some(&self.frame), repeat: runs, ..TestRunOptions::default() };
+        let taken = program(&mut self.ebpf, "drive")?.test_run(options)?;
+        Ok(taken.duration.as_secs_f64() * 1e9)
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    Ok(ebpf.program_mut(name).with_context(|| format!("the bench's object has no `{name}`"))?.try_into()?)
+}
+
+/// The subscriber's prefix: a host of IPv4, a /64 of IPv6.
+fn prefix(shape: u32, number: u32) -> anyhow::Result<IpNet> {
+    let address = if shape == IPV6 {
+        let [a, b, c, d] = number.to_be_bytes();
+        IpNet::new([0x20, 0x01, 0x0d, 0xb8, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0].into(), 64)
+    } else {
+        IpNet::new((SUBSCRIBER + number).to_be_bytes().into(), 32)
+    };
+    Ok(address?)
+}
+
+/// A TCP segment with time stamps, [`FRAME_BYTES`] long but for a tunnel's headers. The driver writes addresses and stamps.
+fn frame(shape: u32) -> Vec<u8> {
+    let ip_at = if shape == GTPU { GTPU_AT } else { PLAIN_AT };
+    let inner_bytes = FRAME_BYTES - PLAIN_AT;
+    let mut inner = Vec::with_capacity(inner_bytes);
+    if shape == IPV6 {
+        inner.extend([0x60, 0, 0, 0]);
+        inner.extend(length(inner_bytes - 40));
+        inner.extend([6, 64]);
+        inner.extend([0; 32]);
+    } else {
+        ipv4(&mut inner, 6, inner_bytes);
+    }
+    inner.extend([0x01, 0xbb, 0x0f, 0xa0, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    inner.extend([1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0]);
+    inner.resize(inner_bytes, 0);
+
+    let ethertype = if shape == IPV6 { [0x86, 0xdd] } else { [0x08, 0x00] };
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, ethertype[0], ethertype[1]];
+    if shape == GTPU {
+        ipv4(&mut frame, 17, ip_at - PLAIN_AT + inner_bytes);
+        frame.extend([0x08, 0x68, 0x08, 0x68]);
+        frame.extend(length(8 + 8 + inner_bytes));
+        frame.extend([0, 0, 0x30, 0xff]);
+        frame.extend(length(inner_bytes));
+        frame.extend([0, 0, 0, 7]);
+    }
+    frame.extend(inner);
     frame
 }
 
-fn flow() -> FlowKey {
-    let mapped =
-        |last: [u8; 4]| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, last[0], last[1], last[2], last[3]];
-    FlowKey {
-        subscriber: mapped([10, 0, 0, 2]),
-        remote: mapped([198, 51, 100, 7]),
-        subscriber_port: 4_000,
-        remote_port: 443,
-        protocol: 6,
-        zero: [0; 3],
-    }
+fn ipv4(to: &mut Vec<u8>, protocol: u8, bytes: usize) {
+    to.extend([0x45, 0]);
+    to.extend(length(bytes));
+    to.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
+    to.extend([172, 16, 0, 1, 172, 16, 0, 2]);
+}
+
+fn length(bytes: usize) -> [u8; 2] {
+    u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
 }
 
 /// A pair of interfaces nobody sends through. Gone when dropped.
