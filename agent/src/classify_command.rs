@@ -187,8 +187,8 @@ impl Listing {
             if ticked.is_none_or(|ticked| now.since(ticked) > TICK) {
                 ticked = Some(now);
                 let expired = self.classifier.expire(now);
-                for (flow, observation) in expired {
-                    self.note(&flow, observation);
+                for concluded in expired {
+                    self.note(&concluded.flow, concluded.observation);
                 }
                 // Memory stays bounded on captures of any length: what has long been silent is listed early.
                 if self.table.is_full() {
@@ -198,8 +198,8 @@ impl Listing {
             }
         }
         bar.finish_and_clear();
-        for (flow, observation) in self.classifier.finish() {
-            self.note(&flow, observation);
+        for concluded in self.classifier.finish() {
+            self.note(&concluded.flow, concluded.observation);
         }
         let left =
             std::mem::replace(&mut self.table, Table::new(TableLimits::default())).into_flows().collect();

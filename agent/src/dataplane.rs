@@ -1,7 +1,9 @@
 //! The seam between the agent and whatever sees and counts packets: the probe in the kernel, or a capture.
 //!
-//! [`DataPlane`] is what the rest of the agent holds. Both kinds have the same methods with the same meaning; a capture
-//! holds settings and reads them back, but touches no packet ("dry run").
+//! Two halves, each with one owner: [`DataPlane`] counts, binds and enforces by subscriber slot, and is the gateway task's;
+//! [`Flows`] shows new flows' first bytes and takes their classes, and is the verdicts' thread's. They share nothing that
+//! one could keep from the other for longer than a look-up takes. Both kinds have the same methods with the same meaning; a
+//! capture holds settings and reads them back, but touches no packet ("dry run").
 
 use std::borrow::Cow;
 
@@ -9,9 +11,9 @@ use ipnet::IpNet;
 use usher_models::units::Micros;
 use usher_models::wire::{Class, Direction, Enforcement, FlowKey, SlotUsage};
 
-use crate::capture::{BindingsFull, Capture, CaptureError, Source};
+use crate::capture::{self, BindingsFull, Capture, CaptureError, Source};
 use crate::config;
-use crate::probe::{Probe, ProbeConfig, ProbeError};
+use crate::probe::{self, Probe, ProbeConfig, ProbeError};
 
 /// How many prefixes the probe has room for, a session on the average.
 const PREFIXES_A_SESSION: u32 = 4;
@@ -94,7 +96,55 @@ pub struct ReasonCount {
     pub bytes: Option<u64>,
 }
 
-/// What sees and counts packets.
+/// What sees new flows and gives them their classes.
+#[derive(Debug)]
+pub enum Flows {
+    /// The probe's ring and flow table.
+    Probe(Box<probe::Flows>),
+    /// A capture's frames and flows.
+    Capture(Box<capture::Flows>),
+}
+
+impl Flows {
+    /// The next packet the classifier should see. Loses nothing when cancelled. `None`: the capture has ended.
+    pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
+        match self {
+            Self::Probe(flows) => flows.next_sample().await,
+            Self::Capture(flows) => flows.next_sample().await,
+        }
+    }
+
+    /// The same without waiting: `None` where there is none now.
+    pub fn try_next_sample(&mut self) -> Option<Sample<'static>> {
+        match self {
+            Self::Probe(flows) => flows.try_next_sample(),
+            Self::Capture(flows) => flows.try_next_sample(),
+        }
+    }
+
+    /// Gives a flow its class, and says whether more of its packets are wanted. False where the flow is not known any more.
+    pub fn name_flow(
+        &mut self,
+        flow: &FlowKey,
+        class: Class,
+        sampling: bool,
+    ) -> Result<bool, DataPlaneError> {
+        match self {
+            Self::Probe(flows) => Ok(flows.name_flow(flow, class, sampling)?),
+            Self::Capture(flows) => Ok(flows.name_flow(flow, class, sampling)),
+        }
+    }
+
+    /// Why the source ended, if not by the end of a file.
+    pub fn broken(&self) -> Option<DataPlaneError> {
+        match self {
+            Self::Probe(_) => None,
+            Self::Capture(flows) => flows.broken().map(DataPlaneError::from),
+        }
+    }
+}
+
+/// What counts packets by subscriber slot, and enforces.
 #[derive(Debug)]
 pub enum DataPlane {
     /// The probe in the kernel.
@@ -105,9 +155,12 @@ pub enum DataPlane {
 
 impl DataPlane {
     /// Loads the probe or opens the capture.
-    pub fn open(source: &config::Source) -> Result<Self, DataPlaneError> {
-        Ok(match source {
-            config::Source::Probe(source) => Self::Probe(Box::new(Probe::load(probe_config(source))?)),
+    pub fn open(source: &config::Source) -> Result<(Self, Flows), DataPlaneError> {
+        match source {
+            config::Source::Probe(source) => {
+                let (probe, flows) = Probe::load(probe_config(source))?;
+                Ok((Self::Probe(Box::new(probe)), Flows::Probe(Box::new(flows))))
+            }
             config::Source::Capture(source) => {
                 let source = match (&source.interface, &source.file) {
                     (Some(interface), _) => Source::Interface(interface.clone()),
@@ -115,9 +168,10 @@ impl DataPlane {
                         Source::File { path: file.clone().unwrap_or_default(), pace: source.pace }
                     }
                 };
-                Self::Capture(Box::new(Capture::open(&source)?))
+                let (capture, flows) = Capture::open(&source)?;
+                Ok((Self::Capture(Box::new(capture)), Flows::Capture(Box::new(flows))))
             }
-        })
+        }
     }
 
     /// The life of the counters.
@@ -134,35 +188,6 @@ impl DataPlane {
             Self::Probe(probe) => probe.dry_run(),
             Self::Capture(capture) => capture.dry_run(),
         }
-    }
-
-    /// The next packet the classifier should see. Loses nothing when cancelled. `None`: the capture has ended.
-    pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
-        match self {
-            Self::Probe(probe) => probe.next_sample().await,
-            Self::Capture(capture) => capture.next_sample().await,
-        }
-    }
-
-    /// Why the source ended, if not by the end of a file.
-    pub fn broken(&self) -> Option<DataPlaneError> {
-        match self {
-            Self::Probe(_) => None,
-            Self::Capture(capture) => capture.broken().map(DataPlaneError::from),
-        }
-    }
-
-    /// Gives a flow its class, and says whether more of its packets are wanted.
-    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> Result<(), DataPlaneError> {
-        match self {
-            Self::Probe(probe) => {
-                probe.name_flow(flow, class, sampling)?;
-            }
-            Self::Capture(capture) => {
-                capture.name_flow(flow, class, sampling);
-            }
-        }
-        Ok(())
     }
 
     /// Turns all enforcement off, or on again.
@@ -187,15 +212,15 @@ impl DataPlane {
                     bytes: Some(tally.bytes),
                 })
                 .collect(),
-            Self::Capture(capture) => capture
-                .counters()
-                .into_iter()
-                .map(|(reason, packets)| {
-                    let bytes = capture.refused_bytes().find(|(refused, _)| *refused == reason);
-                    let bytes = bytes.map(|(_, bytes)| bytes);
+            Self::Capture(capture) => {
+                let refused = capture.refused_bytes();
+                let counted = |(reason, packets)| {
+                    let bytes = refused.iter().find(|(refused, _)| *refused == reason);
+                    let bytes = bytes.map(|(_, bytes)| *bytes);
                     ReasonCount { reason, direction: None, packets, bytes }
-                })
-                .collect(),
+                };
+                capture.counters().into_iter().map(counted).collect()
+            }
         })
     }
 

@@ -1,6 +1,6 @@
-//! The gateway task: the one owner of the data plane, the books, the classifier and the settings.
+//! The gateway task: the one owner of the data plane's counters and enforcement, the books and the settings.
 //!
-//! Everything that happens on the gateway comes through here, one thing at a time: a sample, a second, a push, new
+//! Everything but the naming of flows ([`crate::verdicts`]) comes through here, one thing at a time: a second, a push, new
 //! sessions. Time is an argument; what to wait for is the business of [`crate::run`].
 
 use std::collections::VecDeque;
@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use usher_models::setting::Settings;
 use usher_models::telemetry::{self, Stage};
 use usher_models::units::Micros;
@@ -16,17 +17,17 @@ use usher_models::wire::Enforcement;
 
 use crate::books::{Books, BooksError};
 use crate::catalogue;
-use crate::classify::{Classifier, Observation, Verdict};
 use crate::config::Config;
-use crate::dataplane::{DataPlane, Sample, Slots as _};
+use crate::dataplane::{DataPlane, Slots as _};
 use crate::metrics::Metrics;
 use crate::sessions::{Session, Sessions};
 use crate::store::Store;
 use crate::uplink::settings::{Command, Event, Pushes};
 use crate::usage::SessionFacts;
+use crate::verdicts::{Named, Order};
 
-/// Verdicts told in one batch; more than these in one second are counted and not told.
-const MAX_FLOWS_TOLD: usize = 16_384;
+/// Named flows kept until a drain tells them; more than these are counted and not told.
+pub const MAX_FLOWS_TOLD: usize = 65_536;
 
 /// Seconds between two looks for idle flows.
 const SWEEP_EVERY: u64 = 10;
@@ -38,16 +39,28 @@ const MAX_FAILED_DRAINS: u32 = 3;
 /// What a file was when it was last read.
 type Stamp = Option<(u64, u64, i64, i64)>;
 
+/// The gateway task's line to the verdicts' thread.
+#[derive(Debug)]
+pub struct Line {
+    /// What the thread is to do.
+    pub orders: mpsc::Sender<Order>,
+    /// What it has named.
+    pub named: mpsc::Receiver<Named>,
+}
+
 /// The gateway task's state.
 pub struct Gateway {
     config: Config,
     plane: DataPlane,
     books: Books,
     pushes: Pushes,
-    classifier: Classifier,
     store: Arc<Store>,
     metrics: Metrics,
+    line: Line,
+    /// Named, not told yet.
     flows: Vec<telemetry::FlowNamed>,
+    /// Slots whose sessions are over, not asked to be forgotten yet.
+    forget: Vec<u32>,
     read: Stamp,
     waiting: Option<Sessions>,
     seconds: u64,
@@ -60,7 +73,7 @@ impl Gateway {
         config: Config,
         mut plane: DataPlane,
         store: Arc<Store>,
-        classifier: Classifier,
+        line: Line,
         sessions: Sessions,
         metrics: Metrics,
         now: Micros,
@@ -77,10 +90,11 @@ impl Gateway {
             plane,
             books,
             pushes,
-            classifier,
             store,
             metrics,
+            line,
             flows: Vec::new(),
+            forget: Vec::new(),
             read,
             waiting: None,
             seconds: 0,
@@ -95,11 +109,6 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// The data plane, to wait for samples.
-    pub fn plane(&mut self) -> &mut DataPlane {
-        &mut self.plane
-    }
-
     /// Whether nothing can be stored any more. The next agent takes up from what the file holds; until then counting and
     /// enforcement go on in the kernel.
     pub fn is_stuck(&self) -> bool {
@@ -111,48 +120,23 @@ impl Gateway {
         self.pushes.next()
     }
 
-    /// A flow's first bytes.
-    pub fn observe(&mut self, sample: &Sample<'_>, now: Micros) {
-        self.metrics.samples.inc();
-        let observation = self.classifier.observe(sample);
-        // Not the observation itself: a host name does not leave the classifier, not even for a log.
-        tracing::trace!(instruction = ?observation.instruction(), "sample");
-        if let Some((class, sampling)) = observation.instruction()
-            && let Err(error) = self.plane.name_flow(&sample.flow, class, sampling)
-        {
-            tracing::warn!("a verdict could not be told to the data plane: {error}");
-        }
-        match observation {
-            Observation::Named(verdict) => {
-                // A capture read fast is ahead of the clock.
-                self.named(sample.slot, sample.first_packet, &verdict, now.max(sample.seen));
+    /// Takes over what was named, while it is known whose each slot is.
+    fn hear(&mut self) {
+        while let Ok(named) = self.line.named.try_recv() {
+            if self.flows.len() >= MAX_FLOWS_TOLD {
+                self.metrics.flows_untold.inc();
+                continue;
             }
-            Observation::GiveUp => {
-                self.metrics.no_verdict.inc();
-            }
-            Observation::NeedMore | Observation::Again { .. } => {}
+            self.flows.push(telemetry::FlowNamed {
+                session: self.books.accounts().session_of(named.slot).to_owned(),
+                app: named.app.as_deref().unwrap_or_default().to_owned(),
+                class: telemetry::Class::from(named.class).into(),
+                via: named.via.name().to_owned(),
+                confidence: named.confidence,
+                first_packet_us: named.first_packet.get(),
+                verdict_us: named.at.get(),
+            });
         }
-    }
-
-    fn named(&mut self, slot: u32, first_packet: Micros, verdict: &Verdict, now: Micros) {
-        let took = now.since(first_packet);
-        self.metrics.named(verdict.class, verdict.via.name(), took);
-        let app = verdict.app.as_deref().unwrap_or_default();
-        let took_ms = took.as_millis();
-        tracing::debug!(app, class = %verdict.class, via = %verdict.via, took_ms, "flow named");
-        if self.flows.len() >= MAX_FLOWS_TOLD {
-            self.metrics.flows_untold.inc();
-            return;
-        }
-        self.flows.push(telemetry::FlowNamed {
-            session: self.books.accounts().session_of(slot).to_owned(),
-            app: app.to_owned(),
-            class: telemetry::Class::from(verdict.class).into(),
-            via: verdict.via.name().to_owned(),
-            confidence: verdict.confidence,
-            first_packet_us: first_packet.get(),
-            verdict_us: now.get(),
-        });
     }
 
     /// A second has passed. Returns whether what was counted is spooled.
@@ -165,22 +149,7 @@ impl Gateway {
             self.try_sessions(now, sessions);
         }
         let told = self.drain(now);
-        for (flow, observation) in self.classifier.expire(now) {
-            if let Some((class, sampling)) = observation.instruction() {
-                // The flow may be gone by now; then there is nothing to name.
-                let _ = self.plane.name_flow(&flow, class, sampling);
-            }
-            match observation {
-                Observation::Named(verdict) => {
-                    self.metrics.verdict(verdict.class, verdict.via.name());
-                }
-                Observation::GiveUp => {
-                    self.metrics.no_verdict.inc();
-                }
-                Observation::NeedMore | Observation::Again { .. } => {}
-            }
-        }
-        self.metrics.classifier(&self.classifier.counters());
+        self.forget();
         match self.plane.counters() {
             Ok(counts) => self.metrics.packets(&counts),
             Err(error) => tracing::warn!("the data plane's counters could not be read: {error}"),
@@ -205,6 +174,7 @@ impl Gateway {
 
     /// Tells what was counted. Returns whether something was spooled.
     pub fn drain(&mut self, now: Micros) -> bool {
+        self.hear();
         let result = self.books.drain(now, &mut self.plane, &self.flows);
         self.metrics.spooled(self.store.spooled());
         match result {
@@ -250,7 +220,12 @@ impl Gateway {
     /// Reads the catalogue again. A bad file changes nothing.
     pub fn reload_catalogue(&mut self) {
         match catalogue::load(self.config.catalogue.as_deref()) {
-            Ok(catalogue) => self.classifier.replace_catalogue(catalogue),
+            Ok(catalogue) => {
+                if self.line.orders.try_send(Order::Catalogue(Box::new(catalogue))).is_err() {
+                    self.metrics.reload_failures.inc();
+                    tracing::error!("the catalogue stays as it is: the verdicts' thread takes no orders");
+                }
+            }
             Err(error) => {
                 self.metrics.reload_failures.inc();
                 tracing::error!("the catalogue stays as it is: {error}");
@@ -267,6 +242,7 @@ impl Gateway {
     }
 
     fn set_sessions(&mut self, now: Micros, sessions: Sessions, at_start: bool) -> Result<(), BooksError> {
+        self.hear();
         let facts = sessions.iter().map(facts).collect();
         let pushes = &self.pushes;
         let holds = |facts: &SessionFacts| enforcement(pushes, &facts.id, facts.roaming, now);
@@ -278,10 +254,9 @@ impl Gateway {
         self.waiting = None;
         // The slot's next session must not inherit what this one's subscriber asked for.
         for session in &changed.closed {
-            if let Some(slot) = self.books.accounts().slot_of(session) {
-                self.classifier.forget(slot);
-            }
+            self.forget.extend(self.books.accounts().slot_of(session));
         }
+        self.forget();
         let open = self.books.accounts().all_open().count();
         self.metrics.sessions.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.metrics.sessions_without_slot.set(i64::try_from(changed.without_slot.len()).unwrap_or(i64::MAX));
@@ -293,6 +268,18 @@ impl Gateway {
         }
         tracing::info!(open, changes = changed.changes, closed = changed.closed.len(), "sessions in force");
         self.settle(now, Event::Closed(changed.closed))
+    }
+
+    /// Asks to forget what was learnt for sessions that are over; what finds no room in the line waits for the next second.
+    fn forget(&mut self) {
+        if self.forget.is_empty() {
+            return;
+        }
+        if let Err(error) = self.line.orders.try_send(Order::Forget(std::mem::take(&mut self.forget)))
+            && let Order::Forget(slots) = error.into_inner()
+        {
+            self.forget = slots;
+        }
     }
 
     /// A step of a push; the answers to give.

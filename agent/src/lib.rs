@@ -5,23 +5,25 @@
 //!
 //! ```text
 //!   kernel / libpcap
-//!      | samples        ^ verdicts, enforcement, bindings
-//!      v                |
-//!   [ gateway task ] ---+--- every second: drain ---> store (spool, baseline, sessions, settings)
-//!      ^  |   owns DataPlane, Classifier, Books, Pushes        |  ^
-//!      |  | reports                              batches after |  | acknowledged
-//!      |  v                                                    v  |
-//!   [ uplink task ] <=== gRPC, mutual TLS ===> orchestrator
-//!   [ metrics task ] ---> GET /metrics
+//!      | samples   ^ classes                | counters    ^ enforcement, bindings
+//!      v           |                        v             |
+//!   [ verdicts' thread ] -- named flows --> [ gateway task ] -- every second: drain --> store (spool, baseline,
+//!     owns Flows, Classifier  <-- orders --   owns DataPlane, Books, Pushes             |  ^   sessions, settings)
+//!                                              ^  | reports              batches after |  | acknowledged
+//!                                       pushes |  v                                    v  |
+//!                                           [ uplink task ] <=== gRPC, mutual TLS ===> orchestrator
+//!                                           [ metrics task ] ---> GET /metrics
 //! ```
 //!
 //! | task | file | waits for |
 //! |---|---|---|
-//! | gateway | [`gateway`], driven by [`run`] | signals, the second, a setting's end, a push, a sample |
+//! | verdicts, a thread of its own | [`verdicts`], driven by [`run`] | an order, the second, a sample |
+//! | gateway | [`gateway`], driven by [`run`] | signals, the second, a setting's end, a push, the samples' end |
 //! | uplink | [`uplink::client`] | the orchestrator, a report, something spooled |
 //! | metrics | [`page`] | an HTTP request |
 //!
-//! Invariants: only the gateway task touches the data plane; a byte is told exactly once ([`books`], [`store`]); what is
+//! Invariants: only the gateway task touches counters, bindings and enforcement, only the verdicts' thread samples and
+//! classes, and the latter waits for neither disk nor network; a byte is told exactly once ([`books`], [`store`]); what is
 //! sans-I/O ([`classify`], [`usage`], [`service`], [`uplink::settings`], [`uplink::window`]) knows no clock and no file.
 
 pub mod books;
@@ -44,3 +46,4 @@ pub mod sessions;
 pub mod store;
 pub mod uplink;
 pub mod usage;
+pub mod verdicts;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -13,6 +14,11 @@ use prometheus_client::registry::{Registry, Unit};
 use usher_models::Class;
 
 use crate::dataplane::ReasonCount;
+
+/// Where the histogram of decisions is cut, in seconds. 5 ms is a bound of its own: what a flow's first megabyte can wait.
+const DECISION_SECONDS: [f64; 15] = [
+    0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
+];
 
 /// Label of what is split by one word of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -68,8 +74,14 @@ pub struct Metrics {
     pub no_verdict: Counter,
     /// From a flow's first packet to its verdict.
     pub verdict_seconds: Histogram,
+    /// From the packet that decided a verdict to the class in the flow's entry.
+    pub decision_seconds: Histogram,
     /// Verdicts not told, for too many came in one second.
     pub flows_untold: Counter,
+    /// Verdicts about flows that the data plane did not know any more.
+    pub flows_gone: Counter,
+    /// Verdicts that could not be written to the data plane.
+    pub naming_failures: Counter,
     /// What the classifier refused or gave up, by reason.
     pub classifier: Family<Reason, Counter>,
     /// Packets the data plane did less with.
@@ -123,7 +135,10 @@ impl Metrics {
             verdicts: Family::default(),
             no_verdict: Counter::default(),
             verdict_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
+            decision_seconds: Histogram::new(DECISION_SECONDS),
             flows_untold: Counter::default(),
+            flows_gone: Counter::default(),
+            naming_failures: Counter::default(),
             classifier: Family::default(),
             packets: Family::default(),
             packet_bytes: Family::default(),
@@ -149,11 +164,13 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter); 13] = [
+        let counters: [(&str, &str, &Counter); 15] = [
             ("counters_backwards", "Counters found below what was told of them", &self.counters_backwards),
             ("samples", "First bytes looked at", &self.samples),
             ("no_verdict", "Flows that will never be named", &self.no_verdict),
             ("flows_untold", "Verdicts not told, too many in one second", &self.flows_untold),
+            ("flows_gone", "Verdicts about flows that are not known any more", &self.flows_gone),
+            ("naming_failures", "Verdicts that could not be written", &self.naming_failures),
             ("pushes_dropped", "Push steps that came faster than they could be done", &self.pushes_dropped),
             ("reports_dropped", "Answers to push steps that found no way up", &self.reports_dropped),
             ("page_waited", "Visitors of the metrics page that waited for a place", &self.page_waited),
@@ -187,6 +204,12 @@ impl Metrics {
             Unit::Seconds,
             self.verdict_seconds.clone(),
         );
+        registry.register_with_unit(
+            "decision",
+            "From the packet that decided a verdict to the class in the flow's entry",
+            Unit::Seconds,
+            self.decision_seconds.clone(),
+        );
         registry.register("classifier_refusals", "What the classifier gave up", self.classifier.clone());
         registry.register("packets", "Packets the data plane did less with", self.packets.clone());
         registry.register("packets_bytes", "Their bytes, where told", self.packet_bytes.clone());
@@ -198,15 +221,15 @@ impl Metrics {
         );
     }
 
-    /// A flow was named, when its first packet is not known any more.
-    pub fn verdict(&self, class: Class, via: &'static str) {
+    /// A flow was named, so long after its first packet.
+    pub fn named(&self, class: Class, via: &'static str, after: Duration) {
         self.verdicts.get_or_create(&VerdictLabels { class: class.name(), via }).inc();
+        self.verdict_seconds.observe(after.as_secs_f64());
     }
 
-    /// A flow was named.
-    pub fn named(&self, class: Class, via: &'static str, after: std::time::Duration) {
-        self.verdict(class, via);
-        self.verdict_seconds.observe(after.as_secs_f64());
+    /// A verdict is where packets are counted, so long after the packet that decided it.
+    pub fn decided(&self, after: Duration) {
+        self.decision_seconds.observe(after.as_secs_f64());
     }
 
     /// A drain ended.
@@ -267,7 +290,8 @@ mod tests {
     #[test]
     fn every_metric_is_on_the_page_with_its_prefix_and_no_subscriber() {
         let metrics = Metrics::new();
-        metrics.named(Class::Video, "sni", std::time::Duration::from_millis(3));
+        metrics.named(Class::Video, "sni", Duration::from_millis(3));
+        metrics.decided(Duration::from_millis(3));
         metrics.drained("told");
         let counts = [ReasonCount { reason: "not_ip", direction: None, packets: 7, bytes: Some(420) }];
         metrics.packets(&counts);
@@ -278,6 +302,7 @@ mod tests {
             "usher_agent_packets_total{reason=\"not_ip\",direction=\"any\"} 7",
             "usher_agent_packets_bytes_total{reason=\"not_ip\",direction=\"any\"} 420",
             "usher_agent_verdict_seconds_count 1",
+            "usher_agent_decision_seconds_bucket{le=\"0.005\"} 1",
             "usher_agent_uplink_connected 0",
         ] {
             assert!(page.contains(line), "{line} in\n{page}");

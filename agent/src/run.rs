@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use usher_models::telemetry;
@@ -17,16 +17,20 @@ use usher_models::units::Micros;
 use crate::catalogue;
 use crate::classify::Classifier;
 use crate::config::{Config, Source};
-use crate::dataplane::DataPlane;
-use crate::gateway::Gateway;
+use crate::dataplane::{DataPlane, DataPlaneError};
+use crate::gateway::{Gateway, Line, MAX_FLOWS_TOLD};
 use crate::metrics::Metrics;
 use crate::page;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use crate::uplink::{Lines, Uplink, client};
+use crate::verdicts::{Order, Verdicts};
 
 /// Push steps and answers that may wait.
 const QUEUE: usize = 256;
+
+/// Orders to the verdicts' thread that may wait.
+const ORDERS: usize = 16;
 
 /// How long a stop waits for the orchestrator to take the last batches; what it does not take stays in the spool.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -50,6 +54,8 @@ struct Joints {
     reports: mpsc::Sender<telemetry::Report>,
     spooled: watch::Sender<u64>,
     finish: watch::Sender<bool>,
+    /// That there are no more samples, and why if not because a file is at its end.
+    ended: oneshot::Receiver<Option<DataPlaneError>>,
     store: Arc<Store>,
     metrics: Metrics,
 }
@@ -88,7 +94,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let signals = Signals::listen()?;
     let store = Arc::new(Store::open(&config.state_dir, config.spool)?);
-    let plane = DataPlane::open(&config.source)?;
+    let (plane, flows) = DataPlane::open(&config.source)?;
     let dry_run = plane.dry_run();
     let exit_at_end = matches!(&config.source, Source::Capture(capture) if capture.exit_at_end);
     let agent = config.agent.as_str();
@@ -106,11 +112,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         spooled: spooled_receiver,
         finish: finish_receiver,
     };
+    let (orders, orders_receiver) = mpsc::channel(ORDERS);
+    let (named_sender, named) = mpsc::channel(MAX_FLOWS_TOLD);
+    let (ended_sender, ended) = oneshot::channel();
     let mut joints =
-        Joints { pushes, reports, spooled, finish, store: store.clone(), metrics: metrics.clone() };
+        Joints { pushes, reports, spooled, finish, ended, store: store.clone(), metrics: metrics.clone() };
+    let line = Line { orders, named };
     let mut gateway = block_in_place(|| {
-        Gateway::start(config, plane, store, classifier, sessions, metrics.clone(), Micros::now())
+        Gateway::start(config, plane, store, line, sessions, metrics.clone(), Micros::now())
     })?;
+    // Not before every session has its slot: a capture counts as it is read.
+    let verdicts = Verdicts::new(flows, classifier, named_sender, metrics.clone());
+    start_verdicts(verdicts, orders_receiver, ended_sender).context("start the verdicts' thread")?;
     let uplink = tokio::spawn(uplink.run(lines));
     let visitors = page.map(|listener| tokio::spawn(page::serve(listener, metrics)));
 
@@ -178,24 +191,49 @@ async fn work(gateway: &mut Gateway, joints: &mut Joints, mut signals: Signals, 
                     }
                 }
             }
-            more = sample(gateway), if !ended => if !more {
-                ended = true;
-                if let Some(error) = gateway.plane().broken() {
-                    return End::Broken(error.into());
+            end = &mut joints.ended, if !ended => match end {
+                Ok(None) => {
+                    ended = true;
+                    tracing::info!("the capture file is at its end");
+                    told = block_in_place(|| gateway.drain(Micros::now()));
+                    joints.spooled.send_modify(|count| *count += 1);
                 }
-                tracing::info!("the capture file is at its end");
-                told = block_in_place(|| gateway.drain(Micros::now()));
-                joints.spooled.send_modify(|count| *count += 1);
-            }
+                Ok(Some(error)) => return End::Broken(error.into()),
+                Err(_) => return End::Broken(anyhow::anyhow!("the verdicts' thread ended: see above")),
+            },
         }
     }
 }
 
-/// Looks at the next sample. False: there are no more, ever.
-async fn sample(gateway: &mut Gateway) -> bool {
-    let Some(sample) = gateway.plane().next_sample().await else { return false };
-    gateway.observe(&sample, Micros::now());
-    true
+/// Gives the verdicts a thread of their own, which waits for samples itself: no other task's work is in between. It ends
+/// when nobody can give it orders any more.
+fn start_verdicts(
+    mut verdicts: Verdicts,
+    mut orders: mpsc::Receiver<Order>,
+    ended: oneshot::Sender<Option<DataPlaneError>>,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = async move {
+        let mut seconds = interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ended = Some(ended);
+        loop {
+            tokio::select! {
+                biased;
+                order = orders.recv() => match order {
+                    Some(order) => verdicts.obey(order),
+                    None => return,
+                },
+                _ = seconds.tick() => verdicts.expire(Micros::now()),
+                more = verdicts.next(Micros::now), if ended.is_some() => if !more && let Some(ended) = ended.take() {
+                    verdicts.finish(Micros::now());
+                    // Nobody waits for it any more where the agent is stopping.
+                    let _ = ended.send(verdicts.broken());
+                }
+            }
+        }
+    };
+    std::thread::Builder::new().name("verdicts".to_owned()).spawn(move || runtime.block_on(work)).map(drop)
 }
 
 /// Lets the uplink send what there is, for a while.

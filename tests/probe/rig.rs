@@ -1,6 +1,7 @@
 //! A probe of one's own: on an interface nobody sends through, with pins nobody shares.
 
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use etherparse::PacketBuilder;
 use ipnet::IpNet;
 use usher_agent::dataplane::Sample;
-use usher_agent::probe::{Probe, ProbeConfig, ProbeError, Trial, Verdict};
+use usher_agent::probe::{Flows, Probe, ProbeConfig, ProbeError, Trial, Verdict};
 use usher_models::wire::{Cell, Class, Direction, FlowKey, Reason, Tally};
 
 /// The subscriber of most tests, and a server.
@@ -51,16 +52,56 @@ impl Rig {
         ip(&["link", "del", &self.settings.interface]);
     }
 
-    pub(crate) fn load(&self) -> Result<Probe, ProbeError> {
-        Probe::load(self.settings.clone())
+    pub(crate) fn load(&self) -> Result<Whole, ProbeError> {
+        Probe::load(self.settings.clone()).map(|(probe, flows)| Whole { probe, flows })
     }
 
     /// A probe with the usual subscriber bound.
-    pub(crate) fn probe(&self) -> Probe {
+    pub(crate) fn probe(&self) -> Whole {
         let mut probe = self.load().expect("the probe loads");
         probe.bind(net("10.0.0.2/32"), SLOT).expect("binds");
         probe.bind(net("2001:db8:1::/48"), SLOT).expect("binds");
         probe
+    }
+}
+
+/// Both halves of a probe, in the one hand of a test.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    probe: Probe,
+    flows: Flows,
+}
+
+impl Whole {
+    pub(crate) fn name_flow(
+        &mut self,
+        key: &FlowKey,
+        class: Class,
+        sampling: bool,
+    ) -> Result<bool, ProbeError> {
+        self.flows.name_flow(key, class, sampling)
+    }
+
+    pub(crate) async fn next_sample(&mut self) -> Option<Sample<'static>> {
+        self.flows.next_sample().await
+    }
+
+    pub(crate) fn detach(self) -> Result<(), ProbeError> {
+        self.probe.detach()
+    }
+}
+
+impl Deref for Whole {
+    type Target = Probe;
+
+    fn deref(&self) -> &Probe {
+        &self.probe
+    }
+}
+
+impl DerefMut for Whole {
+    fn deref_mut(&mut self) -> &mut Probe {
+        &mut self.probe
     }
 }
 
@@ -127,8 +168,8 @@ pub(crate) fn everything(probe: &Probe) -> (u64, u64) {
     (packets, bytes)
 }
 
-pub(crate) fn samples(probe: &mut Probe) -> Vec<Sample<'static>> {
-    std::iter::from_fn(|| probe.try_next_sample()).collect()
+pub(crate) fn samples(probe: &mut Whole) -> Vec<Sample<'static>> {
+    std::iter::from_fn(|| probe.flows.try_next_sample()).collect()
 }
 
 /// The flow of [`tcp`] and [`udp`] frames.

@@ -51,6 +51,6 @@ fn refused() -> Option<String> {
         ring_bytes: 1 << 16,
         ..ProbeConfig::new("lo")
     };
-    let loaded = Probe::load(trial.clone()).and_then(Probe::detach);
+    let loaded = Probe::load(trial.clone()).and_then(|(probe, _)| probe.detach());
     loaded.err().map(|error| format!("the probe cannot be loaded: {error}"))
 }

@@ -8,8 +8,10 @@
 //! libpcap -> reading thread (paced) -> bounded channel -> next_sample: frame -> table -> counted, perhaps a Sample
 //! ```
 //!
-//! Frames are counted inside [`Capture::next_sample`], so a verdict given for one sample holds for every packet after it,
-//! however fast a file is read; and nothing is counted while nobody asks for samples.
+//! Frames are counted inside [`Flows::next_sample`], so a verdict given for one sample holds for every packet after it,
+//! however fast a file is read; and nothing is counted while nobody asks for samples. The table is shared between
+//! [`Flows`], on the thread that names flows, and [`Capture`], which binds and reads counters: each holds it for one frame
+//! or one answer.
 
 pub mod file;
 pub mod frame;
@@ -20,6 +22,7 @@ pub mod table;
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use usher_models::Class;
@@ -28,7 +31,7 @@ use usher_models::wire::{Enforcement, FlowKey, SlotUsage};
 
 pub use self::pace::Pace;
 pub use self::source::{CaptureError, Source};
-use self::source::{Frame, Reading};
+use self::source::{Frame, Health, Reading};
 use self::table::Table;
 pub use self::table::{BindingsFull, TableLimits};
 use crate::dataplane::{Boot, Sample};
@@ -37,48 +40,58 @@ use crate::dataplane::{Boot, Sample};
 #[derive(Debug)]
 pub struct Capture {
     boot: Boot,
-    reading: Reading,
-    table: Table,
+    table: Arc<Mutex<Table>>,
+    health: Arc<Health>,
     enforcement: HashMap<u32, Enforcement>,
     bypass: bool,
+}
+
+/// What reads a capture's frames and gives its flows their classes.
+#[derive(Debug)]
+pub struct Flows {
+    reading: Reading,
+    table: Arc<Mutex<Table>>,
     time: Option<Micros>,
 }
 
-impl Capture {
-    /// Opens an interface or file and starts to read.
-    pub fn open(source: &Source) -> Result<Self, CaptureError> {
-        Self::with_limits(source, TableLimits::default())
-    }
+/// The table, for one frame or one answer. A thread that died with it left whole counters behind: each is added to once.
+fn hold(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    /// As [`Self::open`], with bounds of its own.
-    pub fn with_limits(source: &Source, limits: TableLimits) -> Result<Self, CaptureError> {
-        Ok(Self {
-            boot: Boot(uuid::Uuid::new_v4().into_bytes()),
-            reading: Reading::start(source)?,
-            table: Table::new(limits),
-            enforcement: HashMap::new(),
-            bypass: false,
-            time: None,
-        })
-    }
-
-    /// The life of these counters: this object's.
-    pub fn boot(&self) -> Boot {
-        self.boot
-    }
-
+impl Flows {
     /// Counts frames until one is of use to the classifier. `None`: the file ended, or the interface went away; then
     /// [`Self::broken`] tells which, and every further call returns `None` at once.
     ///
     /// Cancel-safe: a frame is counted when it is taken from the channel, and then its sample is returned without waiting.
     pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
         loop {
-            let Frame { seen, wire, bytes } = self.reading.frames.recv().await?;
-            self.time = Some(seen);
-            if let Some(sample) = self.table.frame(self.reading.link, &bytes, wire, seen) {
-                return Some(sample.into_owned());
+            let frame = self.reading.frames.recv().await?;
+            if let Some(sample) = self.count(frame) {
+                return Some(sample);
             }
         }
+    }
+
+    /// The same without waiting: `None` where there is no such frame now.
+    pub fn try_next_sample(&mut self) -> Option<Sample<'static>> {
+        loop {
+            let frame = self.reading.frames.try_recv().ok()?;
+            if let Some(sample) = self.count(frame) {
+                return Some(sample);
+            }
+        }
+    }
+
+    fn count(&mut self, Frame { seen, wire, bytes }: Frame) -> Option<Sample<'static>> {
+        self.time = Some(seen);
+        hold(&self.table).frame(self.reading.link, &bytes, wire, seen).map(Sample::into_owned)
+    }
+
+    /// Counts the flow's further packets in `class`, and goes on handing out their first bytes or not. False where the flow
+    /// is not known any more.
+    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> bool {
+        hold(&self.table).name_flow(flow, class, sampling)
     }
 
     /// Why the source ended before its end, if it did.
@@ -90,31 +103,47 @@ impl Capture {
     pub fn time(&self) -> Option<Micros> {
         self.time
     }
+}
+
+impl Capture {
+    /// Opens an interface or file and starts to read.
+    pub fn open(source: &Source) -> Result<(Self, Flows), CaptureError> {
+        Self::with_limits(source, TableLimits::default())
+    }
+
+    /// As [`Self::open`], with bounds of its own.
+    pub fn with_limits(source: &Source, limits: TableLimits) -> Result<(Self, Flows), CaptureError> {
+        let reading = Reading::start(source)?;
+        let health = Arc::clone(&reading.health);
+        let table = Arc::new(Mutex::new(Table::new(limits)));
+        let flows = Flows { reading, table: Arc::clone(&table), time: None };
+        let boot = Boot(uuid::Uuid::new_v4().into_bytes());
+        Ok((Self { boot, table, health, enforcement: HashMap::new(), bypass: false }, flows))
+    }
+
+    /// The life of these counters: this object's.
+    pub fn boot(&self) -> Boot {
+        self.boot
+    }
 
     /// A slot's counters, which only ever rise.
     pub fn usage(&self, slot: u32) -> SlotUsage {
-        self.table.usage(slot)
+        hold(&self.table).usage(slot)
     }
 
     /// Binds a prefix to a slot; a narrower prefix wins over a wider one.
     pub fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), BindingsFull> {
-        self.table.bind(prefix, slot)
+        hold(&self.table).bind(prefix, slot)
     }
 
     /// Takes a binding back.
     pub fn unbind(&mut self, prefix: IpNet) {
-        self.table.unbind(prefix);
+        hold(&self.table).unbind(prefix);
     }
 
     /// All bindings.
     pub fn bindings(&self) -> Vec<(IpNet, u32)> {
-        self.table.bindings()
-    }
-
-    /// Counts the flow's further packets in `class`, and goes on handing out their first bytes or not. False where the flow
-    /// is not known any more.
-    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> bool {
-        self.table.name_flow(flow, class, sampling)
+        hold(&self.table).bindings()
     }
 
     /// Holds what enforcement would do with a slot.
@@ -143,24 +172,24 @@ impl Capture {
 
     /// What was not counted or not handed out, by reason.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let mut counters = self.table.counters();
-        counters.push(("dropped_before_reading", self.reading.health.dropped.load(Ordering::Relaxed)));
+        let mut counters = hold(&self.table).counters();
+        counters.push(("dropped_before_reading", self.health.dropped.load(Ordering::Relaxed)));
         counters
     }
 
     /// Bytes of the frames that were not counted, link-layer header included, by reason.
-    pub fn refused_bytes(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.table.refused_bytes()
+    pub fn refused_bytes(&self) -> Vec<(&'static str, u64)> {
+        hold(&self.table).refused_bytes().collect()
     }
 
     /// Forgets idle flows; says how many.
     pub fn sweep(&mut self, now: Micros) -> usize {
-        self.table.sweep(now).len()
+        hold(&self.table).sweep(now).len()
     }
 
     /// How many flows are held.
     pub fn flows(&self) -> usize {
-        self.table.flows()
+        hold(&self.table).flows()
     }
 
     /// A capture touches no packet.

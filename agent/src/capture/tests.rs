@@ -59,7 +59,7 @@ struct Written {
 }
 
 impl Written {
-    fn open(&self, pace: Pace) -> Capture {
+    fn open(&self, pace: Pace) -> (Capture, Flows) {
         Capture::open(&Source::File { path: self.path.clone(), pace }).unwrap()
     }
 }
@@ -111,22 +111,22 @@ async fn a_capture_written_is_counted_to_the_byte() {
         // Of nobody known, and no IP at all.
         .frame(40, &udp([203, 0, 113, 9], 5_000, SERVER, 443, &[0; 10]))
         .frame(50, &[0xff; 60]);
-    let mut capture = file.write().open(Pace::Fast);
+    let (mut capture, mut flows) = file.write().open(Pace::Fast);
     capture.bind(prefix("10.0.0.2/32"), 3).unwrap();
     let mut samples = 0;
-    while capture.next_sample().await.is_some() {
+    while flows.next_sample().await.is_some() {
         samples += 1;
     }
     assert_eq!(samples, 5);
-    assert!(capture.broken().is_none());
+    assert!(flows.broken().is_none());
     let usage = capture.usage(3);
     assert_eq!(cell(&usage, Class::Other, Direction::Up), (128 + 30, 2));
     assert_eq!(cell(&usage, Class::Other, Direction::Down), (1_028 + 1_228, 2));
     let anonymous = capture.usage(ANONYMOUS);
     assert_eq!(cell(&anonymous, Class::Other, Direction::Up), (38, 1));
     assert!(capture.counters().contains(&("not_ip", 1)));
-    assert!(capture.refused_bytes().any(|(reason, bytes)| reason == "not_ip" && bytes > 0));
-    assert_eq!(capture.next_sample().await, None, "the end stays the end");
+    assert!(capture.refused_bytes().into_iter().any(|(reason, bytes)| reason == "not_ip" && bytes > 0));
+    assert_eq!(flows.next_sample().await, None, "the end stays the end");
 }
 
 #[tokio::test]
@@ -135,12 +135,12 @@ async fn a_verdict_holds_for_every_packet_after_its_sample() {
     for number in 0..10 {
         file.frame(number, &udp(SUBSCRIBER, 5_000, SERVER, 443, &[0; 72]));
     }
-    let mut capture = file.write().open(Pace::Fast);
+    let (mut capture, mut flows) = file.write().open(Pace::Fast);
     capture.bind(prefix("10.0.0.0/24"), 1).unwrap();
-    let sample = capture.next_sample().await.unwrap();
+    let sample = flows.next_sample().await.unwrap();
     assert_eq!((sample.slot, sample.direction, sample.packet.len()), (1, Direction::Up, 100));
-    assert!(capture.name_flow(&sample.flow, Class::Video, false));
-    assert_eq!(capture.next_sample().await, None, "no more samples were asked for");
+    assert!(flows.name_flow(&sample.flow, Class::Video, false));
+    assert_eq!(flows.next_sample().await, None, "no more samples were asked for");
     assert_eq!(cell(&capture.usage(1), Class::Other, Direction::Up), (100, 1));
     assert_eq!(cell(&capture.usage(1), Class::Video, Direction::Up), (900, 9));
 }
@@ -154,9 +154,9 @@ async fn sampling_ends_with_its_budget_but_not_for_dns() {
         // A bare acknowledgement tells nothing.
         file.frame(number, &tcp(SUBSCRIBER, 5_001, SERVER, 443, b""));
     }
-    let mut capture = file.write().open(Pace::Fast);
+    let (capture, mut flows) = file.write().open(Pace::Fast);
     let mut by_port = HashMap::<u16, u32>::new();
-    while let Some(sample) = capture.next_sample().await {
+    while let Some(sample) = flows.next_sample().await {
         *by_port.entry(sample.flow.remote_port).or_default() += 1;
     }
     assert_eq!(by_port[&443], u32::from(TableLimits::default().samples));
@@ -169,9 +169,9 @@ async fn the_first_packet_of_a_file_is_now_and_time_goes_on_from_there() {
     let mut file = File::new(ETHERNET);
     file.frame(0, &udp(SUBSCRIBER, 1, SERVER, 2, b"a")).frame(30_000, &udp(SUBSCRIBER, 1, SERVER, 2, b"b"));
     let before = Micros::now();
-    let mut capture = file.write().open(Pace::RealTime);
-    let first = capture.next_sample().await.unwrap();
-    let second = capture.next_sample().await.unwrap();
+    let (_capture, mut flows) = file.write().open(Pace::RealTime);
+    let first = flows.next_sample().await.unwrap();
+    let second = flows.next_sample().await.unwrap();
     assert!(first.seen >= before && first.seen <= Micros::now());
     assert_eq!(second.seen.since(first.seen), Duration::from_millis(30));
     assert!(Micros::now() >= second.seen, "not handed out before its time");
@@ -184,10 +184,10 @@ async fn dropping_a_capture_ends_its_reading() {
     let frame = udp(SUBSCRIBER, 1, SERVER, 2, b"a");
     file.frame(0, &frame).frame(200_000_000, &frame);
     let written = file.write();
-    let mut capture = written.open(Pace::RealTime);
-    capture.next_sample().await.unwrap();
-    let health = std::sync::Arc::downgrade(&capture.reading.health);
-    drop(capture);
+    let (capture, mut flows) = written.open(Pace::RealTime);
+    flows.next_sample().await.unwrap();
+    let health = Arc::downgrade(&flows.reading.health);
+    drop((capture, flows));
     // The thread, which waits minutes for the next packet's time, lets go of what it shares.
     tokio::time::timeout(Duration::from_secs(10), async {
         while health.strong_count() > 0 {
@@ -204,12 +204,12 @@ async fn waiting_for_a_sample_may_be_given_up_without_losing_a_packet() {
     for number in 0..200 {
         file.frame(number * 50, &udp(SUBSCRIBER, 5_000, SERVER, 53, b"x"));
     }
-    let mut capture = file.write().open(Pace::RealTime);
+    let (capture, mut flows) = file.write().open(Pace::RealTime);
     let mut samples = 0;
     loop {
         tokio::select! {
             biased;
-            sample = capture.next_sample() => match sample {
+            sample = flows.next_sample() => match sample {
                 Some(_) => samples += 1,
                 None => break,
             },
@@ -227,10 +227,10 @@ async fn a_file_that_breaks_off_ends_and_says_so() {
     file.frame(0, &frame).frame(1, &frame);
     let end = file.bytes.len() - 3;
     file.bytes.truncate(end);
-    let mut capture = file.write().open(Pace::Fast);
-    assert!(capture.next_sample().await.is_some());
-    assert_eq!(capture.next_sample().await, None);
-    let message = capture.broken().expect("broken").to_string();
+    let (_capture, mut flows) = file.write().open(Pace::Fast);
+    assert!(flows.next_sample().await.is_some());
+    assert_eq!(flows.next_sample().await, None);
+    let message = flows.broken().expect("broken").to_string();
     assert!(message.contains("test.pcap") && message.contains("truncated"), "{message}");
 }
 
@@ -253,7 +253,7 @@ fn a_source_that_cannot_be_opened_is_named_with_the_remedy() {
 
 #[tokio::test]
 async fn what_would_be_enforced_is_read_back_as_it_was_given() {
-    let mut capture = File::new(ETHERNET).write().open(Pace::Fast);
+    let (mut capture, _flows) = File::new(ETHERNET).write().open(Pace::Fast);
     assert!(capture.dry_run());
     let blocked = Enforcement { gate: Gate::Block as u32, ..Enforcement::default() };
     capture.enforce(4, &blocked);
@@ -263,7 +263,7 @@ async fn what_would_be_enforced_is_read_back_as_it_was_given() {
     assert_eq!(capture.enforcement(4), Enforcement::default());
     capture.set_bypass(true);
     assert!(capture.bypass());
-    assert_ne!(capture.boot(), File::new(ETHERNET).write().open(Pace::Fast).boot());
+    assert_ne!(capture.boot(), File::new(ETHERNET).write().open(Pace::Fast).0.boot());
 }
 
 fn table(bindings: &[(&str, u32)]) -> Table {
@@ -432,7 +432,7 @@ fn addresses_in_keys_are_mapped() {
 
 #[tokio::test]
 async fn packets_of_a_live_interface_are_counted() {
-    let mut capture = match Capture::open(&Source::Interface("lo".to_owned())) {
+    let (capture, mut flows) = match Capture::open(&Source::Interface("lo".to_owned())) {
         Err(CaptureError::NotPermitted { .. }) => {
             let name = "packets_of_a_live_interface_are_counted";
             let line = format!("SKIPPED {name}: needs CAP_NET_RAW\n");
@@ -453,7 +453,7 @@ async fn packets_of_a_live_interface_are_counted() {
     sender.send_to(&[7; 972], receiver.local_addr().unwrap()).unwrap();
     let sample = tokio::time::timeout(Duration::from_secs(20), async {
         loop {
-            let sample = capture.next_sample().await.expect("the interface stays");
+            let sample = flows.next_sample().await.expect("the interface stays");
             let flow = &sample.flow;
             if [flow.subscriber_port, flow.remote_port].iter().all(|port| ports.contains(port)) {
                 return sample;

@@ -25,6 +25,8 @@ const MAX_ANSWERS: u8 = 8;
 pub(crate) struct InProgress {
     /// Whose it is.
     pub(crate) slot: u32,
+    /// When the flow's first packet was seen.
+    pub(crate) first_packet: Micros,
     /// When its first bytes came; until then, when it was opened.
     pub(crate) since: Micros,
     kind: Kind,
@@ -91,23 +93,38 @@ impl InProgress {
     /// A connection whose handshake showed the client's direction and its first sequence number.
     pub(crate) fn opened(sample: &Sample<'_>, direction: Direction, start: u32) -> Self {
         let client = Client::Known { direction, exact: true, stream: Beginning::at(start), answers: 0 };
-        Self { slot: sample.slot, since: sample.seen, kind: Kind::Tcp(client) }
+        Self {
+            slot: sample.slot,
+            first_packet: sample.first_packet,
+            since: sample.seen,
+            kind: Kind::Tcp(client),
+        }
     }
 
     /// A connection seen from somewhere in its middle, or whose handshake was lost.
     pub(crate) fn unopened(sample: &Sample<'_>) -> Self {
-        Self { slot: sample.slot, since: sample.seen, kind: Kind::Tcp(Client::Unknown(Vec::new())) }
+        Self {
+            slot: sample.slot,
+            first_packet: sample.first_packet,
+            since: sample.seen,
+            kind: Kind::Tcp(Client::Unknown(Vec::new())),
+        }
     }
 
     /// A QUIC connection.
     pub(crate) fn quic(sample: &Sample<'_>) -> Self {
-        Self { slot: sample.slot, since: sample.seen, kind: Kind::Quic(Box::default()) }
+        Self {
+            slot: sample.slot,
+            first_packet: sample.first_packet,
+            since: sample.seen,
+            kind: Kind::Quic(Box::default()),
+        }
     }
 
     /// A conversation of DNS messages; over TCP, whose client's stream begins at `start`.
     pub(crate) fn dns(sample: &Sample<'_>, start: Option<u32>) -> Self {
         let kind = Kind::Dns(Box::new(Conversation::at(start)));
-        Self { slot: sample.slot, since: sample.seen, kind }
+        Self { slot: sample.slot, first_packet: sample.first_packet, since: sample.seen, kind }
     }
 
     /// Where the client's TCP stream begins, once known.

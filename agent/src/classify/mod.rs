@@ -43,7 +43,7 @@ use self::dns::{AnswerLimits, Answers, Asker};
 use self::in_progress::{InProgress, Step};
 use self::packet::{Packet, Payload, Segment};
 use self::signature::Signature;
-pub use self::verdict::{GUESSED, INFERRED, Observation, SIGNED, SURE, Verdict, Via};
+pub use self::verdict::{Concluded, GUESSED, INFERRED, Observation, SIGNED, SURE, Verdict, Via};
 use crate::dataplane::Sample;
 
 /// A flow without a verdict that is seen to begin again this long after it was given up gets another chance. Not at once:
@@ -166,7 +166,7 @@ impl Classifier {
     }
 
     /// Concludes flows whose first bytes have taken too long, and forgets what has passed.
-    pub fn expire(&mut self, now: Micros) -> Vec<(FlowKey, Observation)> {
+    pub fn expire(&mut self, now: Micros) -> Vec<Concluded> {
         let mut concluded = Vec::new();
         while let Some((flow, stream)) =
             self.streams.oldest().filter(|(_, stream)| now.since(stream.since) > self.limits.stream_age)
@@ -186,7 +186,7 @@ impl Classifier {
     }
 
     /// Concludes all flows in progress: no more samples will come.
-    pub fn finish(&mut self) -> Vec<(FlowKey, Observation)> {
+    pub fn finish(&mut self) -> Vec<Concluded> {
         std::iter::from_fn(|| self.conclude_oldest()).collect()
     }
 
@@ -521,12 +521,14 @@ impl Classifier {
     }
 
     /// By what was known when it began; of those that were not told about yet.
-    fn conclude_oldest(&mut self) -> Option<(FlowKey, Observation)> {
+    fn conclude_oldest(&mut self) -> Option<Concluded> {
         loop {
             let flow = *self.streams.oldest()?.0;
             let stream = self.take_stream(&flow)?;
             if self.told.get(&flow).is_none() {
-                return Some((flow, self.conclude(flow, stream.slot, None, stream.start(), stream.since)));
+                let InProgress { slot, first_packet, .. } = stream;
+                let observation = self.conclude(flow, slot, None, stream.start(), stream.since);
+                return Some(Concluded { flow, slot, first_packet, observation });
             }
         }
     }

@@ -437,8 +437,8 @@ fn a_half_hello_is_concluded_when_its_time_is_over_by_what_dns_said() {
     assert_eq!(classifier.expire(at(9_000)), []);
     let expired = classifier.expire(at(10_011));
     assert_eq!(expired.len(), 1);
-    assert_eq!(expired[0].0, flow);
-    let Observation::Named(verdict) = &expired[0].1 else { panic!("{expired:?}") };
+    assert_eq!((expired[0].flow, expired[0].slot, expired[0].first_packet), (flow, 7, at(0)));
+    let Observation::Named(verdict) = &expired[0].observation else { panic!("{expired:?}") };
     assert_eq!(verdict.via, Via::Dns);
     assert!(classifier.counters().contains(&("stream_expired", 1)));
     assert_eq!(classifier.held()[0], ("streams", 0));

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use usher_models::Class;
+use usher_models::units::Micros;
+use usher_models::wire::FlowKey;
 
 /// What a verdict rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +87,19 @@ pub enum Observation {
         /// Whether sampling goes on.
         sampling: bool,
     },
+}
+
+/// What was told about a flow without a further packet of it: its time was up, or no more packets come.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Concluded {
+    /// The flow.
+    pub flow: FlowKey,
+    /// The subscriber slot it is counted for.
+    pub slot: u32,
+    /// When its first packet was seen.
+    pub first_packet: Micros,
+    /// What was told: never that more is needed.
+    pub observation: Observation,
 }
 
 impl Observation {

@@ -26,6 +26,7 @@ const ENFORCEMENT: &str = "usher_enforce";
 const BUCKETS: &str = "usher_buckets";
 const TALLIES: &str = "usher_tallies";
 pub(super) const SAMPLES: &str = "usher_samples";
+const FLOWS_PIN: &str = "flows";
 
 /// BPF_EXIST (linux/bpf.h): replace, never add.
 const EXIST: u64 = 2;
@@ -66,7 +67,7 @@ fn shapes(settings: &ProbeConfig) -> [Shape; 8] {
     [
         shape(CONFIG, "config", 4, size_of::<Config>(), 1),
         shape(SESSIONS, "sessions", size_of::<Key<[u8; 16]>>(), 4, settings.max_prefixes),
-        shape(FLOWS, "flows", size_of::<FlowKey>(), size_of::<Flow>(), settings.max_flows),
+        shape(FLOWS, FLOWS_PIN, size_of::<FlowKey>(), size_of::<Flow>(), settings.max_flows),
         shape(USAGE, "usage", 4, size_of::<SlotUsage>(), slots),
         shape(ENFORCEMENT, "enforcement", 4, size_of::<Enforcement>(), slots),
         shape(BUCKETS, "buckets", 4, size_of::<Buckets>(), slots),
@@ -249,27 +250,6 @@ impl Maps {
         Ok(bindings)
     }
 
-    pub(super) fn name_flow(
-        &mut self,
-        key: &FlowKey,
-        class: Class,
-        sampling: bool,
-    ) -> Result<bool, ProbeError> {
-        let Record(flow) = match self.flows.get(&Record(*key), 0) {
-            Ok(flow) => flow,
-            Err(error) if absent(&error) => return Ok(false),
-            Err(error) => return Err(kernel("read a flow")(error)),
-        };
-        // What the probe writes meanwhile is lost, and none of it matters: an old binding is looked up again for its epoch,
-        // an old generation is set by the next packet, and a few samples more or less are as good.
-        let named = Flow { class: class as u8, sampling: u8::from(sampling), ..flow };
-        match self.flows.insert(Record(*key), Record(named), EXIST) {
-            Ok(()) => Ok(true),
-            Err(error) if absent(&error) => Ok(false),
-            Err(error) => Err(kernel("name a flow")(error)),
-        }
-    }
-
     pub(super) fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
         let limits = enforcement.rates.iter().flatten().any(Rate::limits);
         if limits != (enforcement.limited != 0) {
@@ -367,6 +347,34 @@ impl Maps {
         match error {
             MapError::OutOfBounds { .. } => ProbeError::NoSuchSlot { slot, slots: self.usage.len() },
             error => kernel("use a subscriber slot")(error),
+        }
+    }
+}
+
+/// The flow table as whoever names flows has it: by a descriptor of its own, for [`Maps`] may be busy with a sweep.
+pub(super) struct FlowTable(HashMap<MapData, Record<FlowKey>, Record<Flow>>);
+
+impl FlowTable {
+    pub(super) fn pinned(settings: &ProbeConfig) -> Result<Self, ProbeError> {
+        let doing = "open the flow table";
+        let map = MapData::from_pin(settings.pin_dir.join(FLOWS_PIN)).map_err(kernel(doing))?;
+        HashMap::try_from(Map::HashMap(map)).map(Self).map_err(kernel(doing))
+    }
+
+    /// Gives a flow its class; false where it is not known any more.
+    pub(super) fn name(&mut self, key: &FlowKey, class: Class, sampling: bool) -> Result<bool, ProbeError> {
+        let Record(flow) = match self.0.get(&Record(*key), 0) {
+            Ok(flow) => flow,
+            Err(error) if absent(&error) => return Ok(false),
+            Err(error) => return Err(kernel("read a flow")(error)),
+        };
+        // What the probe writes meanwhile is lost, and none of it matters: an old binding is looked up again for its epoch,
+        // an old generation is set by the next packet, and a few samples more or less are as good.
+        let named = Flow { class: class as u8, sampling: u8::from(sampling), ..flow };
+        match self.0.insert(Record(*key), Record(named), EXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if absent(&error) => Ok(false),
+            Err(error) => Err(kernel("name a flow")(error)),
         }
     }
 }

@@ -29,17 +29,16 @@ use aya::Ebpf;
 use ipnet::IpNet;
 use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{
-    ANONYMOUS, Class, Config, Direction, Enforcement, FlowKey, LAYOUT, MAX_FIRST_BYTES, Rate, Reason,
-    SlotUsage, Tally,
+    ANONYMOUS, Config, Direction, Enforcement, LAYOUT, MAX_FIRST_BYTES, Rate, Reason, SlotUsage, Tally,
 };
 
 pub use attach::Attach;
 pub use error::ProbeError;
+pub use samples::Flows;
 pub use trial::{Trial, TrialOutcome, Verdict};
 
-use crate::dataplane::{Boot, Sample};
+use crate::dataplane::Boot;
 use maps::Maps;
-use samples::Samples;
 
 /// What a probe is attached to and how large its maps are. Sizes are fixed for the life of the pinned maps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +93,6 @@ const GENERATIONS: usize = 4_096;
 pub struct Probe {
     ebpf: Ebpf,
     maps: Maps,
-    samples: Samples,
     config: Config,
     settings: ProbeConfig,
     /// When each of the latest generations began, oldest first; the last is the one now.
@@ -113,10 +111,11 @@ impl std::fmt::Debug for Probe {
 }
 
 impl Probe {
-    /// Loads the programs, adopts what is pinned in the directory or makes it, and attaches.
+    /// Loads the programs, adopts what is pinned in the directory or makes it, and attaches. The second half names flows,
+    /// on a thread of its own where there is one.
     ///
     /// What a running probe counts and enforces is untouched when this fails.
-    pub fn load(settings: ProbeConfig) -> Result<Self, ProbeError> {
+    pub fn load(settings: ProbeConfig) -> Result<(Self, Flows), ProbeError> {
         let interface = environment::interface(&settings.interface)?;
         let lock = environment::pin_directory(&settings.pin_dir)?;
         let fresh = fs::read_dir(&settings.pin_dir).is_ok_and(|mut pins| pins.next().is_none());
@@ -129,14 +128,14 @@ impl Probe {
         loaded
     }
 
-    fn take_over(settings: ProbeConfig, interface: u32, lock: File) -> Result<Self, ProbeError> {
+    fn take_over(settings: ProbeConfig, interface: u32, lock: File) -> Result<(Self, Flows), ProbeError> {
         maps::check_pins(&settings)?;
         let mut ebpf = maps::load(&settings)?;
         for program in attach::PROGRAMS {
             attach::load(&mut ebpf, program)?;
         }
         let mut maps = Maps::take(&mut ebpf)?;
-        let samples = Samples::take(&mut ebpf)?;
+        let flows = Flows::take(&mut ebpf, &settings)?;
         let mut config = maps.config()?;
         let attached_to = config.interface;
         if config.layout == 0 {
@@ -150,7 +149,7 @@ impl Probe {
         maps.set_config(config)?;
         attach::attach(&mut ebpf, &settings, attached_to == interface)?;
         let generations = VecDeque::from([(config.generation, Micros::now())]);
-        Ok(Self { ebpf, maps, samples, config, settings, generations, _lock: lock })
+        Ok((Self { ebpf, maps, config, settings, generations, _lock: lock }, flows))
     }
 
     /// The life of the counters: survives agents, ends with the pins.
@@ -166,18 +165,6 @@ impl Probe {
     /// Subscriber slots there are, slot 0 included.
     pub fn slots(&self) -> u32 {
         self.settings.max_subscribers
-    }
-
-    /// The next packet the classifier should see. Loses nothing when cancelled. Needs a tokio runtime.
-    ///
-    /// `None` never comes from a probe: packets do not end.
-    pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
-        self.samples.next().await
-    }
-
-    /// The same without waiting: `None` where there is none now.
-    pub fn try_next_sample(&mut self) -> Option<Sample<'static>> {
-        self.samples.try_next()
     }
 
     /// The counters of a subscriber slot, cumulative, summed over the CPUs.
@@ -205,13 +192,6 @@ impl Probe {
     /// The prefixes bound now, in no order: after an adoption, those the former agent bound.
     pub fn bindings(&self) -> Result<Vec<(IpNet, u32)>, ProbeError> {
         self.maps.bindings()
-    }
-
-    /// Gives a flow its class, and says whether the classifier wants more of its packets.
-    ///
-    /// False where the flow is not known any more; then nothing is changed.
-    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> Result<bool, ProbeError> {
-        self.maps.name_flow(flow, class, sampling)
     }
 
     /// Puts enforcement of a slot in force with the next packet.

@@ -1,18 +1,58 @@
-//! The ring of first bytes, read without losing a record to a cancelled wait.
+//! The verdicts' side of the probe: first bytes out of the ring, classes into the flow table.
+//!
+//! Apart from the rest of the probe, so that it can have a thread of its own: nothing here waits for a drain, a sweep or
+//! a change of sessions. No record is lost to a cancelled wait.
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use usher_models::wire::{Direction, FirstBytes};
+use usher_models::wire::{Class, Direction, FirstBytes, FlowKey};
 
-use super::ProbeError;
 use super::clock::Clock;
-use super::maps::SAMPLES;
+use super::maps::{FlowTable, SAMPLES};
+use super::{ProbeConfig, ProbeError};
 use crate::dataplane::Sample;
 
+/// What sees a probe's new flows and gives them their classes.
+pub struct Flows {
+    samples: Samples,
+    table: FlowTable,
+}
+
+impl std::fmt::Debug for Flows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flows").finish_non_exhaustive()
+    }
+}
+
+impl Flows {
+    pub(super) fn take(ebpf: &mut Ebpf, settings: &ProbeConfig) -> Result<Self, ProbeError> {
+        Ok(Self { samples: Samples::take(ebpf)?, table: FlowTable::pinned(settings)? })
+    }
+
+    /// The next packet the classifier should see. Loses nothing when cancelled. Needs a tokio runtime.
+    ///
+    /// `None` never comes from a probe: packets do not end.
+    pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
+        self.samples.next().await
+    }
+
+    /// The same without waiting: `None` where there is none now.
+    pub fn try_next_sample(&mut self) -> Option<Sample<'static>> {
+        self.samples.try_next()
+    }
+
+    /// Gives a flow its class, and says whether the classifier wants more of its packets.
+    ///
+    /// False where the flow is not known any more; then nothing is changed.
+    pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> Result<bool, ProbeError> {
+        self.table.name(flow, class, sampling)
+    }
+}
+
 /// The ring: plain until somebody waits for it, for that needs a runtime.
-pub(super) enum Samples {
+enum Samples {
     Plain(RingBuf<MapData>),
     Awaited(AsyncFd<RingBuf<MapData>>),
     /// The runtime would not watch the ring; said once.
@@ -20,7 +60,7 @@ pub(super) enum Samples {
 }
 
 impl Samples {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ProbeError> {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, ProbeError> {
         let map = ebpf.take_map(SAMPLES).ok_or(ProbeError::NotInObject { name: SAMPLES })?;
         RingBuf::try_from(map)
             .map(Self::Plain)
@@ -28,7 +68,7 @@ impl Samples {
     }
 
     /// The next record, if one is there.
-    pub(super) fn try_next(&mut self) -> Option<Sample<'static>> {
+    fn try_next(&mut self) -> Option<Sample<'static>> {
         match self {
             Self::Plain(ring) => take(ring),
             Self::Awaited(ring) => take(ring.get_mut()),
@@ -37,7 +77,7 @@ impl Samples {
     }
 
     /// The next record, when it comes.
-    pub(super) async fn next(&mut self) -> Option<Sample<'static>> {
+    async fn next(&mut self) -> Option<Sample<'static>> {
         loop {
             // Before any wait: a record that is there must not wait for a wake-up that has been.
             if let Some(sample) = self.try_next() {

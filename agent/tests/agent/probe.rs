@@ -52,7 +52,7 @@ fn usable() -> Result<(), String> {
         pin_dir: format!("/sys/fs/bpf/usher-trial-{}", std::process::id()).into(),
         ..ProbeConfig::new("lo")
     };
-    let loaded = Probe::load(trial).and_then(Probe::detach);
+    let loaded = Probe::load(trial).and_then(|(probe, _)| probe.detach());
     loaded.map_err(|error| format!("the probe cannot be loaded: {error}"))
 }
 

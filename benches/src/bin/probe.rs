@@ -152,7 +152,7 @@ fn measure(case: &Case) -> anyhow::Result<Figure> {
     let interface = Interface::make()?;
     // As a gateway of that size is configured; the default where it is the larger.
     let base = ProbeConfig::new(&interface.name);
-    let mut probe = Probe::load(ProbeConfig {
+    let (mut probe, _flows) = Probe::load(ProbeConfig {
         pin_dir: format!("/sys/fs/bpf/{}", interface.name).into(),
         max_flows: if case.full { 1_024 } else { base.max_flows.max(case.flows) },
         max_subscribers: base.max_subscribers.max(case.subscribers + 1),
