@@ -42,3 +42,4 @@ pub mod panel;
 pub mod pki;
 pub mod policy;
 pub mod run;
+pub mod uplift;
