@@ -112,6 +112,11 @@ pub fn packets(link: i32, frame: &[u8], wire: usize) -> Result<Vec<Found<'_>>, R
     refused.map_or(Ok(found), Err)
 }
 
+/// Whether a datagram between these ports may be a tunnel's.
+pub(super) fn may_carry_tunnel(ports: [u16; 2]) -> bool {
+    ports.iter().any(|port| matches!(*port, GTPU_PORT | VXLAN_PORT | TEREDO_PORT | CAPWAP_PORT))
+}
+
 /// Takes the link layer off.
 fn link_layer(link: i32, cut: &mut Cut<'_>) -> Result<Next, Refused> {
     match link {
@@ -219,6 +224,9 @@ impl<'a> Cut<'a> {
         let wire = outer_wire.min(self.wire()).saturating_sub(headers).max(content.len());
         let mut inner = Cut { rest: content, missing: wire - content.len() };
         let ports = [outer.source_port, outer.destination_port];
+        if matches!(outer.payload, Payload::Udp(_)) && !may_carry_tunnel(ports) {
+            return None;
+        }
         let (layer, next) = match outer.payload {
             Payload::Other(_) => match outer.protocol {
                 4 | 41 => (Layer::IpIp, Next::Ip),

@@ -17,6 +17,7 @@ pub mod file;
 pub mod frame;
 pub mod layer;
 pub mod pace;
+mod plain;
 pub mod source;
 pub mod table;
 

@@ -22,6 +22,7 @@ use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage};
 
 use super::frame::{self, Found, Layers, Refused};
+use super::plain;
 use crate::classify::packet::{self, Packet, Payload};
 use crate::dataplane::Sample;
 
@@ -121,6 +122,11 @@ impl Table {
 
     /// Counts a frame of libpcap's link type `link` that had `wire` bytes; returns its packet if the classifier is to see it.
     pub fn frame<'a>(&mut self, link: i32, frame: &'a [u8], wire: usize, seen: Micros) -> Option<Sample<'a>> {
+        if link == plain::ETHERNET
+            && let Some(found) = plain::packet(frame, wire)
+        {
+            return self.found(&found, seen);
+        }
         let packets = match frame::packets(link, frame, wire) {
             Ok(packets) => packets,
             Err(refused) => {
@@ -135,8 +141,14 @@ impl Table {
         if let Some((found, (slot, direction))) = of_session {
             return self.count(found, slot, direction, seen);
         }
-        let innermost = packets.last()?;
-        self.count(innermost, ANONYMOUS, self.anonymous_direction(&innermost.packet), seen)
+        self.found(packets.last()?, seen)
+    }
+
+    fn found<'a>(&mut self, found: &Found<'a>, seen: Micros) -> Option<Sample<'a>> {
+        let (slot, direction) = self
+            .session_side(&found.packet)
+            .unwrap_or_else(|| (ANONYMOUS, self.anonymous_direction(&found.packet)));
+        self.count(found, slot, direction, seen)
     }
 
     /// Binds a prefix to a slot; a narrower prefix wins over a wider one.
