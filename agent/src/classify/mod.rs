@@ -26,7 +26,6 @@ pub mod packet;
 mod quic;
 mod signature;
 mod stream;
-mod suffixes;
 mod tls;
 mod verdict;
 

@@ -1,9 +1,23 @@
-//! Host names as they are compared: lower case, no trailing dot; and the authorities that HTTP writes them in.
+//! Host names as they are compared: lower case, no trailing dot; the authorities that HTTP writes them in; and ids of apps.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 /// Longest host name (RFC 1035, 2.3.4), without the trailing dot.
 pub const MAX_NAME: usize = 253;
+
+/// What a domain in an operator's file looks like.
+pub(super) const DOMAIN_EXPECTED: &str = "expected labels of letters, digits, `-` and `_`, as in `video.example`; names below it are included without `*.`";
+
+/// What an app's id looks like.
+pub(super) const APP_EXPECTED: &str =
+    "expected up to 64 lower-case letters, digits and `-`, as in `my-video`";
+
+/// Whether a word may be an app's id, which stands in metrics and policies.
+pub(super) fn is_app(word: &str) -> bool {
+    !word.is_empty()
+        && word.len() <= 64
+        && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
 
 /// A host name read from foreign bytes, in canonical form: lower case, no trailing dot, labels of letters, digits, `-` and
 /// `_`. `None` for anything else, so that no hostile byte travels further.
