@@ -23,6 +23,7 @@ use crate::capture::source::{self, CaptureError};
 use crate::capture::table::{Flow, Table, TableLimits};
 use crate::catalogue::{self, LoadError};
 use crate::classify::{Classifier, Observation, Verdict, packet};
+use crate::dataplane::Sample;
 
 /// How often, in the capture's time, flows that take too long are concluded.
 const TICK: Duration = Duration::from_secs(1);
@@ -186,6 +187,8 @@ impl Listing {
             }
             if ticked.is_none_or(|ticked| now.since(ticked) > TICK) {
                 ticked = Some(now);
+                let overdue = self.table.overdue_fragments(now);
+                self.observe_late(&overdue);
                 let expired = self.classifier.expire(now);
                 for concluded in expired {
                     self.note(&concluded.flow, concluded.observation);
@@ -198,6 +201,8 @@ impl Listing {
             }
         }
         bar.finish_and_clear();
+        let rest = self.table.rest_of_fragments();
+        self.observe_late(&rest);
         for concluded in self.classifier.finish() {
             self.note(&concluded.flow, concluded.observation);
         }
@@ -206,6 +211,14 @@ impl Listing {
         self.list(left, lines)?;
         lines.end_of_capture()?;
         Ok(ended?)
+    }
+
+    /// What fragments that waited in vain still show.
+    fn observe_late(&mut self, samples: &[Sample<'_>]) {
+        for sample in samples {
+            let observation = self.classifier.observe(sample);
+            self.note(&sample.flow, observation);
+        }
     }
 
     fn note(&mut self, flow: &FlowKey, observation: Observation) {

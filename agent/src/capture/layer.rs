@@ -5,7 +5,7 @@ use std::fmt;
 use super::frame::Refused;
 
 /// Most tags and tunnels taken off a frame.
-pub const MAX_LAYERS: usize = 8;
+pub const MAX_LAYERS: usize = 12;
 
 /// One tag or tunnel around a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

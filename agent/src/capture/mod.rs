@@ -14,6 +14,7 @@
 //! or one answer.
 
 pub mod file;
+pub mod fragments;
 pub mod frame;
 pub mod layer;
 pub mod pace;
@@ -21,9 +22,10 @@ mod plain;
 pub mod source;
 pub mod table;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use usher_models::Class;
@@ -53,7 +55,14 @@ pub struct Flows {
     reading: Reading,
     table: Arc<Mutex<Table>>,
     time: Option<Micros>,
+    /// When fragments that wait in vain were last looked for.
+    ticked: Option<Micros>,
+    /// What they still show.
+    late: VecDeque<Sample<'static>>,
 }
+
+/// How often fragments that wait in vain are looked for, in the capture's time.
+const TICK: Duration = Duration::from_secs(1);
 
 /// The table, for one frame or one answer. A thread that died with it left whole counters behind: each is added to once.
 fn hold(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
@@ -67,7 +76,13 @@ impl Flows {
     /// Cancel-safe: a frame is counted when it is taken from the channel, and then its sample is returned without waiting.
     pub async fn next_sample(&mut self) -> Option<Sample<'static>> {
         loop {
-            let frame = self.reading.frames.recv().await?;
+            if let Some(late) = self.late.pop_front() {
+                return Some(late);
+            }
+            let Some(frame) = self.reading.frames.recv().await else {
+                self.late.extend(hold(&self.table).rest_of_fragments());
+                return self.late.pop_front();
+            };
             if let Some(sample) = self.count(frame) {
                 return Some(sample);
             }
@@ -77,6 +92,9 @@ impl Flows {
     /// The same without waiting: `None` where there is no such frame now.
     pub fn try_next_sample(&mut self) -> Option<Sample<'static>> {
         loop {
+            if let Some(late) = self.late.pop_front() {
+                return Some(late);
+            }
             let frame = self.reading.frames.try_recv().ok()?;
             if let Some(sample) = self.count(frame) {
                 return Some(sample);
@@ -86,7 +104,12 @@ impl Flows {
 
     fn count(&mut self, Frame { seen, wire, bytes }: Frame) -> Option<Sample<'static>> {
         self.time = Some(seen);
-        hold(&self.table).frame(self.reading.link, &bytes, wire, seen).map(Sample::into_owned)
+        let mut table = hold(&self.table);
+        if self.ticked.is_none_or(|ticked| seen.since(ticked) > TICK) {
+            self.ticked = Some(seen);
+            self.late.extend(table.overdue_fragments(seen));
+        }
+        table.frame(self.reading.link, &bytes, wire, seen).map(Sample::into_owned)
     }
 
     /// Counts the flow's further packets in `class`, and goes on handing out their first bytes or not. False where the flow
@@ -117,7 +140,8 @@ impl Capture {
         let reading = Reading::start(source)?;
         let health = Arc::clone(&reading.health);
         let table = Arc::new(Mutex::new(Table::new(limits)));
-        let flows = Flows { reading, table: Arc::clone(&table), time: None };
+        let flows =
+            Flows { reading, table: Arc::clone(&table), time: None, ticked: None, late: VecDeque::new() };
         let boot = Boot(uuid::Uuid::new_v4().into_bytes());
         Ok((Self { boot, table, health, enforcement: HashMap::new(), bypass: false }, flows))
     }

@@ -42,8 +42,8 @@ mod tests {
     /// Both ways' results, as far as the short one is gone.
     fn agrees(frame: &[u8], wire: usize) -> Option<bool> {
         let short = packet(frame, wire)?;
-        let long = frame::packets(ETHERNET, frame, wire).ok()?;
-        let [long] = &long[..] else { return Some(false) };
+        let long: Vec<_> = frame::packets(ETHERNET, frame, wire).collect();
+        let [Ok(long)] = &long[..] else { return Some(false) };
         let facts = |found: &Found<'_>| (found.ip.to_vec(), found.wire, found.layers);
         Some(facts(&short) == facts(long) && short.packet == long.packet)
     }
@@ -101,10 +101,6 @@ mod tests {
             set(transport + 2, &port.to_be_bytes());
             set(transport + 12, &[0x50]);
             prop_assert_ne!(agrees(&bytes, bytes.len() + more), Some(false));
-            // A frame that goes the short way is refused by nobody.
-            if packet(&bytes, bytes.len()).is_some() {
-                prop_assert!(frame::packets(ETHERNET, &bytes, bytes.len()).is_ok());
-            }
         }
     }
 }

@@ -21,7 +21,8 @@ use usher_models::Class;
 use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage};
 
-use super::frame::{self, Found, Layers, Refused};
+use super::fragments::{FragmentLimits, Fragments, Gathered};
+use super::frame::{self, Found, Fragment, Layers, Packets, Refused};
 use super::plain;
 use crate::classify::packet::{self, Packet, Payload};
 use crate::dataplane::Sample;
@@ -39,6 +40,8 @@ pub struct TableLimits {
     pub sample_bytes: usize,
     /// Silence after which a flow is forgotten.
     pub idle: Duration,
+    /// Of packets in fragments.
+    pub fragments: FragmentLimits,
 }
 
 impl Default for TableLimits {
@@ -49,6 +52,7 @@ impl Default for TableLimits {
             samples: 24,
             sample_bytes: MAX_FIRST_BYTES,
             idle: Duration::from_mins(5),
+            fragments: FragmentLimits::default(),
         }
     }
 }
@@ -92,6 +96,9 @@ pub struct Flow {
     samples: u16,
 }
 
+/// The slot a packet counts for, and its direction seen from there.
+type Side = (u32, Direction);
+
 /// Sessions' prefixes, flows and counters.
 #[derive(Debug)]
 pub struct Table {
@@ -100,6 +107,7 @@ pub struct Table {
     bound: usize,
     flows: HashMap<FlowKey, Flow, RandomState>,
     usage: HashMap<u32, Box<SlotUsage>, RandomState>,
+    fragments: Fragments,
     refused: [Traffic; Refused::ALL.len()],
     flows_full: u64,
     budgets_spent: u64,
@@ -114,6 +122,7 @@ impl Table {
             bound: 0,
             flows: HashMap::default(),
             usage: HashMap::default(),
+            fragments: Fragments::new(limits.fragments),
             refused: [Traffic::default(); Refused::ALL.len()],
             flows_full: 0,
             budgets_spent: 0,
@@ -121,34 +130,90 @@ impl Table {
     }
 
     /// Counts a frame of libpcap's link type `link` that had `wire` bytes; returns its packet if the classifier is to see it.
+    ///
+    /// Fragments wait for each other ([`super::fragments`]): the frame that completes a packet counts for all of them.
     pub fn frame<'a>(&mut self, link: i32, frame: &'a [u8], wire: usize, seen: Micros) -> Option<Sample<'a>> {
         if link == plain::ETHERNET
             && let Some(found) = plain::packet(frame, wire)
         {
-            return self.found(&found, seen);
+            let side = self.session_side(&found.packet);
+            return self.count(&found, side, Traffic { bytes: found.bytes(), packets: 1 }, seen);
         }
-        let packets = match frame::packets(link, frame, wire) {
-            Ok(packets) => packets,
+        let (found, side) = match self.subject(frame::packets(link, frame, wire)) {
+            Ok(subject) => subject,
             Err(refused) => {
-                let refused = &mut self.refused[refused as usize];
-                refused.packets += 1;
-                refused.bytes += wire as u64;
+                self.refuse(refused, Traffic { bytes: wire as u64, packets: 1 });
                 return None;
             }
         };
-        let of_session =
-            packets.iter().rev().find_map(|found| Some((found, self.session_side(&found.packet)?)));
-        if let Some((found, (slot, direction))) = of_session {
-            return self.count(found, slot, direction, seen);
+        match found.fragment() {
+            Some(fragment) => self.fragment(&found, fragment, seen),
+            None => self.count(&found, side, Traffic { bytes: found.bytes(), packets: 1 }, seen),
         }
-        self.found(packets.last()?, seen)
     }
 
-    fn found<'a>(&mut self, found: &Found<'a>, seen: Micros) -> Option<Sample<'a>> {
-        let (slot, direction) = self
-            .session_side(&found.packet)
-            .unwrap_or_else(|| (ANONYMOUS, self.anonymous_direction(&found.packet)));
-        self.count(found, slot, direction, seen)
+    /// Counts datagrams whose fragments have waited too long for each other, and returns what of them the classifier may see.
+    pub fn overdue_fragments(&mut self, now: Micros) -> Vec<Sample<'static>> {
+        self.fragments.overdue(now).iter().filter_map(|gathered| self.count_gathered(gathered)).collect()
+    }
+
+    /// As [`Self::overdue_fragments`], of all that wait: no more frames will come.
+    pub fn rest_of_fragments(&mut self) -> Vec<Sample<'static>> {
+        self.fragments.rest().iter().filter_map(|gathered| self.count_gathered(gathered)).collect()
+    }
+
+    /// Which packet of those in each other counts, and for whom.
+    fn subject<'a>(&self, packets: Packets<'a>) -> Result<(Found<'a>, Option<Side>), Refused> {
+        let mut subject: Option<(Found<'a>, Option<Side>)> = None;
+        for found in packets {
+            let of_session = matches!(subject, Some((_, Some(_))));
+            match found {
+                Ok(found) => {
+                    let side = self.session_side(&found.packet);
+                    if side.is_some() || !of_session {
+                        subject = Some((found, side));
+                    }
+                }
+                Err(_) if of_session => {}
+                Err(refused) => return Err(refused),
+            }
+        }
+        subject.ok_or(Refused::NotIp)
+    }
+
+    fn fragment(&mut self, found: &Found<'_>, fragment: Fragment, seen: Micros) -> Option<Sample<'static>> {
+        let taken = self.fragments.take(found, fragment, seen);
+        // What must go for lack of room is counted, and named by nothing: a flood costs labels alone.
+        for given_up in &taken.given_up {
+            self.count_gathered(given_up);
+        }
+        self.count_gathered(&taken.whole?)
+    }
+
+    fn count_gathered(&mut self, gathered: &Gathered) -> Option<Sample<'static>> {
+        let sent = Traffic { bytes: gathered.bytes, packets: gathered.packets };
+        let (found, side) = match self.subject(gathered.packets()) {
+            Ok(subject) => subject,
+            Err(refused) => {
+                self.refuse(refused, sent);
+                return None;
+            }
+        };
+        if gathered.is(&found) {
+            return self.count(&found, side, sent, gathered.seen).map(Sample::into_owned);
+        }
+        // A tunnel's. What is in it may be in fragments again; each time a layer is off, of which there are not many.
+        if let Some(fragment) = found.fragment() {
+            return self.fragment(&found, fragment, gathered.seen);
+        }
+        let sent = Traffic { bytes: found.bytes(), packets: 1 };
+        self.count(&found, side, sent, gathered.seen).map(Sample::into_owned)
+    }
+
+    fn refuse(&mut self, refused: Refused, sent: Traffic) {
+        let refused = &mut self.refused[refused as usize];
+        refused.packets += sent.packets;
+        refused.bytes += sent.bytes;
     }
 
     /// Binds a prefix to a slot; a narrower prefix wins over a wider one.
@@ -210,6 +275,7 @@ impl Table {
         let refused =
             Refused::ALL.into_iter().map(|reason| (reason.name(), self.refused[reason as usize].packets));
         refused
+            .chain(self.fragments.counters())
             .chain([("flow_table_full", self.flows_full), ("sampling_budget_spent", self.budgets_spent)])
             .collect()
     }
@@ -220,7 +286,7 @@ impl Table {
     }
 
     /// The session's slot and the direction seen from it; `None` for a packet of no session.
-    fn session_side(&self, packet: &Packet<'_>) -> Option<(u32, Direction)> {
+    fn session_side(&self, packet: &Packet<'_>) -> Option<Side> {
         if self.bound == 0 {
             return None;
         }
@@ -254,26 +320,27 @@ impl Table {
     fn count<'a>(
         &mut self,
         found: &Found<'a>,
-        slot: u32,
-        direction: Direction,
+        side: Option<Side>,
+        sent: Traffic,
         seen: Micros,
     ) -> Option<Sample<'a>> {
         let packet = &found.packet;
+        let (slot, direction) = side.unwrap_or_else(|| (ANONYMOUS, self.anonymous_direction(packet)));
         let key = flow_key(packet, direction);
-        let bytes = ip_bytes(packet, found.wire);
         if self.is_full() && !self.flows.contains_key(&key) {
             self.flows_full += 1;
-            count_usage(&mut self.usage, slot, Class::Other, direction, bytes);
+            count_usage(&mut self.usage, slot, Class::Other, direction, sent);
             return None;
         }
         let flow = self.flows.entry(key).or_insert_with(|| Flow::new(key, found.layers, seen));
         flow.last = flow.last.max(seen);
         let traffic = &mut flow.traffic[direction.index()];
-        traffic.bytes += bytes;
-        traffic.packets += 1;
-        count_usage(&mut self.usage, slot, flow.class, direction, bytes);
+        let is_first = traffic.packets == 0;
+        traffic.bytes += sent.bytes;
+        traffic.packets += sent.packets;
+        count_usage(&mut self.usage, slot, flow.class, direction, sent);
         // A new connection on the ports of an old one may be of another name. It keeps the class until that is known.
-        if opens_connection(packet) && flow.traffic[direction.index()].packets > 1 {
+        if opens_connection(packet) && !is_first {
             (flow.opened, flow.sampling, flow.samples) = (seen, true, 0);
         }
         if !flow.sampling || !tells_something(packet) {
@@ -319,11 +386,11 @@ fn count_usage(
     slot: u32,
     class: Class,
     direction: Direction,
-    bytes: u64,
+    sent: Traffic,
 ) {
     let cell = &mut usage.entry(slot).or_default().cells[class.index()][direction.index()];
-    cell.bytes += bytes;
-    cell.packets += 1;
+    cell.bytes += sent.bytes;
+    cell.packets += sent.packets;
 }
 
 fn opens_connection(packet: &Packet<'_>) -> bool {
@@ -347,10 +414,4 @@ fn flow_key(packet: &Packet<'_>, direction: Direction) -> FlowKey {
         Direction::Down => (destination, source),
     };
     FlowKey { subscriber, remote, subscriber_port, remote_port, protocol: packet.protocol, zero: [0; 3] }
-}
-
-/// Bytes of the packet by its own header, but never more than were on the wire; those where the header does not say.
-fn ip_bytes(packet: &Packet<'_>, wire: usize) -> u64 {
-    let length = packet.length.and_then(|length| usize::try_from(length).ok());
-    length.map_or(wire, |length| length.min(wire)) as u64
 }

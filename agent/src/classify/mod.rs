@@ -14,7 +14,7 @@
 //!                  -> else      ------------------------> dns answers seen -> catalogue -> Named | GiveUp
 //! ```
 
-mod aged;
+pub(crate) mod aged;
 pub mod catalogue;
 pub mod dns;
 mod dns_stream;
