@@ -22,6 +22,8 @@ pub const MULTICAST_PORT: u16 = 5353;
 /// Link-local multicast name resolution (RFC 4795).
 pub const LINK_LOCAL_PORT: u16 = 5355;
 
+/// Octets of a message's header.
+const HEADER: usize = 12;
 /// Records of a message that are looked at; the rest of a longer one is passed over.
 const MAX_RECORDS: usize = 64;
 /// Addresses a message may add to the memory.
@@ -66,7 +68,9 @@ impl Message {
             // Multicast DNS announces without a question; in unicast there is always one, save in a refusal.
             return (read.response && message.answer().is_ok()).then_some(read);
         }
-        let question = message.first_question()?;
+        let Some(question) = message.first_question() else {
+            return (is_bare_question(bytes) && has_extended_label(bytes)).then_some(read);
+        };
         read.question = host_name(question.qname());
         read.asked = read.question.clone().or_else(|| presented(question.qname()));
         if read.response && questions == 1 && header.rcode() == domain::base::iana::Rcode::NOERROR {
@@ -74,6 +78,44 @@ impl Message {
         }
         Some(read)
     }
+}
+
+/// Whether a datagram to whatever port is a question, as resolvers on ports of their own are asked (DNSCrypt's certificates,
+/// local forwarders): one question for a host name, of the Internet's class, and nothing else but the asker's options.
+pub fn is_certain_question(datagram: &[u8]) -> bool {
+    is_bare_question(datagram)
+        && Wire::from_octets(datagram).is_ok_and(|message| asks_for_host(&message) == Some(datagram.len()))
+}
+
+/// Where a message ends that asks for a host name and carries no record but options (RFC 6891, 6.1.2).
+fn asks_for_host(message: &Wire<&[u8]>) -> Option<usize> {
+    let mut questions = message.question();
+    let question = questions.next()?.ok()?;
+    let is_host = host_name(question.qname()).is_some_and(|name| name.contains('.'));
+    let mut records = (is_host && question.qclass() == Class::IN).then(|| message.additional())?.ok()?;
+    for record in records.by_ref() {
+        record.ok().filter(|record| record.rtype() == Rtype::OPT)?;
+    }
+    Some(records.pos())
+}
+
+/// Whether a header is one of a client that asks one thing: nothing is set that only answers and updates have set.
+fn is_bare_question(message: &[u8]) -> bool {
+    // Of the flags: recursion desired; authentic data, checking disabled. At most one record, an additional one.
+    matches!(message, [_, _, 0 | 1, 0 | 0x10 | 0x20 | 0x30, 0, 1, 0, 0, 0, 0, 0, 0 | 1, ..])
+}
+
+/// Whether the name asked for has a label that is neither text nor a pointer (RFC 6891, 5): none are in use, so that the
+/// question has no spelling, but a question it is.
+fn has_extended_label(message: &[u8]) -> bool {
+    let mut at = HEADER;
+    while let Some(length @ 1..) = message.get(at) {
+        match length >> 6 {
+            0 => at += 1 + usize::from(*length),
+            kind => return kind != 3,
+        }
+    }
+    false
 }
 
 /// The addresses that the answers to `question` lead to. A record that cannot be read ends the list.
@@ -412,6 +454,40 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_question_of_labels_without_a_spelling_is_one_without_a_name() {
+        let mut bytes = query("abc.example.test");
+        for kind in [0x40, 0x80] {
+            bytes[16] = kind | 7;
+            let message = Message::parse(&bytes).unwrap();
+            assert_eq!((message.response, message.question, message.asked), (false, None, None));
+        }
+        bytes[7] = 1;
+        assert_eq!(Message::parse(&bytes), None, "with an answer it is nothing anybody sends");
+    }
+
+    #[test]
+    fn a_certain_question_is_told_from_everything_that_is_less() {
+        let bare = query("2.dnscrypt-cert.resolver.test");
+        let mut with_options = bare.clone();
+        with_options[11] = 1;
+        with_options.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+        for question in [&bare, &with_options] {
+            assert!(is_certain_question(question));
+            for other in [
+                [&question[..], &[0]].concat(),
+                question[..question.len() - 1].to_vec(),
+                [&question[..2], &[0x80], &question[3..]].concat(),
+                [&question[..5], &[2], &question[6..]].concat(),
+                [&question[..12], &[0x41], &question[13..]].concat(),
+            ] {
+                assert!(!is_certain_question(&other), "{other:?}");
+            }
+        }
+        assert!(!is_certain_question(&query("localhost")));
+        assert!(!is_certain_question(&answer("a.test", &[[192, 0, 2, 1]], 60)));
+    }
+
+    #[test]
     fn records_the_question_does_not_lead_to_are_not_believed() {
         let bytes = answer_with_aliases("a.test", &[("b.test", "c.test")], &[[192, 0, 2, 1]], 60);
         assert_eq!(Message::parse(&bytes).unwrap().addresses, []);
@@ -501,6 +577,7 @@ pub(super) mod tests {
         #[test]
         fn any_bytes_are_a_message_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = Message::parse(&bytes);
+            is_certain_question(&bytes);
         }
 
         #[test]

@@ -325,6 +325,7 @@ impl Classifier {
                 let ports = [sample.flow.subscriber_port, sample.flow.remote_port];
                 return match signature::udp(ports, datagram) {
                     Some(signature) => self.conclude_protocol(sample, signature, None),
+                    None if dns::is_certain_question(datagram) => self.observe_dns(sample, datagram),
                     None => self.observe_opaque(sample),
                 };
             }

@@ -46,6 +46,8 @@ const fn digit(text: u8) -> u8 {
 const V1: Scheme = Scheme::new("38762cf7f55934b34d179ae6a4c80cadccbb7f0a", b"quic ", 0);
 /// RFC 9369.
 const V2: Scheme = Scheme::new("0dede3def700a6db819381be6e269dcbf9bd2ed9", b"quicv2 ", 1);
+/// draft-ietf-quic-v2-01 to -07, which servers still offer.
+const V2_DRAFT: Scheme = Scheme::new("a707c203a59b47184a1d62ca570406ea7ae3e5d3", b"quicv2 ", 1);
 /// draft-ietf-quic-tls-29 to -32.
 const DRAFT_29: Scheme = Scheme::new("afbfec289993d24c9e9786f19c6111e04390a899", b"quic ", 0);
 /// draft-ietf-quic-tls-23 to -28, and most of the versions of mvfst.
@@ -63,8 +65,10 @@ const T051: Scheme = Scheme::new("7a4edef4e7ccee5fa4506c19124fc8ccda6e033d", b"q
 /// negotiation, RFC 9368), any of the IETF's, likeliest first. The packet's tag tells which holds.
 pub(super) fn schemes(version: u32) -> &'static [&'static Scheme] {
     match version {
-        0x0000_0001 => &[&V1],
+        // draft-33 and -34 have the standard's.
+        0x0000_0001 | 0xff00_0021 | 0xff00_0022 => &[&V1],
         0x6b33_43cf => &[&V2],
+        0x709a_50c4 => &[&V2_DRAFT],
         0xff00_001d..=0xff00_0020 => &[&DRAFT_29],
         0xff00_0017..=0xff00_001c => &[&DRAFT_23],
         0xff00_0015 | 0xff00_0016 => &[&DRAFT_21],
