@@ -19,6 +19,7 @@ needs=(
   "the demo's NETCONF element:netconfd:netconfd"
   "the demo's NETCONF element:ssh:openssh-client"
   "recording the demo's capture file:tcpdump:tcpdump"
+  "comparing names with those of another reader:tshark:tshark"
 )
 
 PATH="$PATH:/usr/sbin:/sbin"

@@ -130,7 +130,7 @@ pub struct Flow {
 }
 
 /// `batch` of `agent`, which arrived at `now`.
-pub(super) fn decode(agent: &str, batch: telemetry::Batch, now: Micros) -> Result<Batch, Refused> {
+pub fn decode(agent: &str, batch: telemetry::Batch, now: Micros) -> Result<Batch, Refused> {
     check_shape(&batch)?;
     let mut decoded = Batch {
         agent: agent.to_owned(),

@@ -19,6 +19,6 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{BOOT_LENGTH, Batch, Flow, Refused, Usage};
+pub use decode::{BOOT_LENGTH, Batch, Flow, Refused, Usage, decode};
 pub use links::{Connected, Links};
 pub use service::{ServeError, Service};

@@ -188,7 +188,7 @@ impl Service {
     }
 
     async fn apply(&self, agent: &str, batch: telemetry::Batch) -> Result<Ack, Status> {
-        let batch = decode::decode(agent, batch, Micros::now()).map_err(|refused| {
+        let batch = decode(agent, batch, Micros::now()).map_err(|refused| {
             count(&self.metrics.batches_refused, refused.reason());
             tracing::warn!(agent, %refused, "batch refused");
             Status::invalid_argument(refused.to_string())
