@@ -168,6 +168,7 @@ pub struct Fragments {
     evicted: u64,
     expired: u64,
     contradicted: u64,
+    repeated: u64,
 }
 
 #[derive(Debug)]
@@ -187,6 +188,8 @@ struct Datagram {
     end: Option<usize>,
     /// Whether fragments contradicted each other.
     spoilt: bool,
+    /// Whether the packet before with the same number was a tunnel's, and so what it carried has been counted.
+    carried: bool,
     held: usize,
     packets: u64,
     sent: u64,
@@ -210,6 +213,7 @@ impl Fragments {
             evicted: 0,
             expired: 0,
             contradicted: 0,
+            repeated: 0,
         }
     }
 
@@ -237,8 +241,9 @@ impl Fragments {
         self.contradicted += u64::from(datagram.spoilt && !was_spoilt);
         if datagram.is_whole() {
             // What comes once more, as where packets are captured twice, still knows its ports.
-            let rest = datagram.after(seen);
-            taken.whole = std::mem::replace(datagram, rest).gathered();
+            let after = datagram.after(seen);
+            taken.whole = std::mem::replace(datagram, after).gathered();
+            datagram.carried = taken.whole.as_ref().is_some_and(|whole| whole.packets().nth(1).is_some());
         }
         self.bytes = self.bytes - held + datagram.held;
         while self.bytes > self.limits.bytes {
@@ -268,24 +273,34 @@ impl Fragments {
     }
 
     /// How often each bound took effect, by reason.
-    pub fn counters(&self) -> [(&'static str, u64); 3] {
+    pub fn counters(&self) -> [(&'static str, u64); 4] {
         [
             ("fragments_evicted", self.evicted),
             ("fragments_expired", self.expired),
             ("fragments_contradictory", self.contradicted),
+            ("fragments_repeated", self.repeated),
         ]
     }
 
     fn let_expire(&mut self, datagram: Datagram, expired: &mut Vec<Gathered>) {
         self.bytes -= datagram.held;
         self.expired += u64::from(datagram.is_begun());
-        expired.extend(datagram.gathered());
+        self.give_up(datagram, expired);
     }
 
     fn evict(&mut self, datagram: Datagram, evicted: &mut Vec<Gathered>) {
         self.bytes -= datagram.held;
         self.evicted += u64::from(datagram.is_begun());
-        evicted.extend(datagram.gathered());
+        self.give_up(datagram, evicted);
+    }
+
+    /// Fragments of a tunnel's packet that came once more than it took are nobody's.
+    fn give_up(&mut self, datagram: Datagram, given_up: &mut Vec<Gathered>) {
+        if datagram.carried {
+            self.repeated += datagram.packets;
+        } else {
+            given_up.extend(datagram.gathered());
+        }
     }
 }
 
@@ -301,6 +316,7 @@ impl Datagram {
             covered: 0,
             end: None,
             spoilt: false,
+            carried: false,
             held: 0,
             packets: 0,
             sent: 0,

@@ -1,0 +1,9 @@
+//! What flows are called, whatever the network does to their packets: cut, shuffled, wrapped; on traffic by real libraries
+//! and tools, through the code that `usher-agent classify` and the daemon run.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod encapsulation;
+mod rows;
+mod traffic;
+mod wrap;
