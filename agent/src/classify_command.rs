@@ -3,26 +3,25 @@
 //! Owns the way of a file's packets through the same table and the same classifier as the daemon's, without sessions: the
 //! side that opened a flow is its client. Refuses live interfaces and configuration.
 
-use std::collections::HashMap;
-use std::io::{self, BufWriter, Write};
-use std::net::SocketAddr;
+mod rows;
+mod shared;
+mod text;
+
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table as Sheet, presets};
-use foldhash::quality::RandomState;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
-use serde::Serialize;
-use usher_models::Class;
-use usher_models::units::{Bytes, Micros};
-use usher_models::wire::{Direction, FlowKey};
+use usher_models::units::Micros;
+use usher_models::wire::FlowKey;
 
+use self::rows::Lines;
+use self::shared::Shared;
 use crate::capture::file::{CaptureFile, STDIN};
-use crate::capture::frame::Layer;
 use crate::capture::source::{self, CaptureError};
 use crate::capture::table::{Flow, Table, TableLimits};
 use crate::catalogue::{self, LoadError};
-use crate::classify::{Classifier, Observation, Verdict, packet};
+use crate::classify::{Classifier, Observation};
 use crate::dataplane::Sample;
 
 /// How often, in the capture's time, flows that take too long are concluded.
@@ -30,9 +29,6 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Packets between two looks at how far the file is read.
 const PROGRESS: u32 = 8_192;
-
-/// Bytes of lines that are written at once.
-const OUT_BUFFER: usize = 64 * 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,48 +77,10 @@ pub enum ClassifyError {
     Write(#[from] io::Error),
 }
 
-/// A flow as it is listed; the fields are the JSON object's and the CSV columns.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
-    /// File name of the capture.
-    pub capture: String,
-    /// `tcp`, `udp`, ..., or the IP protocol's number.
-    pub proto: String,
-    /// Who opened the flow: address and port, 0 where the protocol has none.
-    pub client: SocketAddr,
-    /// The other end.
-    pub server: SocketAddr,
-    /// Tags and tunnels around the flow's first packet, outermost first.
-    pub encap: Vec<String>,
-    /// The app's id.
-    pub app: Option<String>,
-    /// The class; `other` without a verdict.
-    pub class: Class,
-    /// The host name; of a DNS flow, the first name asked for.
-    pub name: Option<String>,
-    /// What the verdict rests on.
-    pub via: Option<&'static str>,
-    /// How sure it is, 0 to 1.
-    pub confidence: Option<f64>,
-    /// Innermost IP bytes from the client.
-    pub bytes_up: u64,
-    /// Innermost IP bytes to the client.
-    pub bytes_down: u64,
-    /// Packets from the client.
-    pub packets_up: u64,
-    /// Packets to the client.
-    pub packets_down: u64,
-    /// First packet, RFC 3339.
-    pub first: String,
-    /// Last packet, RFC 3339.
-    pub last: String,
-}
-
 /// Lists the flows of all captures, in the order given. A capture that breaks off is listed as far as it goes; then its
 /// error is returned, after the other captures. A reader that wants no more lines (a closed pipe) is no error.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), ClassifyError> {
-    // A terminal's own buffer goes out with every line.
-    match list_all(args, &mut BufWriter::with_capacity(OUT_BUFFER, out)) {
+    match list_all(args, out) {
         Err(ClassifyError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
@@ -131,6 +89,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), ClassifyError> {
 fn list_all(args: &Args, out: &mut dyn Write) -> Result<(), ClassifyError> {
     let catalogue = catalogue::load(args.catalogue.as_deref())?;
     let mut lines = Lines::new(args.format, out);
+    lines.begin();
     let mut broken = None;
     for path in &args.captures {
         let mut listing = Listing::new(path, Classifier::new(catalogue.clone()));
@@ -141,7 +100,6 @@ fn list_all(args: &Args, out: &mut dyn Write) -> Result<(), ClassifyError> {
             }
         }
     }
-    lines.out.flush()?;
     broken.map_or(Ok(()), |error| Err(error.into()))
 }
 
@@ -150,14 +108,14 @@ struct Listing {
     capture: String,
     table: Table,
     classifier: Classifier,
-    verdicts: HashMap<FlowKey, Verdict, RandomState>,
+    shared: Shared,
 }
 
 impl Listing {
     fn new(path: &Path, classifier: Classifier) -> Self {
         let capture = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let table = Table::new(TableLimits::default());
-        Self { capture, table, classifier, verdicts: HashMap::default() }
+        Self { capture, table, classifier, shared: Shared::default() }
     }
 
     fn read(&mut self, path: &Path, lines: &mut Lines<'_>) -> Result<(), ClassifyError> {
@@ -193,11 +151,10 @@ impl Listing {
                 for concluded in expired {
                     self.note(&concluded.flow, concluded.observation);
                 }
-                // Memory stays bounded on captures of any length: what has long been silent is listed early.
-                if self.table.is_full() {
-                    let idle = self.table.sweep(now);
-                    self.list(idle, lines)?;
-                }
+            }
+            // Memory stays bounded on captures of any length, and no flow goes unlisted for it.
+            if self.table.is_full() {
+                list(&self.capture, self.table.make_room().iter(), lines)?;
             }
         }
         bar.finish_and_clear();
@@ -206,9 +163,7 @@ impl Listing {
         for concluded in self.classifier.finish() {
             self.note(&concluded.flow, concluded.observation);
         }
-        let left =
-            std::mem::replace(&mut self.table, Table::new(TableLimits::default())).into_flows().collect();
-        self.list(left, lines)?;
+        list(&self.capture, self.table.iter(), lines)?;
         lines.end_of_capture()?;
         Ok(ended?)
     }
@@ -226,45 +181,27 @@ impl Listing {
             self.table.name_flow(flow, class, sampling);
         }
         if let Observation::Named(verdict) = observation {
-            self.verdicts.insert(*flow, verdict);
+            let verdict = self.shared.share(verdict);
+            self.table.keep_verdict(flow, verdict);
         }
-    }
-
-    fn list(&mut self, mut flows: Vec<Flow>, lines: &mut Lines<'_>) -> Result<(), ClassifyError> {
-        flows
-            .sort_by_key(|flow| (flow.first, flow.key.subscriber, flow.key.subscriber_port, flow.key.remote));
-        for flow in flows {
-            let verdict = self.verdicts.remove(&flow.key);
-            lines.row(Row::of(&self.capture, &flow, verdict))?;
-        }
-        Ok(())
     }
 }
 
-impl Row {
-    fn of(capture: &str, flow: &Flow, verdict: Option<Verdict>) -> Self {
-        let key = &flow.key;
-        let up = flow.traffic[Direction::Up.index()];
-        let down = flow.traffic[Direction::Down.index()];
-        Self {
-            capture: capture.to_owned(),
-            proto: protocol(key.protocol),
-            client: SocketAddr::new(packet::address(key.subscriber), key.subscriber_port),
-            server: SocketAddr::new(packet::address(key.remote), key.remote_port),
-            encap: flow.layers.iter().map(|layer: Layer| layer.to_string()).collect(),
-            app: verdict.as_ref().and_then(|verdict| verdict.app.as_deref()).map(str::to_owned),
-            class: verdict.as_ref().map_or(Class::Other, |verdict| verdict.class),
-            via: verdict.as_ref().map(|verdict| verdict.via.name()),
-            confidence: verdict.as_ref().map(|verdict| verdict.confidence),
-            name: verdict.and_then(|verdict| verdict.name).map(String::from),
-            bytes_up: up.bytes,
-            bytes_down: down.bytes,
-            packets_up: up.packets,
-            packets_down: down.packets,
-            first: time(flow.first),
-            last: time(flow.last),
-        }
+/// Lists flows by the time of their first packet.
+fn list<'a>(
+    capture: &str,
+    flows: impl Iterator<Item = &'a Flow>,
+    lines: &mut Lines<'_>,
+) -> Result<(), ClassifyError> {
+    let mut flows: Vec<(Micros, &Flow)> = flows.map(|flow| (flow.first, flow)).collect();
+    // They come almost in order, which a stable sort makes use of.
+    flows.sort_by(|(first, flow), (other_first, other)| {
+        first.cmp(other_first).then_with(|| flow.order().cmp(&other.order()))
+    });
+    for (_, flow) in flows {
+        lines.row(capture, flow)?;
     }
+    Ok(())
 }
 
 /// On standard error, where that is a terminal; of what has no size, only how much was read.
@@ -277,128 +214,6 @@ fn progress_bar(capture: &str, size: Option<u64>) -> ProgressBar {
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style).with_message(capture.to_owned()).with_finish(ProgressFinish::AndClear)
-}
-
-fn protocol(number: u8) -> String {
-    match number {
-        1 => "icmp".to_owned(),
-        packet::TCP => "tcp".to_owned(),
-        packet::UDP => "udp".to_owned(),
-        47 => "gre".to_owned(),
-        50 => "esp".to_owned(),
-        58 => "icmp6".to_owned(),
-        132 => "sctp".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// RFC 3339, as exact as the stamp.
-fn time(at: Micros) -> String {
-    jiff::Timestamp::from_microsecond(at.get()).map_or_else(|_| at.to_string(), |time| time.to_string())
-}
-
-/// Rows on their way out.
-struct Lines<'a> {
-    format: Format,
-    out: &'a mut dyn Write,
-    sheet: Option<Sheet>,
-    header_written: bool,
-}
-
-impl<'a> Lines<'a> {
-    fn new(format: Format, out: &'a mut dyn Write) -> Self {
-        Self { format, out, sheet: None, header_written: false }
-    }
-
-    fn row(&mut self, row: Row) -> io::Result<()> {
-        match self.format {
-            Format::Json => {
-                serde_json::to_writer(&mut *self.out, &row)?;
-                self.out.write_all(b"\n")
-            }
-            Format::Csv => self.csv(&row),
-            Format::Table => {
-                let sheet = self.sheet.get_or_insert_with(|| new_sheet(&row.capture));
-                sheet.add_row([
-                    row.proto,
-                    row.client.to_string(),
-                    row.server.to_string(),
-                    row.encap.join(" "),
-                    row.app.unwrap_or_default(),
-                    row.class.to_string(),
-                    row.via.unwrap_or_default().to_owned(),
-                    row.name.unwrap_or_default(),
-                    Bytes(row.bytes_up).to_string(),
-                    Bytes(row.bytes_down).to_string(),
-                ]);
-                Ok(())
-            }
-        }
-    }
-
-    fn csv(&mut self, row: &Row) -> io::Result<()> {
-        let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(&mut *self.out);
-        if !self.header_written {
-            self.header_written = true;
-            writer.write_record([
-                "capture",
-                "proto",
-                "client",
-                "server",
-                "encap",
-                "app",
-                "class",
-                "name",
-                "via",
-                "confidence",
-                "bytes_up",
-                "bytes_down",
-                "packets_up",
-                "packets_down",
-                "first",
-                "last",
-            ])?;
-        }
-        let optional = |value: Option<&str>| value.unwrap_or_default().to_owned();
-        writer.write_record([
-            row.capture.clone(),
-            row.proto.clone(),
-            row.client.to_string(),
-            row.server.to_string(),
-            row.encap.join(" "),
-            optional(row.app.as_deref()),
-            row.class.to_string(),
-            optional(row.name.as_deref()),
-            optional(row.via),
-            row.confidence.map_or_else(String::new, |confidence| confidence.to_string()),
-            row.bytes_up.to_string(),
-            row.bytes_down.to_string(),
-            row.packets_up.to_string(),
-            row.packets_down.to_string(),
-            row.first.clone(),
-            row.last.clone(),
-        ])?;
-        writer.flush()
-    }
-
-    fn end_of_capture(&mut self) -> io::Result<()> {
-        match self.sheet.take() {
-            Some(sheet) => writeln!(self.out, "{}", sheet.trim_fmt()),
-            None => Ok(()),
-        }
-    }
-}
-
-fn new_sheet(capture: &str) -> Sheet {
-    let mut sheet = Sheet::new();
-    sheet.load_style(presets::NOTHING);
-    sheet.set_header([capture, "client", "server", "encap", "app", "class", "via", "name", "up", "down"]);
-    for column in [8, 9] {
-        if let Some(column) = sheet.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    sheet
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub mod frame;
 pub mod layer;
 pub mod pace;
 mod plain;
+mod slab;
 pub mod source;
 pub mod table;
 

@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -22,9 +23,11 @@ use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage};
 
 use super::fragments::{FragmentLimits, Fragments, Gathered};
-use super::frame::{self, Found, Fragment, Layers, Packets, Refused};
+use super::frame::{self, Found, Fragment, Layer, Layers, Packets, Refused};
 use super::plain;
-use crate::classify::packet::{self, Packet, Payload};
+use super::slab::{Place, Slab};
+use crate::classify::Verdict;
+use crate::classify::packet::{self, Packet, Payload, Segment};
 use crate::dataplane::Sample;
 
 /// Bounds of a [`Table`].
@@ -81,8 +84,10 @@ pub struct Traffic {
 pub struct Flow {
     /// Who with whom.
     pub key: FlowKey,
-    /// Tags and tunnels around its first packet.
-    pub layers: Layers,
+    /// Tags and tunnels around its first packet, if any.
+    layers: Option<Box<Layers>>,
+    /// What it was found to be, where that is kept for who lists it.
+    pub verdict: Option<Arc<Verdict>>,
     /// First packet.
     pub first: Micros,
     /// Last packet.
@@ -105,7 +110,12 @@ pub struct Table {
     limits: TableLimits,
     bindings: JointPrefixMap<IpNet, u32>,
     bound: usize,
-    flows: HashMap<FlowKey, Flow, RandomState>,
+    flows: Slab,
+    /// The flow that was sampled last: whose verdict comes next.
+    sampled: Option<Place>,
+    /// Whether there ever was a session, between two of which there may be a flow each way.
+    sessions: bool,
+    anonymous: Box<SlotUsage>,
     usage: HashMap<u32, Box<SlotUsage>, RandomState>,
     fragments: Fragments,
     refused: [Traffic; Refused::ALL.len()],
@@ -120,7 +130,10 @@ impl Table {
             limits,
             bindings: JointPrefixMap::new(),
             bound: 0,
-            flows: HashMap::default(),
+            flows: Slab::default(),
+            sampled: None,
+            sessions: false,
+            anonymous: Box::default(),
             usage: HashMap::default(),
             fragments: Fragments::new(limits.fragments),
             refused: [Traffic::default(); Refused::ALL.len()],
@@ -221,6 +234,7 @@ impl Table {
         if self.bound >= self.limits.bindings && self.bindings.get(&prefix).is_none() {
             return Err(BindingsFull { prefix, limit: self.limits.bindings });
         }
+        self.sessions = true;
         self.bound += usize::from(self.bindings.insert(prefix.trunc(), slot).is_none());
         Ok(())
     }
@@ -232,7 +246,8 @@ impl Table {
 
     /// The slot's counters so far.
     pub fn usage(&self, slot: u32) -> SlotUsage {
-        self.usage.get(&slot).map_or_else(SlotUsage::default, |usage| **usage)
+        let usage = if slot == ANONYMOUS { Some(&self.anonymous) } else { self.usage.get(&slot) };
+        usage.map_or_else(SlotUsage::default, |usage| **usage)
     }
 
     /// All bindings.
@@ -243,21 +258,45 @@ impl Table {
     /// Counts the flow's further packets in `class`, and goes on handing them out or not. False where the flow is not known
     /// any more.
     pub fn name_flow(&mut self, key: &FlowKey, class: Class, sampling: bool) -> bool {
-        let Some(flow) = self.flows.get_mut(key) else { return false };
+        let Some(flow) = self.flow(key) else { return false };
         flow.class = class;
         flow.sampling = sampling;
         true
     }
 
+    /// Keeps a flow's verdict with it, if it is still known.
+    pub fn keep_verdict(&mut self, key: &FlowKey, verdict: Arc<Verdict>) {
+        if let Some(flow) = self.flow(key) {
+            flow.verdict = Some(verdict);
+        }
+    }
+
     /// Forgets flows silent for long, and returns them.
     pub fn sweep(&mut self, now: Micros) -> Vec<Flow> {
         let idle = self.limits.idle;
-        self.flows.extract_if(|_, flow| now.since(flow.last) > idle).map(|(_, flow)| flow).collect()
+        self.flows.extract(|flow| now.since(flow.last) > idle)
     }
 
-    /// Takes all flows out.
-    pub fn into_flows(self) -> impl Iterator<Item = Flow> {
-        self.flows.into_values()
+    /// Forgets an eighth of the flows before their time, and returns them: those that nobody answered first, as a scan or a
+    /// flood leaves them, then the longest silent.
+    pub fn make_room(&mut self) -> Vec<Flow> {
+        let mut ranks: Vec<u64> = self.flows.iter().map(Flow::rank).collect();
+        let mut room = ranks.len().div_ceil(8);
+        let Some((_, last, _)) = room.checked_sub(1).map(|nth| ranks.select_nth_unstable(nth)) else {
+            return Vec::new();
+        };
+        let last = *last;
+        drop(ranks);
+        self.flows.extract(|flow| {
+            let goes = room > 0 && flow.rank() <= last;
+            room -= usize::from(goes);
+            goes
+        })
+    }
+
+    /// All flows.
+    pub fn iter(&self) -> impl Iterator<Item = &Flow> {
+        self.flows.iter()
     }
 
     /// How many flows are held.
@@ -297,26 +336,27 @@ impl Table {
         slot(packet.destination).map(|slot| (slot, Direction::Down))
     }
 
-    /// See the module's third rule.
-    fn anonymous_direction(&self, packet: &Packet<'_>) -> Direction {
-        let by_ports = match packet.source_port.cmp(&packet.destination_port) {
-            std::cmp::Ordering::Less => Direction::Down,
-            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Direction::Up,
-        };
-        // A flow goes on as it began; most began as their ports say, and a look-up is what costs.
-        for direction in [by_ports, by_ports.opposite()] {
-            if self.flows.contains_key(&flow_key(packet, direction)) {
-                return direction;
-            }
+    /// The flow of a packet of this side, else of nobody's, and which way it goes in it. A flow goes on as it began.
+    fn known(&self, up: &FlowKey, hash: u64, side: Option<Side>) -> Option<(Place, Direction)> {
+        let exactly = |direction| Some((self.flows.find(hash, &turned(up, direction))?, direction));
+        match side {
+            Some((_, direction)) => exactly(direction),
+            None => match self.flows.find_either(hash, up)? {
+                // Between sessions of the past there may be a flow each way: then each its sender's.
+                down @ (_, Direction::Down) if self.sessions => exactly(Direction::Up).or(Some(down)),
+                either => Some(either),
+            },
         }
-        if let Payload::Tcp(segment) = packet.payload
-            && segment.syn
-        {
-            return if segment.acknowledges { Direction::Down } else { Direction::Up };
-        }
-        by_ports
     }
 
+    fn flow(&mut self, key: &FlowKey) -> Option<&mut Flow> {
+        let sampled =
+            self.sampled.filter(|place| self.flows.get(*place).is_some_and(|flow| flow.key == *key));
+        let place = sampled.or_else(|| self.flows.find(self.flows.hash(key), key))?;
+        self.flows.get_mut(place)
+    }
+
+    /// Counts a packet for the session whose side it shows, else for anonymous.
     fn count<'a>(
         &mut self,
         found: &Found<'a>,
@@ -325,20 +365,33 @@ impl Table {
         seen: Micros,
     ) -> Option<Sample<'a>> {
         let packet = &found.packet;
-        let (slot, direction) = side.unwrap_or_else(|| (ANONYMOUS, self.anonymous_direction(packet)));
-        let key = flow_key(packet, direction);
-        if self.is_full() && !self.flows.contains_key(&key) {
+        let up = flow_key(packet);
+        let hash = self.flows.hash(&up);
+        let known = self.known(&up, hash, side);
+        let slot = side.map_or(ANONYMOUS, |(slot, _)| slot);
+        let direction = match (known, side) {
+            (Some((_, direction)), _) | (None, Some((_, direction))) => direction,
+            (None, None) => opening_direction(packet),
+        };
+        let usage = if slot == ANONYMOUS { &mut self.anonymous } else { self.usage.entry(slot).or_default() };
+        let place = match known {
+            Some((place, _)) => Some(place),
+            None if self.flows.len() < self.limits.flows => {
+                self.flows.insert(hash, Flow::new(turned(&up, direction), &found.layers, seen))
+            }
+            None => None,
+        };
+        let Some((place, flow)) = place.and_then(|place| Some((place, self.flows.get_mut(place)?))) else {
             self.flows_full += 1;
-            count_usage(&mut self.usage, slot, Class::Other, direction, sent);
+            count_usage(usage, Class::Other, direction, sent);
             return None;
-        }
-        let flow = self.flows.entry(key).or_insert_with(|| Flow::new(key, found.layers, seen));
+        };
         flow.last = flow.last.max(seen);
         let traffic = &mut flow.traffic[direction.index()];
         let is_first = traffic.packets == 0;
         traffic.bytes += sent.bytes;
         traffic.packets += sent.packets;
-        count_usage(&mut self.usage, slot, flow.class, direction, sent);
+        count_usage(usage, flow.class, direction, sent);
         // A new connection on the ports of an old one may be of another name. It keeps the class until that is known.
         if opens_connection(packet) && !is_first {
             (flow.opened, flow.sampling, flow.samples) = (seen, true, 0);
@@ -346,6 +399,7 @@ impl Table {
         if !flow.sampling || !tells_something(packet) {
             return None;
         }
+        let key = flow.key;
         let unlimited = [key.subscriber_port, key.remote_port].contains(&crate::classify::dns::PORT);
         if !unlimited {
             flow.samples += 1;
@@ -354,6 +408,7 @@ impl Table {
                 self.budgets_spent += 1;
             }
         }
+        self.sampled = Some(place);
         Some(Sample {
             flow: key,
             slot,
@@ -366,10 +421,11 @@ impl Table {
 }
 
 impl Flow {
-    fn new(key: FlowKey, layers: Layers, first: Micros) -> Self {
+    pub(super) fn new(key: FlowKey, layers: &Layers, first: Micros) -> Self {
         Self {
             key,
-            layers,
+            layers: (*layers != Layers::default()).then(|| Box::new(*layers)),
+            verdict: None,
             first,
             last: first,
             opened: first,
@@ -379,16 +435,28 @@ impl Flow {
             samples: 0,
         }
     }
+
+    /// Tags and tunnels around its first packet, outermost first.
+    pub fn layers(&self) -> impl Iterator<Item = Layer> + '_ {
+        self.layers.iter().flat_map(|layers| layers.iter())
+    }
+
+    /// The order of flows that began at the same time.
+    pub fn order(&self) -> impl Ord + '_ {
+        let key = &self.key;
+        (&key.subscriber, key.subscriber_port, &key.remote, key.remote_port, key.protocol)
+    }
+
+    /// The lower, the sooner it goes where there is no room: its last packet's time, after that of all that nobody answered.
+    fn rank(&self) -> u64 {
+        let answered = u64::from(self.traffic.iter().all(|way| way.packets > 0));
+        let age = self.last.get().cast_unsigned() ^ 1 << 63;
+        answered << 63 | age >> 1
+    }
 }
 
-fn count_usage(
-    usage: &mut HashMap<u32, Box<SlotUsage>, RandomState>,
-    slot: u32,
-    class: Class,
-    direction: Direction,
-    sent: Traffic,
-) {
-    let cell = &mut usage.entry(slot).or_default().cells[class.index()][direction.index()];
+fn count_usage(usage: &mut SlotUsage, class: Class, direction: Direction, sent: Traffic) {
+    let cell = &mut usage.cells[class.index()][direction.index()];
     cell.bytes += sent.bytes;
     cell.packets += sent.packets;
 }
@@ -406,12 +474,47 @@ fn tells_something(packet: &Packet<'_>) -> bool {
     }
 }
 
-fn flow_key(packet: &Packet<'_>, direction: Direction) -> FlowKey {
-    let source = (packet::octets(packet.source), packet.source_port);
-    let destination = (packet::octets(packet.destination), packet.destination_port);
-    let ((subscriber, subscriber_port), (remote, remote_port)) = match direction {
-        Direction::Up => (source, destination),
-        Direction::Down => (destination, source),
+/// The key of a flow in which this packet goes up.
+fn flow_key(packet: &Packet<'_>) -> FlowKey {
+    FlowKey {
+        subscriber: packet::octets(packet.source),
+        remote: packet::octets(packet.destination),
+        subscriber_port: packet.source_port,
+        remote_port: packet.destination_port,
+        protocol: packet.protocol,
+        zero: [0; 3],
+    }
+}
+
+/// The key of a flow in which what goes up by `up` goes that way.
+const fn turned(up: &FlowKey, direction: Direction) -> FlowKey {
+    match direction {
+        Direction::Up => *up,
+        Direction::Down => FlowKey {
+            subscriber: up.remote,
+            remote: up.subscriber,
+            subscriber_port: up.remote_port,
+            remote_port: up.subscriber_port,
+            protocol: up.protocol,
+            zero: up.zero,
+        },
+    }
+}
+
+/// Which way the first packet goes of a flow that is nobody's: see the module's third rule.
+fn opening_direction(packet: &Packet<'_>) -> Direction {
+    let by_ports = match packet.source_port.cmp(&packet.destination_port) {
+        std::cmp::Ordering::Less => Direction::Down,
+        std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Direction::Up,
     };
-    FlowKey { subscriber, remote, subscriber_port, remote_port, protocol: packet.protocol, zero: [0; 3] }
+    match packet.payload {
+        Payload::Tcp(Segment { syn: true, acknowledges, .. }) => {
+            if acknowledges {
+                Direction::Down
+            } else {
+                Direction::Up
+            }
+        }
+        _ => by_ports,
+    }
 }
