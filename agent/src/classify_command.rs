@@ -180,7 +180,7 @@ impl Listing {
         if let Some((class, sampling)) = observation.instruction() {
             self.table.name_flow(flow, class, sampling);
         }
-        if let Observation::Named(verdict) = observation {
+        if let Observation::Named(verdict) | Observation::Upgraded(verdict) = observation {
             let verdict = self.shared.share(verdict);
             self.table.keep_verdict(flow, verdict);
         }

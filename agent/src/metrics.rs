@@ -223,8 +223,13 @@ impl Metrics {
 
     /// A flow was named, so long after its first packet.
     pub fn named(&self, class: Class, via: &'static str, after: Duration) {
-        self.verdicts.get_or_create(&VerdictLabels { class: class.name(), via }).inc();
+        self.upgraded(class, via);
         self.verdict_seconds.observe(after.as_secs_f64());
+    }
+
+    /// A flow has another verdict than before.
+    pub fn upgraded(&self, class: Class, via: &'static str) {
+        self.verdicts.get_or_create(&VerdictLabels { class: class.name(), via }).inc();
     }
 
     /// A verdict is where packets are counted, so long after the packet that decided it.

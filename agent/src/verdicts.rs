@@ -145,7 +145,8 @@ impl Verdicts {
     fn tell(&mut self, slot: u32, first_packet: Micros, observation: Observation, now: Micros) {
         match observation {
             Observation::Named(verdict) => self.named(slot, first_packet, verdict, now),
-            Observation::GiveUp => {
+            Observation::Upgraded(verdict) => self.upgraded(slot, first_packet, verdict, now),
+            Observation::GiveUp { .. } => {
                 self.metrics.no_verdict.inc();
             }
             Observation::NeedMore | Observation::Again { .. } => {}
@@ -153,10 +154,21 @@ impl Verdicts {
     }
 
     fn named(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, at: Micros) {
-        let Verdict { app, class, via, confidence, .. } = verdict;
         let took = at.since(first_packet);
-        self.metrics.named(class, via.name(), took);
-        tracing::debug!(app = app.as_deref(), %class, %via, took_ms = took.as_millis(), "flow named");
+        self.metrics.named(verdict.class, verdict.via.name(), took);
+        self.send(slot, first_packet, verdict, at);
+    }
+
+    /// Told once more, for packets to come; how long the first verdict took was told with it.
+    fn upgraded(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, at: Micros) {
+        self.metrics.upgraded(verdict.class, verdict.via.name());
+        self.send(slot, first_packet, verdict, at);
+    }
+
+    fn send(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, at: Micros) {
+        let Verdict { app, class, via, confidence, .. } = verdict;
+        let age_ms = at.since(first_packet).as_millis();
+        tracing::debug!(app = app.as_deref(), %class, %via, age_ms, "flow named");
         let named = Named { slot, app, class, via, confidence, first_packet, at };
         if self.named.try_send(named).is_err() {
             self.metrics.flows_untold.inc();

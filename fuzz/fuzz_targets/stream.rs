@@ -40,7 +40,7 @@ fuzz_target!(|connection: Connection| {
         let sequence = connection.start.wrapping_add(u32::try_from(from).unwrap_or(0));
         let told = line.segment(Direction::Up, ACK, sequence, bytes);
         match told {
-            Observation::Named(verdict) => {
+            Observation::Named(verdict) | Observation::Upgraded(verdict) => {
                 assert_eq!(verdict.name.as_deref(), Some(&*name));
                 return;
             }

@@ -72,7 +72,7 @@ impl Line {
 
     /// Nothing more comes.
     pub fn end(mut self) -> Option<Observation> {
-        let last = self.classifier.finish().pop().map(|(_, observation)| observation);
+        let last = self.classifier.finish().pop().map(|concluded| concluded.observation);
         assert_eq!(held(&self.classifier, "stream_bytes"), 0, "a flow that is over holds bytes");
         last
     }
@@ -112,7 +112,9 @@ impl Line {
 
 /// What holds of every observation.
 pub fn check(observation: &Observation) {
-    if let Observation::Named(Verdict { name: Some(name), confidence, .. }) = observation {
+    if let Observation::Named(verdict) | Observation::Upgraded(verdict) = observation
+        && let Verdict { name: Some(name), confidence, .. } = verdict
+    {
         // A host name, with the brackets of an address and a port.
         assert!(!name.is_empty() && name.len() <= 260, "{name:?}");
         assert!(name.chars().all(|character| !character.is_control() && character != ' '), "{name:?}");
@@ -126,7 +128,8 @@ pub fn name_said<'a>(port: u16, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
     line.segment(Direction::Up, SYN, 99, &[]);
     let mut sequence = 100_u32;
     for piece in pieces {
-        if let Observation::Named(verdict) = line.segment(Direction::Up, ACK, sequence, piece) {
+        let told = line.segment(Direction::Up, ACK, sequence, piece);
+        if let Observation::Named(verdict) | Observation::Upgraded(verdict) = told {
             return verdict.name;
         }
         sequence = sequence.wrapping_add(u32::try_from(piece.len()).unwrap_or(0));

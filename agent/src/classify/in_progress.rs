@@ -5,6 +5,7 @@ use usher_models::wire::Direction;
 
 use super::dns::Message;
 use super::dns_stream::Conversation;
+use super::handshakes::Handshake;
 use super::opening::Opening;
 use super::packet::Segment;
 use super::quic;
@@ -27,7 +28,7 @@ pub(crate) struct InProgress {
     pub(crate) slot: u32,
     /// When the flow's first packet was seen.
     pub(crate) first_packet: Micros,
-    /// When its first bytes came; until then, when it was opened.
+    /// When its first byte came.
     pub(crate) since: Micros,
     kind: Kind,
 }
@@ -79,51 +80,44 @@ pub(crate) enum Step {
 }
 
 impl Segment<'_> {
-    /// The client's direction and the sequence number of its first byte, if the segment is of the TCP handshake.
-    pub(crate) fn opening(&self, direction: Direction) -> Option<(Direction, u32)> {
-        match (self.syn, self.acknowledges) {
-            (false, _) => None,
-            (true, false) => Some((direction, self.sequence.wrapping_add(1))),
-            (true, true) => Some((direction.opposite(), self.acknowledgement)),
+    /// Who the client is and where its bytes begin, if the segment is of the TCP handshake.
+    pub(crate) fn opening(&self, direction: Direction) -> Option<Handshake> {
+        if !self.syn {
+            return None;
         }
+        Some(if self.acknowledges {
+            Handshake { client: direction.opposite(), start: self.acknowledgement, answered: true }
+        } else {
+            Handshake { client: direction, start: self.sequence.wrapping_add(1), answered: false }
+        })
     }
 }
 
 impl InProgress {
     /// A connection whose handshake showed the client's direction and its first sequence number.
-    pub(crate) fn opened(sample: &Sample<'_>, direction: Direction, start: u32) -> Self {
+    pub(crate) fn opened(sample: &Sample<'_>, handshake: Handshake) -> Self {
+        let Handshake { client: direction, start, .. } = handshake;
         let client = Client::Known { direction, exact: true, stream: Beginning::at(start), answers: 0 };
-        Self {
-            slot: sample.slot,
-            first_packet: sample.first_packet,
-            since: sample.seen,
-            kind: Kind::Tcp(client),
-        }
+        Self::of(sample, Kind::Tcp(client))
     }
 
     /// A connection seen from somewhere in its middle, or whose handshake was lost.
     pub(crate) fn unopened(sample: &Sample<'_>) -> Self {
-        Self {
-            slot: sample.slot,
-            first_packet: sample.first_packet,
-            since: sample.seen,
-            kind: Kind::Tcp(Client::Unknown(Vec::new())),
-        }
+        Self::of(sample, Kind::Tcp(Client::Unknown(Vec::new())))
     }
 
     /// A QUIC connection.
     pub(crate) fn quic(sample: &Sample<'_>) -> Self {
-        Self {
-            slot: sample.slot,
-            first_packet: sample.first_packet,
-            since: sample.seen,
-            kind: Kind::Quic(Box::default()),
-        }
+        Self::of(sample, Kind::Quic(Box::default()))
     }
 
     /// A conversation of DNS messages; over TCP, whose client's stream begins at `start`.
     pub(crate) fn dns(sample: &Sample<'_>, start: Option<u32>) -> Self {
         let kind = Kind::Dns(Box::new(Conversation::at(start)));
+        Self::of(sample, kind)
+    }
+
+    fn of(sample: &Sample<'_>, kind: Kind) -> Self {
         Self { slot: sample.slot, first_packet: sample.first_packet, since: sample.seen, kind }
     }
 
@@ -133,16 +127,6 @@ impl InProgress {
             Kind::Tcp(Client::Known { stream, .. }) => Some(stream.start()),
             Kind::Tcp(Client::Unknown(_)) | Kind::Quic(_) => None,
             Kind::Dns(conversation) => conversation.start,
-        }
-    }
-
-    /// Whether neither side has said anything yet.
-    pub(crate) fn is_silent(&self) -> bool {
-        match &self.kind {
-            Kind::Tcp(Client::Known { stream, answers, .. }) => stream.held() == 0 && *answers == 0,
-            Kind::Tcp(Client::Unknown(early)) => early.is_empty(),
-            Kind::Quic(_) => false,
-            Kind::Dns(conversation) => conversation.held() == 0,
         }
     }
 
@@ -248,6 +232,6 @@ fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
 
 /// Whether a segment of a connection that said nothing else yet keeps it alive: an octet or a few of nothing, which stand
 /// where the first true bytes will.
-fn is_junk(bytes: &[u8]) -> bool {
+pub(crate) fn is_junk(bytes: &[u8]) -> bool {
     bytes.len() <= 6 && bytes.iter().all(|byte| *byte == 0)
 }

@@ -22,6 +22,15 @@ const STUN_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 const RAKNET_MAGIC: [u8; 16] =
     [0, 0xff, 0xff, 0, 0xfe, 0xfe, 0xfe, 0xfe, 0xfd, 0xfd, 0xfd, 0xfd, 0x12, 0x34, 0x56, 0x78];
 
+/// What an IP packet of this protocol is.
+pub(crate) fn ip(protocol: u8, _bytes: &[u8]) -> Option<Signature> {
+    match protocol {
+        1 | 58 => Some(of("icmp", Class::System)),
+        50 | 51 => Some(of("ipsec", Class::Other)),
+        _ => None,
+    }
+}
+
 /// What a datagram between these ports is.
 pub(crate) fn udp(ports: [u16; 2], bytes: &[u8]) -> Option<Signature> {
     let between = |port: u16| ports.contains(&port);

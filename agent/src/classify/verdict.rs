@@ -1,4 +1,4 @@
-//! What is told about a flow, and what that rests on.
+//! What is told about a flow, what that rests on, and which proof gives way to which.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +22,28 @@ pub enum Via {
     Dns,
     /// The other end's address is in a prefix of one app's.
     Prefix,
+    /// The sizes and times of its packets, which give it another class than its app has by name.
+    Packets,
+}
+
+/// How strong the proof of a flow's app is, the weakest first. A verdict gives way to a stronger proof alone, so it changes
+/// at most as often as there are strengths, and never back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Strength {
+    /// No verdict.
+    None,
+    /// A prefix of addresses.
+    Prefix,
+    /// A name that a DNS answer gave the address.
+    Dns,
+    /// A protocol that many apps speak.
+    SharedProtocol,
+    /// Such a protocol, and an app that its port or the name of its other end gave away.
+    ProtocolOfApp,
+    /// A protocol, or a part of one, that one app speaks.
+    Protocol,
+    /// A name that the flow itself carries.
+    Name,
 }
 
 impl Via {
@@ -34,6 +56,7 @@ impl Via {
             Self::Signature => "signature",
             Self::Dns => "dns",
             Self::Prefix => "prefix",
+            Self::Packets => "packets",
         }
     }
 }
@@ -59,7 +82,7 @@ pub struct Verdict {
     /// The host name, canonical; of HTTP, the authority as the request writes it, which may have a port and be an address.
     /// Stays on the gateway.
     pub name: Option<Box<str>>,
-    /// Whether later packets of the flow are of use: DNS answers are, for other flows.
+    /// Whether later packets of the flow are of use: DNS answers are, for other flows, and so is what may upgrade the verdict.
     pub keeps_sampling: bool,
 }
 
@@ -78,8 +101,14 @@ pub enum Observation {
     NeedMore,
     /// The flow has its verdict; told once in a flow's life.
     Named(Verdict),
-    /// No verdict will come: the flow is [`Class::Other`] and of no app. Told once in a flow's life.
-    GiveUp,
+    /// A stronger proof came for a flow that has been told about: this holds from now on, for packets to come. Told a few
+    /// times in a flow's life at most, and never back.
+    Upgraded(Verdict),
+    /// The first bytes give no verdict: the flow is [`Class::Other`] and of no app. Told once in a flow's life.
+    GiveUp {
+        /// Whether later packets may still give one.
+        keeps_sampling: bool,
+    },
     /// A sample of a flow that has been told about: what was said then still holds.
     Again {
         /// The class told then.
@@ -107,8 +136,8 @@ impl Observation {
     pub fn instruction(&self) -> Option<(Class, bool)> {
         match self {
             Self::NeedMore => None,
-            Self::Named(verdict) => Some((verdict.class, verdict.keeps_sampling)),
-            Self::GiveUp => Some((Class::Other, false)),
+            Self::Named(verdict) | Self::Upgraded(verdict) => Some((verdict.class, verdict.keeps_sampling)),
+            Self::GiveUp { keeps_sampling } => Some((Class::Other, *keeps_sampling)),
             Self::Again { class, sampling } => Some((*class, *sampling)),
         }
     }

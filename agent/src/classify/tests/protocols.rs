@@ -5,7 +5,7 @@ use super::*;
 const PEER: [u8; 4] = [198, 51, 100, 7];
 
 /// A STUN request with one attribute.
-fn stun(attribute: u16) -> Vec<u8> {
+pub(super) fn stun(attribute: u16) -> Vec<u8> {
     let [high, low] = attribute.to_be_bytes();
     [&[0, 1, 0, 8, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12], &[high, low, 0, 4, 0, 0, 0, 1]].concat()
 }
