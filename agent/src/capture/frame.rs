@@ -279,21 +279,16 @@ impl<'a> Cut<'a> {
         }
     }
 
-    /// Whether the type of something with IP in it stands so far on.
+    /// Whether the type of something with IP in it stands so far on, and IP after it if it says so.
     fn shows_ether_type(&self, at: usize) -> bool {
-        let shown = self.rest.get(at..at + 2).map(|octets| u16::from_be_bytes([octets[0], octets[1]]));
-        matches!(
-            shown,
-            Some(
-                ETHER_IPV4
-                    | ETHER_IPV6
-                    | 0x8100
-                    | 0x88a8
-                    | ETHER_PPPOE_SESSION
-                    | ETHER_MPLS
-                    | ETHER_MPLS_MULTICAST
-            )
-        )
+        let Some(shown) = self.rest.get(at..at + 3) else { return false };
+        match u16::from_be_bytes([shown[0], shown[1]]) {
+            ETHER_IPV4 => shown[2] >> 4 == 4,
+            ETHER_IPV6 => shown[2] >> 4 == 6,
+            other => {
+                matches!(other, 0x8100 | 0x88a8 | ETHER_PPPOE_SESSION | ETHER_MPLS | ETHER_MPLS_MULTICAST)
+            }
+        }
     }
 
     /// An IEEE 802.2 header with an Ethernet type in it (RFC 1042).

@@ -137,6 +137,15 @@ fn below_labels_a_pseudowire_is_told_from_ip() {
 }
 
 #[test]
+fn a_flow_label_is_no_type_of_ethernet() {
+    let mut ip = Vec::new();
+    PacketBuilder::ipv6([0x20; 16], [0x26; 16], 64).udp(5_000, 443).write(&mut ip, b"abc").unwrap();
+    ip[2..4].copy_from_slice(&[8, 0]);
+    let frame = ethernet(0x8847, &[&[0, 1, 1, 64], &ethernet(0x86dd, &[&ip])]);
+    assert_eq!(all(ETHERNET, &frame).unwrap()[0].ip, ip);
+}
+
+#[test]
 fn what_a_tunnel_carries_beside_ip_is_refused_as_outside_it() {
     let arp = ethernet(0x0806, &[&[0; 28]]);
     let broken = ethernet(0x0800, &[&[0x45, 0, 0]]);
