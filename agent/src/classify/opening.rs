@@ -94,7 +94,11 @@ fn prefix(bytes: &[u8]) -> Prefix {
         4 => socks4(bytes).unwrap_or(Prefix::Partial),
         5 => socks5(bytes).unwrap_or(Prefix::Partial),
         0x30 => ldap(bytes),
-        b'\r' => proxy_v2(bytes),
+        // Empty lines before a request are to be passed over (RFC 9112, 2.2).
+        b'\r' => match proxy_v2(bytes) {
+            Prefix::Nothing if bytes.starts_with(b"\r\n") => Prefix::Passed(2),
+            other => other,
+        },
         b'<' => xmpp(bytes),
         _ => text(bytes),
     }
@@ -322,7 +326,10 @@ mod tests {
         ] {
             assert_eq!(read(request), named(Via::Socks));
         }
-        assert_eq!(read(b"GET / HTTP/1.1\r\nHost: pages.example\r\n"), named(Via::Http));
+        for empty in ["", "\r\n", "\r\n\r\n"] {
+            let request = format!("{empty}GET / HTTP/1.1\r\nHost: pages.example\r\n");
+            assert_eq!(read(request.as_bytes()), named(Via::Http));
+        }
     }
 
     #[test]
