@@ -18,7 +18,7 @@ use usher_models::wire::FlowKey;
 use self::rows::Lines;
 use self::shared::Shared;
 use crate::capture::file::{CaptureFile, STDIN};
-use crate::capture::source::{self, CaptureError};
+use crate::capture::source::CaptureError;
 use crate::capture::table::{Flow, Table, TableLimits};
 use crate::catalogue::{self, LoadError};
 use crate::classify::{Classifier, Observation};
@@ -120,7 +120,6 @@ impl Listing {
 
     fn read(&mut self, path: &Path, lines: &mut Lines<'_>) -> Result<(), ClassifyError> {
         let mut file = if path == Path::new(STDIN) { CaptureFile::stdin() } else { CaptureFile::open(path) }?;
-        let link = file.link();
         let bar = progress_bar(&self.capture, file.size());
         let mut packets = 0_u32;
         let mut ticked: Option<Micros> = None;
@@ -138,8 +137,8 @@ impl Listing {
                     break;
                 }
             };
-            let now = source::stamp(packet.header);
-            if let Some(sample) = self.table.frame(link, packet.data, source::wire(&packet), now) {
+            let now = packet.seen;
+            if let Some(sample) = self.table.frame(packet.link, packet.bytes, packet.wire, now) {
                 let observation = self.classifier.observe(&sample);
                 self.note(&sample.flow, observation);
             }

@@ -1,98 +1,84 @@
 //! Capture files as they come: plain or packed by gzip, by name or on standard input.
 //!
-//! Owns the unpacking, on a thread of its own and through a pipe, for libpcap takes names and not bytes. Refuses other packings.
+//! Owns the unpacking and how far the file is read; [`super::records`] knows the formats. Refuses other packings.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use flate2::bufread::MultiGzDecoder;
-use pcap::{Capture, Offline};
 
-use super::source::{CaptureError, message};
+pub use super::records::Captured;
+use super::records::{BadRecord, Records};
+use super::source::CaptureError;
 
 /// What a file packed by gzip begins with (RFC 1952, 2.3.1).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// Bytes unpacked at a time.
+/// Packed bytes read at a time.
 const CHUNK: usize = 64 * 1024;
-/// Bytes of a packet's header in a pcap file.
-const PACKET_HEADER: u64 = 16;
 /// The name of standard input.
 pub const STDIN: &str = "-";
 
 /// A capture file that is being read.
 pub struct CaptureFile {
     path: PathBuf,
-    packets: Capture<Offline>,
+    records: Records<Box<dyn Read + Send>>,
     size: Option<u64>,
-    /// Bytes of packets taken.
-    taken: u64,
-    unpacking: Option<Arc<Unpacking>>,
-}
-
-/// What the unpacking thread tells.
-#[derive(Debug, Default)]
-struct Unpacking {
-    /// Packed bytes read.
-    read: AtomicU64,
-    /// Why it ended early.
-    failed: Mutex<Option<String>>,
+    /// Bytes read, packed or not.
+    read: Arc<AtomicU64>,
 }
 
 impl CaptureFile {
     /// Opens a file, plain or packed.
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
-        let failed = |message: String| CaptureError::File { path: path.to_owned(), message };
-        // libpcap's own message for a missing file names neither reason nor path in a stable way.
-        let file = File::open(path).map_err(|error| failed(error.to_string()))?;
-        let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
+        let failed =
+            |error: io::Error| CaptureError::File { path: path.to_owned(), message: error.to_string() };
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
         if metadata.is_dir() {
-            return Err(failed("is a directory".to_owned()));
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
-        if !metadata.is_file() {
-            // Of a pipe nothing can be looked at and left.
-            return Self::unpack(path, file, None);
-        }
-        let mut start = Vec::new();
-        (&file).take(GZIP.len() as u64).read_to_end(&mut start).map_err(|error| failed(error.to_string()))?;
-        if start == GZIP {
-            return Self::unpack(path, io::Cursor::new(GZIP).chain(file), Some(metadata.len()));
-        }
-        let packets = Capture::from_file(path).map_err(|error| not_a_capture(path, message(&error)))?;
-        Ok(Self { path: path.to_owned(), packets, size: Some(metadata.len()), taken: 0, unpacking: None })
+        // Of a pipe nobody knows the size before the end.
+        Self::of(path, file, metadata.is_file().then_some(metadata.len()))
     }
 
     /// Reads standard input, plain or packed.
     pub fn stdin() -> Result<Self, CaptureError> {
-        Self::unpack(Path::new(STDIN), io::stdin(), None)
+        Self::of(Path::new(STDIN), io::stdin(), None)
     }
 
-    /// libpcap's number of the link layer.
-    pub fn link(&self) -> i32 {
-        self.packets.get_datalink().0
+    fn of(path: &Path, from: impl Read + Send + 'static, size: Option<u64>) -> Result<Self, CaptureError> {
+        let refused = |error: BadRecord| CaptureError::NotACapture {
+            path: path.to_owned(),
+            message: error.to_string(),
+        };
+        let read = Arc::new(AtomicU64::new(0));
+        let mut from = Counted { from, read: Arc::clone(&read) };
+        let mut start = Vec::new();
+        let begun = from.by_ref().take(GZIP.len() as u64).read_to_end(&mut start);
+        begun.map_err(|error| refused(error.into()))?;
+        let packed = start == GZIP;
+        let from = io::Cursor::new(start).chain(from);
+        let bytes: Box<dyn Read + Send> = if packed {
+            Box::new(Unpacked(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, from))))
+        } else {
+            Box::new(from)
+        };
+        let records = Records::new(bytes).map_err(refused)?;
+        Ok(Self { path: path.to_owned(), records, size, read })
     }
 
     /// The next packet; `None` at the file's end.
-    pub fn next_packet(&mut self) -> Result<Option<pcap::Packet<'_>>, CaptureError> {
-        let error = match self.packets.next_packet() {
-            Ok(packet) => {
-                self.taken += PACKET_HEADER + u64::from(packet.header.caplen);
-                return Ok(Some(packet));
-            }
-            Err(pcap::Error::NoMorePackets) => None,
-            Err(error) => Some(message(&error)),
-        };
-        let failed = self.unpacking.as_ref().and_then(|unpacking| unpacking.failed());
-        match failed.or(error) {
-            Some(message) => {
-                let from = format!("capture {}", self.path.display());
-                Err(CaptureError::Broken { from, message })
-            }
-            None => Ok(None),
-        }
+    #[inline]
+    pub fn next_packet(&mut self) -> Result<Option<Captured<'_>>, CaptureError> {
+        let path = &self.path;
+        self.records.next_packet().map_err(|error| {
+            let from = format!("capture {}", path.display());
+            CaptureError::Broken { from, message: error.to_string() }
+        })
     }
 
     /// Bytes as they lie on the disk; `None` where nobody knows before the end.
@@ -100,86 +86,37 @@ impl CaptureFile {
         self.size
     }
 
-    /// How many of them have been read, about.
+    /// How many of them have been read.
     pub fn read(&self) -> u64 {
-        match &self.unpacking {
-            Some(unpacking) => unpacking.read.load(Ordering::Relaxed),
-            None => self.taken,
-        }
-    }
-
-    fn unpack(
-        path: &Path,
-        from: impl Read + Send + 'static,
-        size: Option<u64>,
-    ) -> Result<Self, CaptureError> {
-        let failed =
-            |error: io::Error| CaptureError::File { path: path.to_owned(), message: error.to_string() };
-        let (near, far) = io::pipe().map_err(failed)?;
-        let unpacking = Arc::new(Unpacking::default());
-        let theirs = Arc::clone(&unpacking);
-        std::thread::Builder::new()
-            .name("unpack".to_owned())
-            .spawn(move || theirs.run(from, far))
-            .map_err(|error| CaptureError::Thread(error.to_string()))?;
-        // It opens the pipe's end anew; ours is closed on return, so that the thread ends with the reading.
-        let packets = Capture::from_file(format!("/proc/self/fd/{}", near.as_raw_fd()))
-            .map_err(|error| not_a_capture(path, unpacking.failed().unwrap_or_else(|| message(&error))))?;
-        Ok(Self { path: path.to_owned(), packets, size, taken: 0, unpacking: Some(unpacking) })
+        self.read.load(Ordering::Relaxed)
     }
 }
 
-impl Unpacking {
-    fn failed(&self) -> Option<String> {
-        self.failed.lock().ok()?.clone()
+impl fmt::Debug for CaptureFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CaptureFile").field("path", &self.path).finish_non_exhaustive()
     }
+}
 
-    /// Must tell why it failed before the pipe closes: the reader asks when it finds the end.
-    fn run(&self, from: impl Read, mut to: io::PipeWriter) {
-        if let Err(error) = self.copy(from, &mut to)
-            && error.kind() != io::ErrorKind::BrokenPipe
-            && let Ok(mut failed) = self.failed.lock()
-        {
-            *failed = Some(format!("unpack: {error}"));
-        }
-    }
+/// Names what failed: a reader of what is unpacked cannot tell by the reason alone.
+struct Unpacked<R>(R);
 
-    fn copy(&self, mut from: impl Read, to: &mut io::PipeWriter) -> io::Result<()> {
-        let mut start = Vec::new();
-        from.by_ref().take(GZIP.len() as u64).read_to_end(&mut start)?;
-        let packed = start == GZIP;
-        let counted = Counted { from: io::Cursor::new(start).chain(from), read: &self.read };
-        let mut bytes: Box<dyn Read + '_> = if packed {
-            Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, counted)))
-        } else {
-            Box::new(counted)
-        };
-        let mut chunk = vec![0; CHUNK];
-        loop {
-            match bytes.read(&mut chunk) {
-                Ok(0) => return Ok(()),
-                Ok(length) => to.write_all(&chunk[..length])?,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| io::Error::new(error.kind(), format!("unpack: {error}")))
     }
 }
 
 /// Counts what is read.
-struct Counted<'a, R> {
+struct Counted<R> {
     from: R,
-    read: &'a AtomicU64,
+    read: Arc<AtomicU64>,
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.from.read(buffer)?;
         self.read.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length)
     }
-}
-
-fn not_a_capture(path: &Path, message: String) -> CaptureError {
-    CaptureError::NotACapture { path: path.to_owned(), message }
 }

@@ -19,6 +19,7 @@ pub mod frame;
 pub mod layer;
 pub mod pace;
 mod plain;
+pub mod records;
 mod slab;
 pub mod source;
 pub mod table;
@@ -103,14 +104,14 @@ impl Flows {
         }
     }
 
-    fn count(&mut self, Frame { seen, wire, bytes }: Frame) -> Option<Sample<'static>> {
+    fn count(&mut self, Frame { link, seen, wire, bytes }: Frame) -> Option<Sample<'static>> {
         self.time = Some(seen);
         let mut table = hold(&self.table);
         if self.ticked.is_none_or(|ticked| seen.since(ticked) > TICK) {
             self.ticked = Some(seen);
             self.late.extend(table.overdue_fragments(seen));
         }
-        table.frame(self.reading.link, &bytes, wire, seen).map(Sample::into_owned)
+        table.frame(link, &bytes, wire, seen).map(Sample::into_owned)
     }
 
     /// Counts the flow's further packets in `class`, and goes on handing out their first bytes or not. False where the flow

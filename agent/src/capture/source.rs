@@ -12,15 +12,13 @@ use pcap::{Activated, Active};
 use tokio::sync::mpsc;
 use usher_models::units::Micros;
 
-use super::file::CaptureFile;
+use super::file::{CaptureFile, Captured};
 use super::pace::{Pace, Pacer};
 
 /// Frames that wait to be taken.
 const WAITING_FRAMES: usize = 4_096;
 /// Bytes of a frame that are kept; its length is kept whole.
 pub(super) const KEPT_BYTES: usize = 4_608;
-/// More than any frame has on the wire, segmentation offload included.
-const MAX_WIRE: usize = 1024 * 1024;
 /// How long a live read waits before it looks whether it should stop.
 const LIVE_TIMEOUT_MS: i32 = 100;
 /// Kernel memory for frames of an interface that wait to be read.
@@ -99,6 +97,7 @@ pub enum CaptureError {
 /// A frame as captured.
 #[derive(Debug)]
 pub(super) struct Frame {
+    pub(super) link: i32,
     pub(super) seen: Micros,
     pub(super) wire: usize,
     pub(super) bytes: Vec<u8>,
@@ -117,7 +116,6 @@ pub(super) struct Health {
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) frames: mpsc::Receiver<Frame>,
-    pub(super) link: i32,
     pub(super) health: Arc<Health>,
     /// Its dropping wakes a reader that waits for a packet's time.
     _stop: Sender<()>,
@@ -131,18 +129,18 @@ impl Reading {
         let health = Arc::new(Health::default());
         let reader = Reader { to, stopped, health: Arc::clone(&health), from: source.to_string() };
         let builder = std::thread::Builder::new().name("capture".to_owned());
-        let (link, started) = match source {
+        let started = match source {
             Source::Interface(name) => {
                 let capture = open_interface(name)?;
-                (capture.get_datalink().0, builder.spawn(move || reader.live(capture)))
+                builder.spawn(move || reader.live(capture))
             }
             Source::File { path, pace } => {
                 let (capture, pace) = (CaptureFile::open(path)?, *pace);
-                (capture.link(), builder.spawn(move || reader.file(capture, pace)))
+                builder.spawn(move || reader.file(capture, pace))
             }
         };
         started.map_err(|error| CaptureError::Thread(error.to_string()))?;
-        Ok(Self { frames, link, health, _stop: stop })
+        Ok(Self { frames, health, _stop: stop })
     }
 }
 
@@ -196,17 +194,6 @@ pub(super) fn message(error: &pcap::Error) -> String {
     }
 }
 
-/// A frame's time stamp; one that no clock shows is held to the ends of time.
-pub fn stamp(header: &pcap::PacketHeader) -> Micros {
-    let seconds = header.ts.tv_sec.saturating_mul(1_000_000);
-    Micros::new(seconds.saturating_add(header.ts.tv_usec))
-}
-
-/// Bytes the frame had on the wire; a file may say less than it holds, or more than any frame.
-pub fn wire(packet: &pcap::Packet<'_>) -> usize {
-    usize::try_from(packet.header.len).unwrap_or(MAX_WIRE).min(MAX_WIRE).max(packet.data.len())
-}
-
 /// The far end, on its own thread.
 struct Reader {
     to: mpsc::Sender<Frame>,
@@ -217,12 +204,19 @@ struct Reader {
 
 impl Reader {
     fn live(self, mut capture: pcap::Capture<Active>) {
+        let link = capture.get_datalink().0;
         let mut asked = Instant::now();
         while !self.to.is_closed() {
             match capture.next_packet() {
                 Ok(packet) => {
-                    let seen = stamp(packet.header);
-                    if !self.send(&packet, seen) {
+                    let seconds = packet.header.ts.tv_sec.saturating_mul(1_000_000);
+                    let packet = Captured {
+                        link,
+                        seen: Micros::new(seconds.saturating_add(packet.header.ts.tv_usec)),
+                        wire: usize::try_from(packet.header.len).unwrap_or_default().max(packet.data.len()),
+                        bytes: packet.data,
+                    };
+                    if !self.send(&packet) {
                         return;
                     }
                 }
@@ -247,11 +241,11 @@ impl Reader {
                 Ok(None) => return,
                 Err(error) => return self.broke(error),
             };
-            let due = pacer.moved(stamp(packet.header));
+            let due = pacer.moved(packet.seen);
             if pace == Pace::RealTime && !self.wait_until(due) {
                 return;
             }
-            if !self.send(&packet, due) {
+            if !self.send(&Captured { seen: due, ..packet }) {
                 return;
             }
         }
@@ -271,9 +265,10 @@ impl Reader {
     }
 
     /// Whether to go on.
-    fn send(&self, packet: &pcap::Packet<'_>, seen: Micros) -> bool {
-        let bytes = packet.data.get(..KEPT_BYTES).unwrap_or(packet.data).to_vec();
-        self.to.blocking_send(Frame { seen, wire: wire(packet), bytes }).is_ok()
+    fn send(&self, packet: &Captured<'_>) -> bool {
+        let Captured { link, seen, wire, bytes } = *packet;
+        let bytes = bytes.get(..KEPT_BYTES).unwrap_or(bytes).to_vec();
+        self.to.blocking_send(Frame { link, seen, wire, bytes }).is_ok()
     }
 
     fn count_drops<T: Activated>(&self, capture: &mut pcap::Capture<T>) {

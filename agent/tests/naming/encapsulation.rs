@@ -206,12 +206,9 @@ fn every_link_layer_makes_no_difference() {
 fn packets_of(path: &Path) -> Vec<Packet> {
     let mut packets = Vec::new();
     let mut file = CaptureFile::open(path).unwrap();
-    let link = file.link();
     while let Ok(Some(packet)) = file.next_packet() {
-        let stamp = packet.header.ts;
-        let at = u64::try_from(stamp.tv_sec).unwrap() * 1_000_000 + u64::try_from(stamp.tv_usec).unwrap();
-        let wire = packet.data.len().max(usize::try_from(packet.header.len).unwrap());
-        if let Some(Ok(found)) = frame::packets(link, packet.data, wire).next() {
+        let at = u64::try_from(packet.seen.get()).unwrap();
+        if let Some(Ok(found)) = frame::packets(packet.link, packet.bytes, packet.wire).next() {
             packets.push(Packet { at, ip: Bytes { captured: found.ip.to_vec(), wire: found.wire } });
         }
     }
