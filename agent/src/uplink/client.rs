@@ -282,7 +282,7 @@ impl Uplink {
             return Ok(());
         }
         for (position, batch) in self.store.batches_after(window.last(), window.room())? {
-            waiting.push_back(FromAgent { message: Some(from_agent::Message::Batch(batch)) });
+            waiting.push_back(FromAgent { message: Some(from_agent::Message::Batch(batch.encode_to_vec())) });
             window.sent(position);
             self.metrics.batches_sent.inc();
         }

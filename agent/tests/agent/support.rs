@@ -162,6 +162,7 @@ impl Orchestrator {
         while let Ok(Some(message)) = up.message().await {
             match message.message {
                 Some(from_agent::Message::Batch(batch)) => {
+                    let batch = telemetry::Batch::decode(batch.as_slice()).expect("a batch");
                     batches += 1;
                     let (boot, sequence) = (batch.boot.clone(), batch.sequence);
                     self.ledger.lock().unwrap().apply(batch);

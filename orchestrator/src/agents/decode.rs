@@ -7,10 +7,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use prost::Message as _;
 use usher_models::telemetry;
 use usher_models::units::Micros;
 use usher_models::{Class, Direction};
 
+use super::fields::{Fields, Malformed};
+use crate::engine::io::Quality;
 use crate::ledger::{BatchMark, SessionRecord};
 
 /// Length of a boot id, bytes.
@@ -39,6 +42,9 @@ const CLOCK_AHEAD_MAX: Duration = Duration::from_mins(1);
 /// Why a whole batch was refused. Nothing of it was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
+    /// It is no batch.
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
     /// The boot id has another length.
     #[error("boot id of {0} bytes: expected {BOOT_LENGTH}")]
     Boot(usize),
@@ -61,6 +67,7 @@ impl Refused {
     /// For the metric.
     pub const fn reason(&self) -> &'static str {
         match self {
+            Self::Malformed(_) => "malformed",
             Self::Boot(_) => "boot",
             Self::Sequence(_) => "sequence",
             Self::TooMany { .. } => "too_many_records",
@@ -85,6 +92,8 @@ pub struct Batch {
     pub sessions: Vec<SessionRecord>,
     /// Usage.
     pub usage: Vec<Usage>,
+    /// Session ids that usage refers to, one after another.
+    pub words: String,
     /// Verdicts.
     pub flows: Vec<Flow>,
     /// Records left out or set right, by reason.
@@ -92,10 +101,10 @@ pub struct Batch {
 }
 
 /// Usage of a session.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
-    /// Its id; empty: anonymous.
-    pub session: String,
+    /// Where its id is among the batch's words; empty: anonymous.
+    session: (u32, u32),
     /// Kind of use.
     pub class: Class,
     /// Which way.
@@ -109,7 +118,34 @@ pub struct Usage {
     /// Held back.
     pub dropped_packets: u64,
     /// Share of the interval at the enforced rate, 0 to 1.
-    pub at_cap: Option<f64>,
+    pub at_cap: Option<f32>,
+    /// How good it was, as far as it was told.
+    pub quality: Quality,
+}
+
+#[cfg(test)]
+impl Usage {
+    /// Video to a subscriber, for tests.
+    pub(crate) fn video(bytes: u64, at_cap: Option<f32>) -> Self {
+        Self {
+            session: (0, 0),
+            class: Class::Video,
+            direction: Direction::Down,
+            bytes,
+            packets: 1,
+            dropped_bytes: 0,
+            dropped_packets: 0,
+            at_cap,
+            quality: Quality::default(),
+        }
+    }
+}
+
+impl Usage {
+    /// The id of its session, among the words of its batch; empty: anonymous.
+    pub fn session<'w>(&self, words: &'w str) -> &'w str {
+        words.get(self.session.0 as usize..self.session.1 as usize).unwrap_or_default()
+    }
 }
 
 /// A flow that got its verdict.
@@ -129,45 +165,62 @@ pub struct Flow {
     pub took: Duration,
 }
 
-/// `batch` of `agent`, which arrived at `now`.
-pub fn decode(agent: &str, batch: telemetry::Batch, now: Micros) -> Result<Batch, Refused> {
-    check_shape(&batch)?;
-    let mut decoded = Batch {
-        agent: agent.to_owned(),
-        mark: BatchMark { boot: batch.boot, sequence: batch.sequence },
-        start: Micros::new(batch.start_us),
-        end: Micros::new(batch.end_us),
-        timed: true,
-        ..Batch::default()
-    };
-    if batch.start_us < 0 || batch.end_us < batch.start_us {
-        decoded.distrust_times("interval", now);
-    } else if decoded.end > now.after(CLOCK_AHEAD_MAX) {
-        decoded.distrust_times("clock_ahead", now);
+/// The batch of `agent` that `encoded` is, which arrived at `now`.
+pub fn decode(agent: &str, encoded: &[u8], now: Micros) -> Result<Batch, Refused> {
+    let mut batch = Batch { agent: agent.to_owned(), timed: true, ..Batch::default() };
+    let (mut start_us, mut end_us) = (0, 0);
+    let (mut sessions, mut usage, mut flows) = (0, 0, 0);
+    let mut fields = Fields::new(encoded);
+    while let Some((field, value)) = fields.next()? {
+        match field {
+            1 => batch.mark.boot = value.bytes()?.to_vec(),
+            2 => batch.mark.sequence = value.number()?,
+            3 => start_us = value.number()?.cast_signed(),
+            4 => end_us = value.number()?.cast_signed(),
+            5 => sessions += 1,
+            6 => usage += 1,
+            7 => flows += 1,
+            _ => {}
+        }
     }
-    for session in batch.sessions {
-        decoded.session(session, now);
+    check_shape(&batch.mark, sessions, usage, flows)?;
+    (batch.start, batch.end) = (Micros::new(start_us), Micros::new(end_us));
+    if start_us < 0 || end_us < start_us {
+        batch.distrust_times("interval", now);
+    } else if batch.end > now.after(CLOCK_AHEAD_MAX) {
+        batch.distrust_times("clock_ahead", now);
     }
-    for usage in batch.usage {
-        decoded.usage(usage);
+    batch.usage.reserve_exact(usage);
+    // Fields may come in any order: what usage refers to is resolved later.
+    let mut fields = Fields::new(encoded);
+    while let Some((field, value)) = fields.next()? {
+        match field {
+            5 => {
+                let session = telemetry::Session::decode(value.bytes()?);
+                batch.session(session.map_err(|_| Malformed)?, now);
+            }
+            6 => batch.usage(value.bytes()?)?,
+            7 => {
+                let flow = telemetry::FlowNamed::decode(value.bytes()?);
+                batch.flow(flow.map_err(|_| Malformed)?, now);
+            }
+            _ => {}
+        }
     }
-    for flow in batch.flows {
-        decoded.flow(flow, now);
-    }
-    Ok(decoded)
+    Ok(batch)
 }
 
-fn check_shape(batch: &telemetry::Batch) -> Result<(), Refused> {
-    if batch.boot.len() != BOOT_LENGTH {
-        return Err(Refused::Boot(batch.boot.len()));
+fn check_shape(mark: &BatchMark, sessions: usize, usage: usize, flows: usize) -> Result<(), Refused> {
+    if mark.boot.len() != BOOT_LENGTH {
+        return Err(Refused::Boot(mark.boot.len()));
     }
-    if !(1..=SEQUENCE_MAX).contains(&batch.sequence) {
-        return Err(Refused::Sequence(batch.sequence));
+    if !(1..=SEQUENCE_MAX).contains(&mark.sequence) {
+        return Err(Refused::Sequence(mark.sequence));
     }
     for (what, count, max) in [
-        ("sessions", batch.sessions.len(), SESSIONS_MAX),
-        ("usage records", batch.usage.len(), USAGE_MAX),
-        ("verdicts", batch.flows.len(), FLOWS_MAX),
+        ("sessions", sessions, SESSIONS_MAX),
+        ("usage records", usage, USAGE_MAX),
+        ("verdicts", flows, FLOWS_MAX),
     ] {
         if count > max {
             return Err(Refused::TooMany { what, count, max });
@@ -241,33 +294,84 @@ impl Batch {
         String::new()
     }
 
-    fn usage(&mut self, usage: telemetry::Usage) {
-        let Ok(direction) = telemetry::Direction::try_from(usage.direction) else {
-            return self.ignore("usage_direction");
-        };
-        let amounts = [usage.bytes, usage.packets, usage.dropped_bytes, usage.dropped_packets];
-        if amounts.iter().any(|&amount| amount > AMOUNT_MAX) {
-            return self.ignore("usage_amount");
+    fn usage(&mut self, encoded: &[u8]) -> Result<(), Refused> {
+        let (mut session, mut class, mut direction) = ("", 0, 0);
+        let [mut bytes, mut packets, mut dropped_bytes, mut dropped_packets] = [0; 4];
+        let mut at_cap = None;
+        let mut fields = Fields::new(encoded);
+        while let Some((field, value)) = fields.next()? {
+            match field {
+                1 => session = value.text()?,
+                2 => class = value.variant()?,
+                3 => direction = value.variant()?,
+                4 => bytes = value.number()?,
+                5 => packets = value.number()?,
+                6 => dropped_bytes = value.number()?,
+                7 => dropped_packets = value.number()?,
+                9 => at_cap = Some(value.double()?),
+                _ => {}
+            }
         }
-        let class = self.class(usage.class, "usage_class");
-        let at_cap = match usage.at_cap {
+        let Ok(direction) = telemetry::Direction::try_from(direction) else {
+            self.ignore("usage_direction");
+            return Ok(());
+        };
+        if [bytes, packets, dropped_bytes, dropped_packets].iter().any(|&amount| amount > AMOUNT_MAX) {
+            self.ignore("usage_amount");
+            return Ok(());
+        }
+        let class = self.class(class, "usage_class");
+        let at_cap = match at_cap {
             Some(share) if !(0.0..=1.0).contains(&share) => {
                 self.ignore("usage_at_cap");
                 None
             }
-            share => share,
+            #[expect(clippy::cast_possible_truncation, reason = "a share: seven digits are plenty")]
+            share => share.map(|share| share as f32),
         };
-        let session = self.word(usage.session, "usage_session", |session| is_word(session, SESSION_ID_MAX));
-        self.usage.push(Usage {
-            session,
+        let usage = Usage {
+            session: (0, 0),
             class,
             direction: direction.into(),
-            bytes: usage.bytes,
-            packets: usage.packets,
-            dropped_bytes: usage.dropped_bytes,
-            dropped_packets: usage.dropped_packets,
+            bytes,
+            packets,
+            dropped_bytes,
+            dropped_packets,
             at_cap,
-        });
+            quality: Quality::default(),
+        };
+        self.push(session, usage);
+        Ok(())
+    }
+
+    /// Adds usage of a session; an id that cannot be one counts as anonymous.
+    fn push(&mut self, session: &str, usage: Usage) {
+        let place = match self.usage.last() {
+            // Records of one session mostly stand together.
+            Some(last) if last.session(&self.words) == session => last.session,
+            _ if session.is_empty() => (0, 0),
+            _ if !is_word(session, SESSION_ID_MAX) => {
+                self.ignore("usage_session");
+                (0, 0)
+            }
+            _ => {
+                let start = self.words.len();
+                self.words.push_str(session);
+                // A batch is smaller than 4 GiB.
+                let place = |at: usize| u32::try_from(at).unwrap_or_default();
+                (place(start), place(self.words.len()))
+            }
+        };
+        self.usage.push(Usage { session: place, ..usage });
+    }
+
+    /// A batch of usage, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_usage(mut self, usage: impl IntoIterator<Item = (String, Usage)>) -> Self {
+        for (session, usage) in usage {
+            self.push(&session, usage);
+        }
+        self
     }
 
     fn flow(&mut self, flow: telemetry::FlowNamed, now: Micros) {
@@ -323,6 +427,10 @@ mod tests {
         }
     }
 
+    fn taken(batch: &telemetry::Batch) -> Result<Batch, Refused> {
+        decode("gw1", &batch.encode_to_vec(), NOW)
+    }
+
     fn usage(bytes: u64) -> telemetry::Usage {
         telemetry::Usage { session: "s1".into(), bytes, packets: 1, ..telemetry::Usage::default() }
     }
@@ -332,7 +440,7 @@ mod tests {
         let refused = |change: fn(&mut telemetry::Batch)| {
             let mut batch = batch();
             change(&mut batch);
-            decode("gw1", batch, NOW).unwrap_err()
+            taken(&batch).unwrap_err()
         };
         assert_eq!(refused(|batch| batch.boot = vec![1; 3]), Refused::Boot(3));
         assert_eq!(refused(|batch| batch.sequence = 0), Refused::Sequence(0));
@@ -350,7 +458,7 @@ mod tests {
             (i64::MIN, NOW.get(), "interval"),
         ] {
             let hostile = telemetry::Batch { start_us: start, end_us: end, usage: vec![usage(5)], ..batch() };
-            let decoded = decode("gw1", hostile, NOW).unwrap();
+            let decoded = taken(&hostile).unwrap();
             assert!(!decoded.timed);
             assert_eq!((decoded.start, decoded.end), (NOW, NOW));
             assert_eq!(decoded.ignored, BTreeMap::from([(reason, 1)]));
@@ -382,11 +490,15 @@ mod tests {
                 ..telemetry::Session::default()
             },
         ];
-        let decoded = decode("gw1", hostile, NOW).unwrap();
+        let decoded = taken(&hostile).unwrap();
         let bytes: Vec<_> = decoded.usage.iter().map(|usage| usage.bytes).collect();
         assert_eq!(bytes, [1, 2, 8, 16]);
         assert!(decoded.usage.iter().all(|usage| usage.at_cap.is_none()));
-        assert_eq!(decoded.usage[3].session, "", "an impossible session id counts as anonymous");
+        assert_eq!(
+            decoded.usage[3].session(&decoded.words),
+            "",
+            "an impossible session id counts as anonymous"
+        );
         assert_eq!(decoded.sessions.len(), 1);
         assert_eq!(decoded.sessions[0].keys, ["imsi:1"]);
         assert_eq!(decoded.sessions[0].prefixes, ["10.0.0.1/32"]);
@@ -440,23 +552,23 @@ mod tests {
                 usage: records.clone(),
                 ..batch()
             };
-            let decoded = decode("gw1", foreign, NOW).unwrap();
+            let decoded = taken(&foreign).unwrap();
             prop_assert!(decoded.start <= decoded.end && decoded.end <= NOW.after(CLOCK_AHEAD_MAX));
             let left_out = decoded.ignored.get("usage_direction").copied().unwrap_or(0)
                 + decoded.ignored.get("usage_amount").copied().unwrap_or(0);
             prop_assert_eq!(decoded.usage.len() as u64 + left_out, records.len() as u64);
             for usage in &decoded.usage {
-                prop_assert!(usage.bytes <= AMOUNT_MAX && usage.session.len() <= SESSION_ID_MAX);
+                prop_assert!(usage.bytes <= AMOUNT_MAX && usage.session(&decoded.words).len() <= SESSION_ID_MAX);
                 prop_assert!(usage.at_cap.is_none_or(|share| (0.0..=1.0).contains(&share)));
             }
         }
 
         #[test]
         fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            use prost::Message as _;
-            if let Ok(batch) = telemetry::Batch::decode(bytes.as_slice()) {
-                let _ = decode("gw1", batch, NOW);
-            }
+            let _ = decode("gw1", &bytes, NOW);
+            // What is a batch to the library is one here, and nothing else is.
+            let foreign = telemetry::Batch { boot: bytes.clone(), ..batch() };
+            prop_assert_eq!(taken(&foreign).is_ok(), bytes.len() == BOOT_LENGTH);
         }
     }
 }

@@ -14,11 +14,13 @@
 mod certificate;
 mod decode;
 mod door;
+mod fields;
 mod links;
 mod service;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{BOOT_LENGTH, Batch, Flow, Refused, Usage, decode};
+pub use fields::Malformed;
 pub use links::{Connected, Links};
 pub use service::{ServeError, Service};

@@ -12,9 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 use usher_models::telemetry::telemetry_server::{Telemetry, TelemetryServer};
-use usher_models::telemetry::{
-    self, Ack, FromAgent, Hello, PROTOCOL, ToAgent, Welcome, from_agent, to_agent,
-};
+use usher_models::telemetry::{Ack, FromAgent, Hello, PROTOCOL, ToAgent, Welcome, from_agent, to_agent};
 use usher_models::units::Micros;
 
 use super::links::{Connected, Place};
@@ -170,7 +168,7 @@ impl Service {
         while let Some(message) = stream.up.message().await? {
             match message.message {
                 Some(from_agent::Message::Batch(batch)) => {
-                    let ack = self.apply(agent, batch).await?;
+                    let ack = self.apply(agent, &batch).await?;
                     let ack = ToAgent { message: Some(to_agent::Message::Ack(ack)) };
                     if stream.down.send(Ok(ack)).await.is_err() {
                         return Ok(());
@@ -187,7 +185,7 @@ impl Service {
         Ok(())
     }
 
-    async fn apply(&self, agent: &str, batch: telemetry::Batch) -> Result<Ack, Status> {
+    async fn apply(&self, agent: &str, batch: &[u8]) -> Result<Ack, Status> {
         let batch = decode(agent, batch, Micros::now()).map_err(|refused| {
             count(&self.metrics.batches_refused, refused.reason());
             tracing::warn!(agent, %refused, "batch refused");

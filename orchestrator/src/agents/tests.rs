@@ -1,5 +1,6 @@
 //! A real client over mutual TLS, with certificates made by `pki`, against the real service and engine task.
 
+use prost::Message as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -136,7 +137,10 @@ impl Stream {
             usage: vec![usage],
             flows: Vec::new(),
         };
-        self.up.send(FromAgent { message: Some(from_agent::Message::Batch(batch)) }).await.unwrap();
+        self.up
+            .send(FromAgent { message: Some(from_agent::Message::Batch(batch.encode_to_vec())) })
+            .await
+            .unwrap();
         match self.receive().await? {
             to_agent::Message::Ack(ack) => Ok(ack),
             other => panic!("expected an ack, got {other:?}"),
@@ -290,7 +294,11 @@ async fn a_hostile_batch_ends_its_stream_and_changes_nothing() {
     let server = Server::start(dir.path()).await;
     let mut stream = server.connect("gw-1", "gw-1").await.unwrap();
     let hostile = telemetry::Batch { boot: vec![1; 3], sequence: 1, ..telemetry::Batch::default() };
-    stream.up.send(FromAgent { message: Some(from_agent::Message::Batch(hostile)) }).await.unwrap();
+    stream
+        .up
+        .send(FromAgent { message: Some(from_agent::Message::Batch(hostile.encode_to_vec())) })
+        .await
+        .unwrap();
     let status = stream.receive().await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "boot id of 3 bytes: expected 16"));
     assert!(server.rig.ledger.agents().unwrap().is_empty());

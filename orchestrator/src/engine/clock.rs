@@ -3,33 +3,40 @@
 //! The watermark is the newest end of a batch, the least over agents that are not idle, less the lateness. What lies
 //! before it is closed. It never goes back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use usher_models::units::Micros;
 
 /// An agent silent for so long no longer holds the watermark back.
 pub(super) const AGENT_IDLE: Duration = Duration::from_secs(30);
-/// An agent silent for so long is forgotten.
-const AGENT_FORGOTTEN: Duration = Duration::from_hours(24);
 /// A batch that ends further ahead of our clock is not believed.
 const MAX_AHEAD: Duration = Duration::from_mins(1);
 /// A hole between two batches of an agent up to this long is jitter.
 const MAX_HOLE: Duration = Duration::from_secs(1);
+/// A window is covered where holes take no more than one part in so many of it.
+const HOLES_TAKE: u128 = 100;
+/// Holes remembered of one agent. What lies before the oldest counts as never told.
+const HOLES_MAX: usize = 256;
 
 /// What one agent has told.
-#[derive(Debug)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 struct Agent {
-    /// Everything from here to `told_to` was told.
-    whole_since: Micros,
+    name: String,
+    /// From here to `told_to` it was told, but for the holes.
+    since: Micros,
     told_to: Micros,
     heard_at: Micros,
+    /// Oldest first.
+    holes: VecDeque<(Micros, Micros)>,
 }
 
 /// How far event time has come.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Clock {
-    agents: BTreeMap<String, Agent>,
+    /// By number, in the order in which they were first heard of.
+    agents: Vec<Agent>,
+    by_name: BTreeMap<String, u16>,
     watermark: Option<Micros>,
 }
 
@@ -38,25 +45,52 @@ pub(super) struct Clock {
 pub(super) enum Verdict {
     /// Apply it.
     Good,
-    /// It ends before it starts, or where it starts.
+    /// It ends before it starts, or where it starts, or lies before the epoch.
     Empty,
     /// It ends in the future.
     Ahead,
 }
 
 impl Clock {
+    /// The number of an agent, known or not: 65,535 of them are more than any network has, and the last number is shared by
+    /// further ones.
+    pub(super) fn number(&mut self, agent: &str) -> u16 {
+        if let Some(number) = self.by_name.get(agent) {
+            return *number;
+        }
+        let number = u16::try_from(self.agents.len()).unwrap_or(u16::MAX);
+        let (name, since) = (agent.to_owned(), Micros::new(i64::MAX));
+        let (told_to, heard_at) = (Micros::new(i64::MIN), Micros::new(i64::MIN));
+        self.agents.push(Agent { name, since, told_to, heard_at, holes: VecDeque::new() });
+        self.by_name.insert(agent.to_owned(), number);
+        number
+    }
+
+    /// The number of an agent that was heard of.
+    pub(super) fn find(&self, agent: &str) -> Option<u16> {
+        self.by_name.get(agent).copied()
+    }
+
     /// An agent tells of `[start, end)` at `now`.
     pub(super) fn observe(&mut self, agent: &str, start: Micros, end: Micros, now: Micros) -> Verdict {
-        if start >= end {
+        if start >= end || start.get() < 0 {
             return Verdict::Empty;
         }
         if end > now.after(MAX_AHEAD) {
             return Verdict::Ahead;
         }
-        let blank = Agent { whole_since: start, told_to: end, heard_at: now };
-        let known = self.agents.entry(agent.to_owned()).or_insert(blank);
+        let number = self.number(agent);
+        let Some(known) = self.agents.get_mut(usize::from(number)) else { return Verdict::Empty };
+        if known.since == Micros::new(i64::MAX) {
+            (known.since, known.told_to) = (start, end);
+        }
         if start > known.told_to.after(MAX_HOLE) {
-            known.whole_since = start;
+            known.holes.push_back((known.told_to, start));
+            if known.holes.len() > HOLES_MAX
+                && let Some((_, end)) = known.holes.pop_front()
+            {
+                known.since = known.since.max(end);
+            }
         }
         known.told_to = known.told_to.max(end);
         known.heard_at = now;
@@ -65,13 +99,17 @@ impl Clock {
 
     /// Moves the watermark on and gives it.
     pub(super) fn advance(&mut self, now: Micros, lateness: Duration) -> Option<Micros> {
-        self.agents.retain(|_, agent| now.since(agent.heard_at) < AGENT_FORGOTTEN);
-        let awake = self.agents.values().filter(|agent| now.since(agent.heard_at) < AGENT_IDLE);
+        let awake = self.agents.iter().filter(|agent| now < agent.heard_at.after(AGENT_IDLE));
+        let awake = awake.filter(|agent| agent.heard_at > Micros::new(i64::MIN));
         if let Some(least) = awake.map(|agent| agent.told_to).min() {
-            let mark = least.before(lateness);
-            self.watermark = Some(self.watermark.map_or(mark, |before| before.max(mark)));
+            self.overtake(least.before(lateness));
         }
         self.watermark
+    }
+
+    /// Moves the watermark on to here at least, whoever has not told so far yet.
+    pub(super) fn overtake(&mut self, mark: Micros) {
+        self.watermark = Some(self.watermark.map_or(mark, |before| before.max(mark)));
     }
 
     /// When the silence of an agent would let the watermark go on without it.
@@ -79,13 +117,24 @@ impl Clock {
         if self.agents.len() < 2 {
             return None;
         }
-        let idle_at = self.agents.values().map(|agent| agent.heard_at.after(AGENT_IDLE));
+        let idle_at = self.agents.iter().map(|agent| agent.heard_at.after(AGENT_IDLE));
         idle_at.filter(|at| *at > now).min()
     }
 
-    /// Whether an agent told everything of `[from, to)`.
-    pub(super) fn covers(&self, agent: &str, from: Micros, to: Micros) -> bool {
-        self.agents.get(agent).is_some_and(|agent| agent.whole_since <= from && to <= agent.told_to)
+    /// Whether an agent told everything of `[from, to)`, but for little.
+    pub(super) fn covers(&self, agent: u16, from: Micros, to: Micros) -> bool {
+        let Some(agent) = self.agents.get(usize::from(agent)) else { return false };
+        if from < agent.since || agent.told_to < to {
+            return false;
+        }
+        let missing: u128 = agent
+            .holes
+            .iter()
+            .rev()
+            .take_while(|(_, end)| *end > from)
+            .map(|(start, end)| (*end).min(to).since((*start).max(from)).as_micros())
+            .sum();
+        missing * HOLES_TAKE <= to.since(from).as_micros()
     }
 }
 
@@ -119,10 +168,14 @@ mod tests {
         let mut clock = Clock::default();
         clock.observe("a", s(0), s(10), s(10));
         clock.observe("a", s(11), s(20), s(20));
-        assert!(clock.covers("a", s(0), s(20)) && !clock.covers("a", s(0), s(21)));
+        let a = clock.number("a");
+        assert!(clock.covers(a, s(0), s(20)) && !clock.covers(a, s(0), s(21)));
         clock.observe("a", s(25), s(30), s(30));
-        assert!(!clock.covers("a", s(0), s(30)) && clock.covers("a", s(25), s(30)));
-        assert!(!clock.covers("b", s(0), s(1)));
+        assert!(!clock.covers(a, s(0), s(30)) && clock.covers(a, s(25), s(30)));
+        assert!(!clock.covers(7, s(0), s(1)));
+        // Of a long window little is missing.
+        clock.observe("a", s(30), s(600), s(600));
+        assert!(clock.covers(a, s(0), s(600)) && !clock.covers(a, s(0), s(490)));
     }
 
     #[test]

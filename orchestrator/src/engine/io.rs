@@ -44,8 +44,29 @@ pub struct Observed {
     pub end: Micros,
     /// Sessions of known subscribers that opened, changed or closed.
     pub sessions: Vec<SessionSeen>,
-    /// Usage of known subscribers.
+    /// Usage of known subscribers; the records of one line stand together.
     pub usage: Vec<UsageSeen>,
+    /// Flows of known subscribers that were recognised.
+    #[serde(default)]
+    pub named: Vec<NamedSeen>,
+}
+
+/// The number of a subscriber's line in an engine: see [`Engine::line`](super::Engine::line).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Line(pub u32);
+
+/// A flow of a subscriber that was recognised.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NamedSeen {
+    /// Whose it is.
+    pub line: Line,
+    /// Which app.
+    pub app: String,
+    /// Kind of use.
+    pub class: Class,
+    /// When, event time.
+    pub at: Micros,
 }
 
 /// A session of a known subscriber.
@@ -63,13 +84,16 @@ pub struct SessionSeen {
     pub roaming: bool,
     /// IANA name; empty where unknown.
     pub time_zone: String,
+    /// Radio technology; empty where unknown.
+    #[serde(default)]
+    pub rat: String,
 }
 
 /// Usage of one subscriber in one class and direction.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct UsageSeen {
     /// Whose it is.
-    pub subscriber: SubscriberId,
+    pub line: Line,
     /// Kind of use.
     pub class: Class,
     /// Which way.
@@ -81,7 +105,24 @@ pub struct UsageSeen {
     /// Held back by enforcement.
     pub dropped_packets: u64,
     /// Share of the interval at the enforced rate, 0 to 1; `None` where no rate is enforced.
-    pub at_cap: Option<f64>,
+    pub at_cap: Option<f32>,
+    /// How good it was.
+    #[serde(default)]
+    pub quality: Quality,
+}
+
+/// How good a use was, as far as it was measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Quality {
+    /// Round-trip time, milliseconds.
+    #[serde(default)]
+    pub rtt_ms: Option<f32>,
+    /// Share of packets lost, 0 to 1.
+    #[serde(default)]
+    pub loss: Option<f32>,
+    /// Quality of outcome, 0 to 100.
+    #[serde(default)]
+    pub qoo: Option<f32>,
 }
 
 /// A direction as it stands in records of the engine.

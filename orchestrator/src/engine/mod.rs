@@ -9,13 +9,21 @@
 //! ```
 //!
 //! Owns the desired settings of every subscriber and their revision. Refuses clocks, files, sockets and luck: whatever
-//! is ordered here is ordered by time, then subscriber, then name. Durable state leaves by [`Engine::take_dirty`] and
-//! comes back by [`Engine::restore`]; windows do not survive, so facts are unknown until they are full again.
+//! is ordered here is ordered by time, then by line. Durable state leaves by [`Engine::take_dirty`] and comes back by
+//! [`Engine::restore`].
 
+mod calendar;
 pub(crate) mod choose;
 mod clock;
+mod feed;
 pub mod io;
+mod layout;
+mod look;
 mod moments;
+mod pages;
+mod roster;
+mod sketch;
+pub mod snapshot;
 mod state;
 mod subscriber;
 #[cfg(test)]
@@ -23,25 +31,29 @@ mod tests;
 mod window;
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use usher_models::Class;
+use foldhash::fast::FixedState;
 use usher_models::setting::Settings;
 use usher_models::units::{Micros, SubscriberId};
 
-use self::clock::{Clock, Verdict};
-use self::io::{Cause, DecisionId, Effect, Input, Observed, SessionSeen, TapState, UsageSeen};
+use self::calendar::{Cycle, Cycles};
+use self::clock::Clock;
+use self::feed::Waiting;
+use self::io::{Cause, DecisionId, Effect, Input, Line, SessionSeen, TapState};
+use self::look::Look;
+use self::pages::{Agents, Pages, Seat};
+use self::roster::{Card, Cards, Roster};
 pub use self::state::{
     Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Overlay, SentMessage, SubscriberState,
 };
 use self::subscriber::Subscriber;
-use self::window::{Report, Window};
-use self::world::World;
+use self::world::{Leaf, World};
 use crate::identity::{Directory, Profile};
-use crate::policy::{Policy, PolicyErrors};
+use crate::policy::{Known, Policy, PolicyErrors};
 
 /// What the engine has counted since it was made. Each only rises.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counters {
     /// Usage of which something was too late for its window.
     pub late: u64,
@@ -59,101 +71,191 @@ pub struct Counters {
     pub desired: u64,
     /// Boundaries of windows skipped because event time jumped.
     pub boundaries_skipped: u64,
+    /// Times event time went on without an agent that was too far behind for what waited for it.
+    pub overtaken: u64,
 }
 
 /// The engine. One task owns it.
 #[derive(Debug)]
 pub struct Engine {
     world: World,
-    profiles: BTreeMap<SubscriberId, Profile>,
-    subscribers: BTreeMap<SubscriberId, Subscriber>,
+    roster: Roster,
+    cards: Cards,
+    pages: Pages,
     clock: Clock,
+    cycles: Cycles,
     /// The last boundary looked at, event time.
     boundary: Option<i64>,
+    /// Lines to be looked at on the next boundary, by grid, in no order.
+    lists: Vec<Vec<u32>>,
+    /// Reports that are ahead of what their windows have room for.
+    waiting: Waiting,
     /// When whom to look at without an input of their own.
-    agenda: BTreeSet<(Micros, SubscriberId)>,
-    by_decision: BTreeMap<DecisionId, SubscriberId>,
-    dirty: BTreeSet<SubscriberId>,
+    agenda: BTreeSet<(Micros, u32)>,
+    due: HashMap<u32, Micros, FixedState>,
+    /// Whom to look at again before the step is over.
+    again: Vec<Line>,
+    by_decision: BTreeMap<DecisionId, Line>,
+    dirty: BTreeSet<u32>,
+    /// Forgotten since the last call.
+    gone: Vec<SubscriberId>,
+    /// Restored, but without a profile: taken back at the first step.
+    lost: Vec<(SubscriberId, SubscriberState)>,
+    /// Restored, and not looked at since.
+    unsettled: Vec<Line>,
     now: Micros,
     counters: Counters,
+}
+
+/// One subscriber taken out of memory, to be looked at and changed.
+struct Opened {
+    line: Line,
+    profile: Profile,
+    /// Number of the time zone.
+    zone: u32,
+    subscriber: Subscriber,
+    changed: bool,
+}
+
+impl Opened {
+    fn read(&self, world: &World, leaf: &Leaf) -> Option<Known> {
+        match leaf {
+            Leaf::Fact(index) => self.subscriber.facts.get(*index).copied().flatten().map(Known::Number),
+            Leaf::Other(read) => self.subscriber.read(world, &self.profile, read),
+        }
+    }
 }
 
 impl Engine {
     /// An engine for a policy; refused where the policy asks for what is not evaluated yet, or does not fit the plans.
     pub fn new(policy: Policy, directory: &Directory) -> Result<Self, PolicyErrors> {
         policy.check(directory.plans())?;
-        Ok(Self {
-            world: World::new(policy, directory.plans().clone(), directory.countries().clone()),
-            profiles: directory.profiles().map(|profile| (profile.id.clone(), profile.clone())).collect(),
-            subscribers: BTreeMap::new(),
+        let world = World::new(policy, directory.plans().clone(), directory.countries().clone());
+        let mut engine = Self::with_world(world);
+        for profile in directory.profiles() {
+            engine.admit(profile);
+        }
+        Ok(engine)
+    }
+
+    /// An engine that knows nobody.
+    fn with_world(world: World) -> Self {
+        Self {
+            roster: Roster::default(),
+            cards: Cards::default(),
+            pages: Pages::new(world.layout.groups.len()),
             clock: Clock::default(),
+            cycles: Cycles::default(),
             boundary: None,
+            lists: vec![Vec::new(); world.layout.grids.len()],
+            waiting: Waiting::default(),
             agenda: BTreeSet::new(),
+            due: HashMap::default(),
+            again: Vec::new(),
             by_decision: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            gone: Vec::new(),
+            lost: Vec::new(),
+            unsettled: Vec::new(),
             now: Micros::new(i64::MIN),
             counters: Counters::default(),
-        })
+            world,
+        }
     }
 
     /// Takes back what [`Engine::take_dirty`] gave. Before the first step; what changed meanwhile, or ran out, shows in
     /// the effects of the first step.
     pub fn restore(&mut self, id: SubscriberId, state: SubscriberState) {
-        self.by_decision.extend(state.contacts.iter().map(|contact| (contact.decision.clone(), id.clone())));
-        let mut subscriber = Subscriber::new(&self.world, state);
-        let at_once = Micros::new(i64::MIN);
-        subscriber.due = Some(at_once);
-        self.agenda.insert((at_once, id.clone()));
-        self.subscribers.insert(id, subscriber);
+        let Some(line) = self.line(&id) else {
+            self.lost.push((id, state));
+            return;
+        };
+        self.by_decision.extend(state.contacts.iter().map(|contact| (contact.decision.clone(), line)));
+        let mut opened = self.open(line);
+        opened.subscriber.state = state;
+        let seat = self.pages.seat_mut(line);
+        // Sessions kept over a restart were open all along; whether the agents told of it is the clock's to say.
+        (seat.present_since, seat.known_since) = (Micros::new(i64::MIN), Micros::new(i64::MIN));
+        for (index, watched) in self.world.moments.iter().enumerate() {
+            if let Some(fired) = opened.subscriber.state.moments.get(&watched.name) {
+                let phases = seat.phases.get_or_insert_default();
+                phases.insert(
+                    u8::try_from(index).unwrap_or(u8::MAX),
+                    moments::Phase::Silent(fired.silent_until),
+                );
+            }
+        }
+        opened.changed = true;
+        self.close(&opened);
+        self.dirty.remove(&line.0);
+        self.unsettled.push(line);
     }
 
     /// Takes in one thing that happened and gives what is to be done, in order. Time that goes back stands still.
     pub fn step(&mut self, at: Micros, input: Input) -> Vec<Effect> {
         self.now = self.now.max(at);
         let mut effects = Vec::new();
+        self.settle(&mut effects);
         match input {
             Input::Profile(profile) => {
-                let id = profile.id.clone();
-                self.profiles.insert(id.clone(), profile);
-                self.look_at(&id, Cause::Plan, false, &mut effects);
+                let line = self.admit(&profile);
+                self.look_at(line, Cause::Plan, false, &mut effects);
+                self.look_at_colleagues(line, &mut effects);
             }
             Input::ProfileGone(id) => {
-                self.profiles.remove(&id);
-                self.look_at(&id, Cause::Gone, false, &mut effects);
+                if let Some(line) = self.line(&id) {
+                    self.forget(line, &mut effects);
+                }
             }
             Input::Tariffs { plans, countries } => {
                 self.world.plans = plans;
                 self.world.countries = countries;
-                let everybody: Vec<SubscriberId> = self.subscribers.keys().cloned().collect();
-                for id in everybody {
-                    self.look_at(&id, Cause::Plan, false, &mut effects);
+                for line in self.pages.lines() {
+                    if self.pages.get(line).is_some_and(|seat| !seat.state.is_empty()) {
+                        self.look_at(line, Cause::Plan, false, &mut effects);
+                    }
                 }
             }
-            Input::Observed(observed) => self.observe(&observed, &mut effects),
+            Input::Observed(observed) => self.observe(observed, &mut effects),
             Input::Tapped(decision) => self.tap(&decision, &mut effects),
             Input::Stop(stop) => self.world.stopped = stop,
             Input::Tick => {}
         }
         self.catch_up(&mut effects);
         self.cross_boundaries(&mut effects);
+        self.look_again(&mut effects);
         effects
     }
 
     /// Durable state that changed since the last call, to be made durable together with the effects of the step. `None`:
     /// the subscriber is forgotten.
     pub fn take_dirty(&mut self) -> Vec<(SubscriberId, Option<SubscriberState>)> {
+        let gone = std::mem::take(&mut self.gone).into_iter().map(|id| (id, None));
         let dirty = std::mem::take(&mut self.dirty);
-        let state = |id: SubscriberId| {
-            let state = self.subscribers.get(&id).map(|subscriber| subscriber.state.clone());
-            (id, state)
+        let state = |line: u32| {
+            let seat = self.pages.get(Line(line))?;
+            Some((SubscriberId(seat.id.to_string()), Some(SubscriberState::unpack(&seat.state))))
         };
-        dirty.into_iter().map(state).collect()
+        gone.chain(dirty.into_iter().filter_map(state)).collect()
     }
 
     /// When [`Input::Tick`] is next of use; `None`: not before another input.
     pub fn next_due(&self) -> Option<Micros> {
+        if !self.unsettled.is_empty() || !self.lost.is_empty() {
+            return Some(self.now);
+        }
         let agenda = self.agenda.first().map(|(due, _)| *due);
         [agenda, self.clock.next_idle(self.now)].into_iter().flatten().min()
+    }
+
+    /// The line of a subscriber with a profile.
+    pub fn line(&self, id: &SubscriberId) -> Option<Line> {
+        self.roster.find(&id.0, &self.pages)
+    }
+
+    /// Whose line it is; `None`: nobody's.
+    pub fn id_of(&self, line: Line) -> Option<SubscriberId> {
+        self.pages.get(line).map(|seat| SubscriberId(seat.id.to_string()))
     }
 
     /// What a tap on the message of a decision would meet.
@@ -167,30 +269,43 @@ impl Engine {
     }
 
     /// The message of a decision, while it is remembered.
-    pub fn contact(&self, decision: &DecisionId) -> Option<&SentMessage> {
-        let id = self.by_decision.get(decision)?;
-        self.subscribers.get(id)?.state.contacts.iter().find(|contact| contact.decision == *decision)
+    pub fn contact(&self, decision: &DecisionId) -> Option<SentMessage> {
+        let seat = self.pages.get(*self.by_decision.get(decision)?)?;
+        let contacts = SubscriberState::unpack(&seat.state).contacts;
+        contacts.into_iter().find(|contact| contact.decision == *decision)
     }
 
     /// The facts of a subscriber at the last boundary, and the numbers conditions read of the subscriber (`sub.*`; truth
     /// is 1); `None`: unknown. Empty for somebody unknown.
-    pub fn facts_of(&self, id: &SubscriberId, at: Micros) -> BTreeMap<String, Option<f64>> {
-        const FIELDS: [&str; 6] =
-            ["active", "complaint_open", "roam_expected", "roam_pass", "roam_price", "roaming"];
-        let Some(profile) = self.profiles.get(id) else { return BTreeMap::new() };
-        let mut facts: BTreeMap<String, Option<f64>> =
-            self.world.facts.iter().map(|(name, _)| (name.clone(), None)).collect();
-        let nobody = Subscriber::new(&self.world, SubscriberState::default());
-        let subscriber = self.subscribers.get(id).unwrap_or(&nobody);
-        for ((name, fact), value) in self.world.facts.iter().zip(&subscriber.facts) {
+    pub fn facts_of(&mut self, id: &SubscriberId, at: Micros) -> BTreeMap<String, Option<f64>> {
+        const FIELDS: [&str; 10] = [
+            "active",
+            "complaint_open",
+            "cycle_left",
+            "fit_saves",
+            "moved",
+            "partner_fit",
+            "roam_expected",
+            "roam_pass",
+            "roam_price",
+            "roaming",
+        ];
+        let Some(line) = self.line(id) else { return BTreeMap::new() };
+        let opened = match self.boundary {
+            Some(boundary) => self.open_at(line, boundary),
+            None => self.open(line),
+        };
+        let mut facts = BTreeMap::new();
+        for (index, (name, placed)) in self.world.facts.iter().zip(&self.world.layout.facts).enumerate() {
             // A fact is as old as its last boundary; long after, it says nothing of now.
-            let still = clock::AGENT_IDLE + self.world.policy.lateness() + fact.every;
+            let still = clock::AGENT_IDLE + self.world.policy.lateness() + placed.fact.window.every();
             let fresh = self.boundary.is_some_and(|boundary| at.since(Micros::new(boundary)) < still);
+            let value = opened.subscriber.facts.get(index).copied().flatten();
             facts.insert(name.clone(), value.filter(|_| fresh));
         }
         for field in FIELDS {
             let read = crate::policy::Read::Sub(field);
-            let known = subscriber.read(&self.world, profile, &read);
+            let known = opened.subscriber.read(&self.world, &opened.profile, &read);
             facts.insert(read.to_string(), known.and_then(|known| known.number()));
         }
         facts
@@ -198,22 +313,25 @@ impl Engine {
 
     /// The desired settings of a subscriber; revision 0: none yet.
     pub fn settings_of(&self, id: &SubscriberId) -> Option<Settings> {
-        self.subscribers.get(id).map(Subscriber::settings)
+        let state = self.state_of(id)?;
+        Some(Subscriber { state, ..Subscriber::default() }.settings())
     }
 
     /// The durable state of a subscriber.
-    pub fn state_of(&self, id: &SubscriberId) -> Option<&SubscriberState> {
-        self.subscribers.get(id).map(|subscriber| &subscriber.state)
+    pub fn state_of(&self, id: &SubscriberId) -> Option<SubscriberState> {
+        let seat = self.pages.get(self.line(id)?)?;
+        Some(SubscriberState::unpack(&seat.state))
     }
 
-    /// What is known of a subscriber.
-    pub fn profile(&self, id: &SubscriberId) -> Option<&Profile> {
-        self.profiles.get(id)
+    /// What is known of a subscriber, but for the keys.
+    pub fn profile(&self, id: &SubscriberId) -> Option<Profile> {
+        let seat = self.pages.get(self.line(id)?)?;
+        Some(self.cards.profile(&seat.id, seat.card))
     }
 
-    /// All subscribers with a profile, in the order of their ids.
-    pub fn profiles(&self) -> impl Iterator<Item = &Profile> {
-        self.profiles.values()
+    /// How many subscribers have a profile.
+    pub fn subscribers(&self) -> usize {
+        self.roster.len()
     }
 
     /// The policy in force.
@@ -231,29 +349,209 @@ impl Engine {
         self.counters
     }
 
-    fn observe(&mut self, observed: &Observed, effects: &mut Vec<Effect>) {
-        for session in &observed.sessions {
-            self.session(&observed.agent, observed.start, session, effects);
+    /// A profile that is new or has changed.
+    fn admit(&mut self, profile: &Profile) -> Line {
+        let known = self.line(&profile.id);
+        let old = known.map_or_else(Card::default, |line| self.pages.seat(line).card);
+        let card = self.cards.card(profile, old);
+        let line = match known {
+            Some(line) => {
+                self.pages.seat_mut(line).card = card;
+                line
+            }
+            None => self.take_seat(&profile.id, card),
+        };
+        self.leave_organisation(line, old);
+        if card.organisation != 0 {
+            let organisation = self.world.organisations.entry(card.organisation).or_default();
+            organisation.members.insert(line.0);
+            organisation.moved += usize::from(card.has_moved());
         }
-        match self.clock.observe(&observed.agent, observed.start, observed.end, self.now) {
-            Verdict::Good => self.usage(observed),
-            // A batch of sessions alone may have an empty interval; nothing is lost with it.
-            Verdict::Empty if observed.usage.is_empty() => {}
-            Verdict::Empty | Verdict::Ahead => self.counters.misdated += 1,
+        line
+    }
+
+    fn take_seat(&mut self, id: &SubscriberId, card: Card) -> Line {
+        let seat = Seat {
+            id: id.0.as_str().into(),
+            card,
+            state: Box::default(),
+            phases: None,
+            present_since: Micros::new(i64::MAX),
+            known_since: Micros::new(i64::MAX),
+            agents: Agents::None,
+            listed: 0,
+            roaming: false,
+        };
+        let line = match self.roster.take_free() {
+            Some(line) => {
+                let listed = self.pages.seat(line).listed;
+                *self.pages.seat_mut(line) = Seat { listed, ..seat };
+                line
+            }
+            None => self.pages.push(seat),
+        };
+        self.roster.insert(line, &self.pages);
+        line
+    }
+
+    fn leave_organisation(&mut self, line: Line, card: Card) {
+        if let Some(organisation) = self.world.organisations.get_mut(&card.organisation)
+            && organisation.members.remove(&line.0)
+        {
+            organisation.moved -= usize::from(card.has_moved());
         }
     }
 
-    fn session(&mut self, agent: &str, since: Micros, seen: &SessionSeen, effects: &mut Vec<Effect>) {
-        if !self.profiles.contains_key(&seen.subscriber) {
-            self.counters.strangers += 1;
+    /// Conditions of others may read what became of this one.
+    fn look_at_colleagues(&mut self, line: Line, effects: &mut Vec<Effect>) {
+        if !self.world.reads_organisations {
             return;
         }
-        let subscriber = self
-            .subscribers
-            .entry(seen.subscriber.clone())
-            .or_insert_with(|| Subscriber::new(&self.world, SubscriberState::default()));
-        let sessions = &mut subscriber.state.sessions;
-        if !seen.open {
+        let organisation = self.pages.seat(line).card.organisation;
+        let members = self.world.organisations.get(&organisation).map(|found| found.members.clone());
+        for member in members.into_iter().flatten().filter(|member| *member != line.0) {
+            self.look_at(Line(member), Cause::Plan, false, effects);
+        }
+    }
+
+    /// Everybody who was restored is looked at once; those without a profile are put back and forgotten.
+    fn settle(&mut self, effects: &mut Vec<Effect>) {
+        for (id, state) in std::mem::take(&mut self.lost) {
+            let mut subscriber = Subscriber { state, ..Subscriber::default() };
+            if let Some(desire) = subscriber.take_back(&id) {
+                self.counters.desired += 1;
+                effects.push(Effect::Desire(desire));
+            }
+            self.gone.push(id);
+        }
+        for line in std::mem::take(&mut self.unsettled) {
+            self.look_at(line, Cause::Plan, false, effects);
+        }
+    }
+
+    /// Somebody without a profile: what was set is taken back, nothing is kept.
+    fn forget(&mut self, line: Line, effects: &mut Vec<Effect>) {
+        let mut opened = self.open(line);
+        let id = opened.profile.id.clone();
+        if let Some(desire) = opened.subscriber.take_back(&id) {
+            self.counters.desired += 1;
+            effects.push(Effect::Desire(desire));
+        }
+        self.forget_due(line);
+        for contact in &opened.subscriber.state.contacts {
+            self.by_decision.remove(&contact.decision);
+        }
+        let card = self.pages.seat(line).card;
+        self.leave_organisation(line, card);
+        self.cards.forget(card);
+        self.roster.remove(&id.0, &self.pages);
+        let layout = &self.world.layout;
+        let (page, seat) = self.pages.page_mut(line);
+        for group in 0..layout.groups.len() {
+            page.free(layout, group, seat);
+        }
+        let listed = page.seats[seat].listed;
+        page.seats[seat] = Seat {
+            id: Box::default(),
+            card: Card::default(),
+            state: Box::default(),
+            phases: None,
+            present_since: Micros::new(i64::MAX),
+            known_since: Micros::new(i64::MAX),
+            agents: Agents::None,
+            listed,
+            roaming: false,
+        };
+        self.dirty.remove(&line.0);
+        if opened.subscriber.state != SubscriberState::default() {
+            self.gone.push(id);
+        }
+    }
+
+    fn open(&mut self, line: Line) -> Opened {
+        let seat = self.pages.seat(line);
+        let card = seat.card;
+        let profile = self.cards.profile(&seat.id, card);
+        let zone = (card.zone, profile.time_zone.as_deref());
+        let mut cycle = Cycle { cycles: &mut self.cycles, zone, bill_day: profile.bill_day };
+        let subscriber = Subscriber {
+            state: SubscriberState::unpack(&seat.state),
+            facts: Vec::new(),
+            cycle_left: Some(cycle.left(self.now.get().max(0))),
+            organisation: card.organisation,
+        };
+        Opened { line, profile, zone: card.zone, subscriber, changed: false }
+    }
+
+    /// The same, with the facts at a boundary.
+    fn open_at(&mut self, line: Line, boundary: i64) -> Opened {
+        let mut opened = self.open(line);
+        let (page, seat) = self.pages.page_mut(line);
+        let mut look = Look {
+            world: &self.world,
+            cards: &self.cards,
+            clock: &self.clock,
+            cycles: &mut self.cycles,
+            page,
+            seat,
+            boundary,
+            now: self.now,
+            opened: None,
+        };
+        opened.subscriber.facts = (0..self.world.facts.len()).map(|index| look.fact(index)).collect();
+        opened
+    }
+
+    fn close(&mut self, opened: &Opened) {
+        if !opened.changed {
+            return;
+        }
+        let state = &opened.subscriber.state;
+        let agents = match state.sessions.len() {
+            0 => Agents::None,
+            1 => {
+                let agent = state.sessions.keys().next().map_or("", String::as_str);
+                Agents::One(self.clock.number(agent))
+            }
+            _ => Agents::Several,
+        };
+        let roaming = opened.subscriber.whereabouts().is_some_and(|session| session.roaming);
+        let packed = state.pack();
+        let seat = self.pages.seat_mut(opened.line);
+        (seat.state, seat.agents, seat.roaming) = (packed, agents, roaming);
+        self.dirty.insert(opened.line.0);
+    }
+
+    fn session(&mut self, agent: &str, since: Micros, seen: &SessionSeen, effects: &mut Vec<Effect>) {
+        let Some(line) = self.line(&seen.subscriber) else {
+            self.counters.strangers += 1;
+            return;
+        };
+        let mut opened = self.open(line);
+        let sessions = &mut opened.subscriber.state.sessions;
+        let mut new = false;
+        if seen.open {
+            let open = OpenSession {
+                serving_plmn: seen.serving_plmn.clone(),
+                roaming: seen.roaming,
+                time_zone: seen.time_zone.clone(),
+                rat: seen.rat.clone(),
+            };
+            let count: usize = sessions.values().map(BTreeMap::len).sum();
+            let before = sessions.get(agent).and_then(|sessions| sessions.get(&seen.session));
+            if before == Some(&open) {
+                return;
+            }
+            new = before.is_none();
+            if new && count >= MAX_SESSIONS {
+                self.counters.sessions_refused += 1;
+                return;
+            }
+            sessions.entry(agent.to_owned()).or_default().insert(seen.session.clone(), open);
+            let seat = self.pages.seat_mut(line);
+            seat.present_since = seat.present_since.min(since);
+            seat.known_since = seat.known_since.min(since);
+        } else {
             let Some(on_agent) = sessions.get_mut(agent) else { return };
             if on_agent.remove(&seen.session).is_none() {
                 return;
@@ -262,89 +560,37 @@ impl Engine {
                 sessions.remove(agent);
             }
             if sessions.is_empty() {
-                subscriber.present_since = None;
-            }
-            self.dirty.insert(seen.subscriber.clone());
-            self.look_at(&seen.subscriber, Cause::Plan, false, effects);
-            return;
-        }
-        let open = OpenSession {
-            serving_plmn: seen.serving_plmn.clone(),
-            roaming: seen.roaming,
-            time_zone: seen.time_zone.clone(),
-        };
-        let count: usize = sessions.values().map(BTreeMap::len).sum();
-        let before = sessions.get(agent).and_then(|sessions| sessions.get(&seen.session));
-        if before == Some(&open) {
-            return;
-        }
-        let new = before.is_none();
-        if new && count >= MAX_SESSIONS {
-            self.counters.sessions_refused += 1;
-            return;
-        }
-        sessions.entry(agent.to_owned()).or_default().insert(seen.session.clone(), open);
-        subscriber.present_since.get_or_insert(since);
-        self.dirty.insert(seen.subscriber.clone());
-        self.look_at(&seen.subscriber, Cause::Plan, new, effects);
-    }
-
-    /// Usage into windows: one report per class and one for all, whatever the sessions and directions.
-    fn usage(&mut self, observed: &Observed) {
-        if self.world.facts.is_empty() {
-            return;
-        }
-        let mut reports: BTreeMap<&SubscriberId, BTreeMap<Option<usize>, Report>> = BTreeMap::new();
-        for usage in &observed.usage {
-            let of = reports.entry(&usage.subscriber).or_default();
-            for class in [None, Some(usage.class.index())] {
-                let blank = Report { start: observed.start, end: observed.end, ..Report::default() };
-                add_usage(of.entry(class).or_insert(blank), usage);
+                self.pages.seat_mut(line).present_since = Micros::new(i64::MAX);
             }
         }
-        for (id, of) in reports {
-            if !self.profiles.contains_key(id) {
-                self.counters.strangers += 1;
-                continue;
-            }
-            let Some(subscriber) = self.subscribers.get_mut(id) else { continue };
-            subscriber.windows.resize_with(self.world.facts.len(), Window::default);
-            let mut late = false;
-            for ((_, fact), window) in self.world.facts.iter().zip(&mut subscriber.windows) {
-                if let Some(report) = of.get(&fact.class.map(Class::index)) {
-                    late |= !window.add(fact, report, self.boundary.map(Micros::new));
-                }
-            }
-            self.counters.late += u64::from(late);
-        }
+        opened.changed = true;
+        self.look_at_opened(&mut opened, Cause::Plan, new, effects);
+        self.close(&opened);
     }
 
     fn tap(&mut self, decision: &DecisionId, effects: &mut Vec<Effect>) {
         if self.tap_state(decision, self.now) != TapState::Open {
             return;
         }
-        let Some(id) = self.by_decision.get(decision).cloned() else { return };
-        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
-        let Some(contact) =
-            subscriber.state.contacts.iter_mut().find(|contact| contact.decision == *decision)
-        else {
+        let Some(line) = self.by_decision.get(decision).copied() else { return };
+        let mut opened = self.open(line);
+        let now = self.now;
+        let state = &mut opened.subscriber.state;
+        let Some(contact) = state.contacts.iter_mut().find(|contact| contact.decision == *decision) else {
             return;
         };
         contact.used = true;
-        let until = self.now.after(std::time::Duration::from_secs(contact.tap_seconds));
+        let until = now.after(std::time::Duration::from_secs(contact.tap_seconds));
         for (name, value) in &contact.tap {
-            subscriber.state.overlays.insert(name.clone(), Overlay { value: value.clone(), until });
+            state.overlays.insert(name.clone(), Overlay { value: value.clone(), until });
         }
-        self.dirty.insert(id.clone());
-        self.look_at(&id, Cause::Tap(decision.clone()), false, effects);
+        opened.changed = true;
+        self.look_at_opened(&mut opened, Cause::Tap(decision.clone()), false, effects);
+        self.close(&opened);
     }
 }
 
-fn add_usage(report: &mut Report, usage: &UsageSeen) {
-    #[expect(clippy::cast_precision_loss, reason = "a second's traffic is far below 2^53")]
-    let number = |count: u64| count as f64;
-    report.bytes += number(usage.bytes.0);
-    report.packets += number(usage.packets);
-    report.drops += number(usage.dropped_packets);
-    report.at_cap = report.at_cap.max(usage.at_cap.unwrap_or(0.0).clamp(0.0, 1.0));
+/// Seconds as micros.
+fn micros_of(seconds: u32) -> i64 {
+    i64::from(seconds) * 1_000_000
 }

@@ -1,13 +1,16 @@
 //! True for `hold` -> fires once -> silent for `rearm`.
 //!
 //! ```text
-//!   Idle --condition true--> Holding(since) --for hold--> fire --> Silent --rearm over--> Idle
+//!   idle --condition true--> Holding(since) --for hold--> fire --> Silent(until) --over--> idle
 //!    ^---- false or unknown -----'
 //! ```
 //!
-//! A moment that reads facts lives in event time and is looked at on the boundaries of windows; one that reads none
+//! A moment that reads facts lives in event time and is looked at on the boundaries of those facts; one that reads none
 //! lives in our time and is looked at when something it may read changes, or when its time has come. A condition that
 //! stays true fires again after `rearm`, as a new episode.
+//!
+//! At a boundary only those are looked at for whom something may have changed: lines are *listed* on a grid by use, by a
+//! change of what conditions read, and stay listed while a window has something in it or a moment is under way.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,108 +19,151 @@ use usher_models::units::{Micros, SubscriberId};
 
 use super::Engine;
 use super::choose::{Case, forget_contacts};
-use super::io::{Cause, Decision, Desire, Effect, Mode, Say};
+use super::io::{Cause, Decision, Desire, Effect, Line, Mode, Say};
+use super::look::Look;
+use super::pages::{Agents, Page, Phases};
 use super::state::{Fired, Overlay, SentMessage};
-use super::subscriber::Phase;
-use super::world::{World, micros};
-use crate::policy::ActionKind;
+use super::world::World;
+use super::{Opened, micros_of};
+use crate::policy::{ActionKind, Rearm};
 
 /// Most moments remembered of one subscriber, those of policies past included: their episodes must not come again.
 const MAX_FIRED: usize = 1_024;
 /// Most boundaries looked at in one step; event time that jumps further skips the oldest.
 const MAX_BOUNDARIES: i64 = 1_000;
 
+/// Where a moment stands that is not idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) enum Phase {
+    /// Its condition has held since then.
+    Holding(Micros),
+    /// It fired and keeps silent until then.
+    Silent(Micros),
+}
+
 impl Engine {
     /// Everybody whose time has come.
     pub(super) fn catch_up(&mut self, effects: &mut Vec<Effect>) {
         while let Some((due, _)) = self.agenda.first()
             && *due <= self.now
-            && let Some((_, id)) = self.agenda.pop_first()
+            && let Some((_, line)) = self.agenda.pop_first()
         {
-            if let Some(subscriber) = self.subscribers.get_mut(&id) {
-                subscriber.due = None;
-            }
-            self.look_at(&id, Cause::Plan, false, effects);
+            self.due.remove(&line);
+            self.look_at(Line(line), Cause::Plan, false, effects);
         }
     }
 
     /// Brings one subscriber up to date: what is over ends, desired settings follow, moments without facts are looked
     /// at. `again`: a session opened, so the settings are desired anew even if they are the same.
-    pub(super) fn look_at(
+    pub(super) fn look_at(&mut self, line: Line, cause: Cause, again: bool, effects: &mut Vec<Effect>) {
+        let mut opened = self.open(line);
+        self.look_at_opened(&mut opened, cause, again, effects);
+        self.close(&opened);
+    }
+
+    pub(super) fn look_at_opened(
         &mut self,
-        id: &SubscriberId,
+        opened: &mut Opened,
         cause: Cause,
         again: bool,
         effects: &mut Vec<Effect>,
     ) {
-        if !self.profiles.contains_key(id) {
-            self.forget(id, effects);
-            return;
-        }
-        let Some(subscriber) = self.subscribers.get_mut(id) else { return };
+        let subscriber = &mut opened.subscriber;
         let expired = subscriber.expire(self.now);
         let forgotten = forget_contacts(&self.world, &mut subscriber.state.contacts, self.now);
-        if expired || !forgotten.is_empty() {
-            self.dirty.insert(id.clone());
-        }
+        opened.changed |= expired || !forgotten.is_empty();
         for decision in forgotten {
             self.by_decision.remove(&decision);
         }
-        if let Some(profile) = self.profiles.get(id) {
-            let cause = if expired && cause == Cause::Plan { Cause::Expiry } else { cause };
-            if let Some(desire) = subscriber.reconcile(&self.world, profile, cause, again) {
-                self.dirty.insert(id.clone());
-                self.counters.desired += 1;
-                effects.push(Effect::Desire(desire));
-            }
-            subscriber.recheck();
-            for index in 0..self.world.moments.len() {
-                if self.world.moments[index].facts.is_empty() {
-                    self.check_moment(id, index, self.now, effects);
-                }
-            }
-        }
-        self.plan_next_look(id);
-    }
-
-    /// Somebody without a profile, gone now or while the process was down: what was set is taken back, nothing is kept.
-    fn forget(&mut self, id: &SubscriberId, effects: &mut Vec<Effect>) {
-        let Some(mut subscriber) = self.subscribers.remove(id) else { return };
-        if let Some(desire) = subscriber.take_back(id) {
+        let cause = if expired && cause == Cause::Plan { Cause::Expiry } else { cause };
+        if let Some(desire) = subscriber.reconcile(&self.world, &opened.profile, cause, again) {
+            opened.changed = true;
             self.counters.desired += 1;
             effects.push(Effect::Desire(desire));
         }
-        if let Some(due) = subscriber.due {
-            self.agenda.remove(&(due, id.clone()));
+        for index in 0..self.world.moments.len() {
+            let watched = &self.world.moments[index];
+            if !watched.facts.is_empty() || self.is_silent(opened.line, index, self.now) {
+                continue;
+            }
+            let holds = watched.holds(|leaf| opened.read(&self.world, leaf));
+            if self.turn(opened.line, index, self.now, holds) {
+                self.fire(opened, index, self.now, effects);
+            }
         }
-        for contact in &subscriber.state.contacts {
-            self.by_decision.remove(&contact.decision);
-        }
-        self.dirty.insert(id.clone());
+        self.list_everywhere(opened.line);
+        self.plan_next_look(opened);
     }
 
-    fn plan_next_look(&mut self, id: &SubscriberId) {
-        let Some(subscriber) = self.subscribers.get_mut(id) else { return };
-        let ends = subscriber.state.overlays.values().map(|overlay| overlay.until);
-        let moments = self.world.moments.iter().zip(&subscriber.phases).filter_map(|(watched, phase)| {
-            if !watched.facts.is_empty() {
-                return None;
+    fn phases(&self, line: Line) -> Option<&Phases> {
+        self.pages.seat(line).phases.as_deref()
+    }
+
+    fn is_silent(&self, line: Line, index: usize, clock: Micros) -> bool {
+        let phase = self.phases(line).and_then(|phases| phases.get(&number(index)));
+        matches!(phase, Some(Phase::Silent(until)) if *until > clock)
+    }
+
+    /// The condition of a moment that is not silent holds, or does not. True: it has held long enough.
+    fn turn(&mut self, line: Line, index: usize, clock: Micros, holds: bool) -> bool {
+        let hold = self.world.moments[index].moment.hold;
+        let known = self.phases(line).and_then(|phases| phases.get(&number(index))).copied();
+        if !holds {
+            if known.is_some() {
+                set_phase(&mut self.pages.seat_mut(line).phases, index, None);
             }
+            return false;
+        }
+        let since = match known {
+            Some(Phase::Holding(since)) => since,
+            _ => clock,
+        };
+        if clock.since(since) >= hold {
+            return true;
+        }
+        let phase = Phase::Holding(since);
+        if known != Some(phase) {
+            set_phase(&mut self.pages.seat_mut(line).phases, index, Some(phase));
+        }
+        false
+    }
+
+    fn plan_next_look(&mut self, opened: &Opened) {
+        let line = opened.line;
+        let ends = opened.subscriber.state.overlays.values().map(|overlay| overlay.until);
+        let phases = self.phases(line).into_iter().flatten();
+        let moments = phases.filter_map(|(index, phase)| {
+            let watched = self.world.moments.get(usize::from(*index)).filter(|it| it.facts.is_empty())?;
             match phase {
                 Phase::Holding(since) => Some(since.after(watched.moment.hold)),
-                Phase::Silent => subscriber.state.moments.get(&watched.name).map(|fired| fired.silent_until),
-                Phase::Unchecked | Phase::Idle => None,
+                // A silence that is over was looked at just now: the condition does not hold.
+                Phase::Silent(until) => (*until > self.now).then_some(*until),
             }
         });
         let due = ends.chain(moments).min();
-        if due != subscriber.due {
-            if let Some(old) = subscriber.due.take() {
-                self.agenda.remove(&(old, id.clone()));
-            }
+        if due != self.due.get(&line.0).copied() {
+            self.forget_due(line);
             if let Some(due) = due {
-                self.agenda.insert((due, id.clone()));
+                self.agenda.insert((due, line.0));
+                self.due.insert(line.0, due);
             }
-            subscriber.due = due;
+        }
+    }
+
+    pub(super) fn forget_due(&mut self, line: Line) {
+        if let Some(old) = self.due.remove(&line.0) {
+            self.agenda.remove(&(old, line.0));
+        }
+    }
+
+    /// Has a line looked at on the next boundary of every grid that a moment waits on.
+    fn list_everywhere(&mut self, line: Line) {
+        let listed = self.pages.seat(line).listed;
+        let wanted = (0..self.world.on_grid.len()).filter(|grid| self.world.on_grid[*grid] != 0);
+        let new: Vec<usize> = wanted.filter(|grid| listed & 1 << grid == 0).collect();
+        for grid in &new {
+            self.lists[*grid].push(line.0);
+            self.pages.seat_mut(line).listed |= 1 << grid;
         }
     }
 
@@ -127,114 +173,170 @@ impl Engine {
         let Some(last) = self.boundary else {
             // What came before the first report is nobody's to judge.
             self.boundary = Some(watermark.get());
+            self.let_in();
             return;
         };
         let mut boundary = self.skip_to(last, watermark);
-        while let Some(next) = self.world.boundary_after(boundary).filter(|next| *next <= watermark.get()) {
+        while let Some(next) =
+            self.world.layout.boundary_after(boundary).filter(|next| *next <= watermark.get())
+        {
             boundary = next;
             self.boundary = Some(boundary);
-            self.cross(Micros::new(boundary), effects);
+            self.cross(boundary, effects);
+            self.let_in();
         }
     }
 
     /// From where to walk on: where event time jumped, the oldest boundaries are left out, and no condition counts as
     /// having held over them.
     fn skip_to(&mut self, last: i64, watermark: Micros) -> i64 {
-        let Some(step) = self.world.finest_step() else { return last };
+        let Some(step) = self.world.layout.grids.first().map(|grid| grid.step) else { return last };
         let from = watermark.get().saturating_sub(step.saturating_mul(MAX_BOUNDARIES));
         if last >= from {
             return last;
         }
         self.counters.boundaries_skipped += u64::try_from((from - last) / step).unwrap_or(0);
-        for subscriber in self.subscribers.values_mut() {
-            for (watched, phase) in self.world.moments.iter().zip(&mut subscriber.phases) {
-                if !watched.facts.is_empty() && matches!(phase, Phase::Holding(_)) {
-                    *phase = Phase::Unchecked;
-                }
+        for line in self.pages.lines() {
+            let holds = |phase: &Phase| matches!(phase, Phase::Holding(_));
+            if self.phases(line).is_some_and(|phases| phases.values().any(holds))
+                && let Some(phases) = self.pages.seat_mut(line).phases.as_mut()
+            {
+                let moments = &self.world.moments;
+                phases.retain(|index, phase| {
+                    !holds(phase) || moments.get(usize::from(*index)).is_some_and(|it| it.facts.is_empty())
+                });
             }
         }
+        self.boundary = Some(from);
+        self.let_in();
         from
     }
 
-    /// Facts, then the moments that read them, of everybody, at one boundary.
-    fn cross(&mut self, boundary: Micros, effects: &mut Vec<Effect>) {
-        let mut changed = vec![false; self.world.facts.len()];
-        let ids: Vec<SubscriberId> = self
-            .subscribers
-            .iter_mut()
-            .filter_map(|(id, subscriber)| {
-                let mut look = false;
-                changed.fill(false);
-                for (index, (_, fact)) in self.world.facts.iter().enumerate() {
-                    if boundary.get() % micros(fact.every) != 0 {
-                        continue;
+    /// The moments that read facts of the grids that have a boundary here, of everybody listed there.
+    fn cross(&mut self, boundary: i64, effects: &mut Vec<Effect>) {
+        let mut due = 0_u8;
+        let mut moments = 0_u64;
+        let mut lines = Vec::new();
+        for (index, grid) in self.world.layout.grids.iter().enumerate() {
+            if boundary % grid.step == 0 {
+                due |= 1 << index;
+                moments |= self.world.on_grid[index];
+                lines.append(&mut self.lists[index]);
+            }
+        }
+        lines.sort_unstable();
+        lines.dedup();
+        for line in lines.into_iter().map(Line) {
+            let fires = self.look_at_boundary(line, boundary, due, moments);
+            for index in fires.into_iter().flatten() {
+                let mut opened = self.open_at(line, boundary);
+                self.fire(&mut opened, index, Micros::new(boundary), effects);
+                self.plan_next_look(&opened);
+                self.close(&opened);
+            }
+        }
+    }
+
+    /// One line at one boundary: which moments fire, if any, and whether it stays listed.
+    fn look_at_boundary(&mut self, line: Line, boundary: i64, due: u8, moments: u64) -> Option<Vec<usize>> {
+        let clock = Micros::new(boundary);
+        let (page, seat) = self.pages.page_mut(line);
+        page.seats[seat].listed &= !due;
+        if page.seats[seat].id.is_empty() {
+            return None;
+        }
+        let mut look = Look {
+            world: &self.world,
+            cards: &self.cards,
+            clock: &self.clock,
+            cycles: &mut self.cycles,
+            page,
+            seat,
+            boundary,
+            now: self.now,
+            opened: None,
+        };
+        for grid in bits(due.into()) {
+            look.close(grid);
+        }
+        let mut fires: Option<Vec<usize>> = None;
+        let mut stays = 0_u8;
+        for index in bits(moments) {
+            let watched = &self.world.moments[index];
+            let known = look.seat().phases.as_ref().and_then(|phases| phases.get(&number(index))).copied();
+            let next = match known {
+                Some(Phase::Silent(until)) if until > clock => known,
+                _ if watched.holds(|leaf| look.read(leaf)) => {
+                    let since = match known {
+                        Some(Phase::Holding(since)) => since,
+                        _ => clock,
+                    };
+                    if clock.since(since) >= watched.moment.hold {
+                        fires.get_or_insert_default().push(index);
                     }
-                    // The window is closed even where it is unknown: closing is what forgets.
-                    let value =
-                        subscriber.windows.get_mut(index).map_or(0.0, |window| window.close(fact, boundary));
-                    let value = subscriber.covered(fact, &self.clock, boundary).then_some(value);
-                    changed[index] = subscriber.facts[index] != value;
-                    subscriber.facts[index] = value;
+                    Some(Phase::Holding(since))
                 }
-                for (watched, phase) in self.world.moments.iter().zip(&mut subscriber.phases) {
-                    if *phase == Phase::Idle && watched.facts.iter().any(|index| changed[*index]) {
-                        *phase = Phase::Unchecked;
-                    }
-                    look |= !watched.facts.is_empty() && *phase != Phase::Idle;
+                _ => None,
+            };
+            if next != known {
+                set_phase(&mut look.page.seats[seat].phases, index, next);
+            }
+            let waits = match next {
+                Some(Phase::Holding(_)) => true,
+                Some(Phase::Silent(_)) => watched.wakes,
+                None => {
+                    watched.wakes && look.seat().agents != Agents::None && !look.all_known(&watched.facts)
                 }
-                look.then(|| id.clone())
-            })
-            .collect();
-        for id in ids {
-            for index in 0..self.world.moments.len() {
-                if !self.world.moments[index].facts.is_empty() {
-                    self.check_moment(&id, index, boundary, effects);
+            };
+            if waits {
+                for fact in &watched.facts {
+                    stays |= due & 1 << self.world.layout.facts[*fact].grid;
                 }
             }
-            self.plan_next_look(&id);
         }
+        stays |= keep_blocks(&self.world, look.page, seat, boundary, due);
+        look.page.seats[seat].listed |= stays;
+        for grid in bits(stays.into()) {
+            self.lists[grid].push(line.0);
+        }
+        fires
     }
 
-    /// One moment of one subscriber at `clock`, in the time the moment lives in.
-    fn check_moment(&mut self, id: &SubscriberId, index: usize, clock: Micros, effects: &mut Vec<Effect>) {
-        let Some(profile) = self.profiles.get(id) else { return };
-        let Some(subscriber) = self.subscribers.get_mut(id) else { return };
+    /// A moment fires: its decision, and what comes of it.
+    fn fire(&mut self, opened: &mut Opened, index: usize, clock: Micros, effects: &mut Vec<Effect>) {
         let watched = &self.world.moments[index];
-        if subscriber.phases[index] == Phase::Idle {
-            return;
-        }
-        let fired = subscriber.state.moments.get(&watched.name);
-        if fired.is_some_and(|fired| fired.silent_until > clock) {
-            subscriber.phases[index] = Phase::Silent;
-            return;
-        }
-        let when = &watched.moment.when;
-        if when.truth(|read| subscriber.read(&self.world, profile, read)) != Ok(true) {
-            subscriber.phases[index] = Phase::Idle;
-            return;
-        }
-        let since = match subscriber.phases[index] {
-            Phase::Holding(since) => since,
-            _ => clock,
+        let silent_until = match watched.moment.rearm {
+            Rearm::After(rearm) => clock.after(rearm),
+            Rearm::BillCycle => {
+                let (zone, bill_day) = (opened.zone, opened.profile.bill_day);
+                let name = opened.profile.time_zone.as_deref();
+                let cycles = &mut self.cycles;
+                let mut cycle = super::calendar::Cycle { cycles, zone: (zone, name), bill_day };
+                Micros::new(cycle.at(clock.get()).1)
+            }
         };
-        if clock.since(since) < watched.moment.hold {
-            subscriber.phases[index] = Phase::Holding(since);
-            return;
-        }
-        let episode = fired.map_or(0, |fired| fired.episodes) + 1;
-        let silent_until = clock.after(watched.moment.rearm);
-        subscriber.state.moments.insert(watched.name.clone(), Fired { episodes: episode, silent_until });
-        forget_moments(&self.world, &mut subscriber.state.moments);
-        subscriber.phases[index] = Phase::Silent;
-        self.dirty.insert(id.clone());
+        let state = &mut opened.subscriber.state;
+        let episode = state.moments.get(&watched.name).map_or(0, |fired| fired.episodes) + 1;
+        state.moments.insert(watched.name.clone(), Fired { episodes: episode, silent_until });
+        forget_moments(&self.world, &mut state.moments);
+        opened.changed = true;
         self.counters.fired += 1;
-        let case = Case { world: &self.world, profile, subscriber, now: self.now };
-        let decision = case.decide(watched, episode);
-        self.carry_out(index, decision, effects);
+        let silent = Some(Phase::Silent(silent_until));
+        set_phase(&mut self.pages.seat_mut(opened.line).phases, index, silent);
+        let (profile, subscriber) = (&opened.profile, &opened.subscriber);
+        let decision =
+            Case { world: &self.world, profile, subscriber, now: self.now }.decide(watched, episode);
+        self.carry_out(opened, index, decision, effects);
     }
 
-    fn carry_out(&mut self, index: usize, decision: Decision, effects: &mut Vec<Effect>) {
-        let (id, subscriber_id) = (decision.id.clone(), decision.subscriber.clone());
+    fn carry_out(
+        &mut self,
+        opened: &mut Opened,
+        index: usize,
+        decision: Decision,
+        effects: &mut Vec<Effect>,
+    ) {
+        let id = decision.id.clone();
         let chosen = decision.chosen.clone().filter(|_| decision.mode == Mode::Live);
         effects.push(Effect::Decided(decision));
         let Some(chosen) = chosen else { return };
@@ -242,8 +344,7 @@ impl Engine {
         else {
             return;
         };
-        let Some(profile) = self.profiles.get(&subscriber_id) else { return };
-        let Some(subscriber) = self.subscribers.get_mut(&subscriber_id) else { return };
+        let (profile, subscriber) = (&opened.profile, &mut opened.subscriber);
         match &action.kind {
             ActionKind::Set(change) => {
                 let until = self.now.after(change.duration);
@@ -254,7 +355,8 @@ impl Engine {
                     subscriber.reconcile(&self.world, profile, Cause::Decision(id), false);
                 self.counters.desired += u64::from(desire.is_some());
                 effects.extend(desire.map(Effect::Desire));
-                subscriber.recheck();
+                // Conditions may read what was set.
+                self.again.push(opened.line);
             }
             ActionKind::Say { template, tap } => {
                 let case = Case { world: &self.world, profile, subscriber, now: self.now };
@@ -272,12 +374,12 @@ impl Engine {
                     tap_seconds,
                     used: false,
                 });
-                self.by_decision.insert(id.clone(), subscriber_id.clone());
+                self.by_decision.insert(id.clone(), opened.line);
                 self.counters.said += 1;
-                let action = name.clone();
+                let (action, subscriber) = (name.clone(), SubscriberId(profile.id.0.clone()));
                 effects.push(Effect::Say(Say {
                     decision: id,
-                    subscriber: subscriber_id,
+                    subscriber,
                     action,
                     text,
                     tap,
@@ -287,6 +389,61 @@ impl Engine {
             }
         }
     }
+
+    /// Looks again at those for whom something was set: a condition may read it.
+    pub(super) fn look_again(&mut self, effects: &mut Vec<Effect>) {
+        while let Some(line) = self.again.pop() {
+            self.look_at(line, Cause::Plan, false, effects);
+        }
+    }
+}
+
+/// Whether the line's windows may still change at the boundaries of these grids; what has long been unused is given back.
+fn keep_blocks(world: &World, page: &mut Page, seat: usize, boundary: i64, due: u8) -> u8 {
+    let mut stays = 0;
+    for (index, group) in world.layout.groups.iter().enumerate() {
+        if group.grids & due == 0 {
+            continue;
+        }
+        let Some(block) = page.block(&world.layout, index, seat) else { continue };
+        let unused = boundary - micros_of(Page::last_use(block));
+        for (grid, keeps) in &group.keeps {
+            if unused < *keeps {
+                stays |= due & 1 << grid;
+            }
+        }
+        if unused >= group.lingers {
+            page.free(&world.layout, index, seat);
+        }
+    }
+    stays
+}
+
+fn set_phase(phases: &mut Option<Box<Phases>>, index: usize, phase: Option<Phase>) {
+    match phase {
+        Some(phase) => drop(phases.get_or_insert_default().insert(number(index), phase)),
+        None => {
+            if let Some(some) = phases {
+                some.remove(&number(index));
+                if some.is_empty() {
+                    *phases = None;
+                }
+            }
+        }
+    }
+}
+
+/// Moments are fewer than 64.
+fn number(index: usize) -> u8 {
+    u8::try_from(index).unwrap_or(u8::MAX)
+}
+
+fn bits(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let next = bits.trailing_zeros();
+        bits &= bits.wrapping_sub(1);
+        (next < 64).then_some(next as usize)
+    })
 }
 
 /// Keeps the moments of the policy in force and the latest of others.

@@ -87,11 +87,71 @@ pub struct OpenSession {
     pub roaming: bool,
     /// IANA name; empty where unknown.
     pub time_zone: String,
+    /// Radio technology; empty where unknown.
+    #[serde(default)]
+    pub rat: String,
 }
 
 impl SubscriberState {
+    /// As it is kept in memory and in snapshots.
+    pub(super) fn pack(&self) -> Box<[u8]> {
+        if *self == Self::default() {
+            return Box::default();
+        }
+        let desired = self.desired.iter().map(|(name, setting)| {
+            let otherwise = (setting.otherwise != setting.value).then(|| setting.otherwise.clone());
+            (name.clone(), setting.value.clone(), setting.until, otherwise)
+        });
+        let packed = Packed {
+            revision: self.revision,
+            desired: desired.collect(),
+            overlays: self.overlays.clone(),
+            moments: self.moments.clone(),
+            contacts: self.contacts.clone(),
+            sessions: self.sessions.clone(),
+        };
+        postcard::to_allocvec(&packed).expect("numbers, words and lists can be packed").into_boxed_slice()
+    }
+
+    /// The state that was packed.
+    pub(super) fn unpack(packed: &[u8]) -> Self {
+        if packed.is_empty() {
+            return Self::default();
+        }
+        let packed: Packed = postcard::from_bytes(packed).expect("it was packed here");
+        let desired = packed.desired.into_iter().map(|(name, value, until, otherwise)| {
+            let otherwise = otherwise.unwrap_or_else(|| value.clone());
+            (name, Setting { value, until, otherwise })
+        });
+        Self {
+            revision: packed.revision,
+            desired: desired.collect(),
+            overlays: packed.overlays,
+            moments: packed.moments,
+            contacts: packed.contacts,
+            sessions: packed.sessions,
+        }
+    }
+
+    /// The decisions whose messages are remembered.
+    pub(super) fn contacts_of(packed: &[u8]) -> Vec<DecisionId> {
+        Self::unpack(packed).contacts.into_iter().map(|contact| contact.decision).collect()
+    }
+
     /// Sessions open on any agent, in a fixed order.
     pub fn open_sessions(&self) -> impl Iterator<Item = &OpenSession> {
         self.sessions.values().flat_map(BTreeMap::values)
     }
+}
+
+/// [`SubscriberState`] in few bytes.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Packed {
+    revision: u64,
+    /// Name, value, end, and what follows where it is another.
+    desired: Vec<(String, String, Option<Micros>, Option<String>)>,
+    overlays: BTreeMap<String, Overlay>,
+    moments: BTreeMap<String, Fired>,
+    contacts: Vec<SentMessage>,
+    sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
 }

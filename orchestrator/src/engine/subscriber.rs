@@ -1,58 +1,26 @@
-//! One subscriber in memory: the durable state, and what is rebuilt from traffic.
+//! One subscriber, unpacked: the durable state, and the numbers of now.
 
 use usher_models::setting::{Setting, Settings};
 use usher_models::units::{Micros, SubscriberId};
 
-use super::clock::Clock;
 use super::io::{Cause, Desire};
 use super::state::{OpenSession, SubscriberState};
-use super::window::Window;
 use super::world::World;
 use crate::identity::Profile;
-use crate::policy::{Fact, Known, Read};
+use crate::policy::{Known, Read};
 
-/// Where a moment stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Its condition has not been looked at since something it may read changed.
-    Unchecked,
-    /// Its condition did not hold.
-    Idle,
-    /// Its condition has held since then.
-    Holding(Micros),
-    /// It fired and keeps silent.
-    Silent,
-}
-
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Subscriber {
     pub(super) state: SubscriberState,
-    /// When it is next to be looked at without an input of its own.
-    pub(super) due: Option<Micros>,
-    /// By fact; empty until the first report.
-    pub(super) windows: Vec<Window>,
-    /// By fact, at the last boundary.
+    /// By fact; empty where none was asked for.
     pub(super) facts: Vec<Option<f64>>,
-    /// By moment.
-    pub(super) phases: Vec<Phase>,
-    /// A session has been open since then, without a break.
-    pub(super) present_since: Option<Micros>,
+    /// Share of the billing cycle that is left.
+    pub(super) cycle_left: Option<f64>,
+    /// Number of the organisation; 0: none.
+    pub(super) organisation: u32,
 }
 
 impl Subscriber {
-    pub(super) fn new(world: &World, state: SubscriberState) -> Self {
-        // Sessions kept over a restart were open all along; whether the agents told of it is the clock's to say.
-        let present_since = state.open_sessions().next().map(|_| Micros::new(i64::MIN));
-        Self {
-            state,
-            due: None,
-            windows: Vec::new(),
-            facts: vec![None; world.facts.len()],
-            phases: vec![Phase::Unchecked; world.moments.len()],
-            present_since,
-        }
-    }
-
     /// The session that says where the person is: a roaming one before others.
     pub(super) fn whereabouts(&self) -> Option<&OpenSession> {
         let mut sessions = self.state.open_sessions();
@@ -60,19 +28,12 @@ impl Subscriber {
         Some(if first.roaming { first } else { sessions.find(|session| session.roaming).unwrap_or(first) })
     }
 
-    /// Whether all that happened in the window before `boundary` was seen.
-    pub(super) fn covered(&self, fact: &Fact, clock: &Clock, boundary: Micros) -> bool {
-        let from = boundary.before(fact.over);
-        self.present_since.is_some_and(|since| since <= from)
-            && self.state.sessions.keys().all(|agent| clock.covers(agent, from, boundary))
-    }
-
     /// What an expression reads, as of now.
     pub(super) fn read(&self, world: &World, profile: &Profile, read: &Read) -> Option<Known> {
         match read {
             Read::Fact(name) => {
-                let index = world.facts.binary_search_by(|(known, _)| known.as_str().cmp(name)).ok()?;
-                self.facts[index].map(Known::Number)
+                let index = world.facts.binary_search(name).ok()?;
+                self.facts.get(index).copied().flatten().map(Known::Number)
             }
             Read::Plan(field) => {
                 let plan = world.plans.get(&profile.plan)?;
@@ -80,7 +41,8 @@ impl Subscriber {
                 setting.or_else(|| plan.numbers.get(field).map(|number| Known::Number(*number)))
             }
             Read::Sub(field) => self.read_field(world, profile, field),
-            Read::Org(_) | Read::Value | Read::Cost | Read::Outcome(_) => None,
+            Read::Org(field) => world.organisations.get(&self.organisation)?.read(field),
+            Read::Value | Read::Cost | Read::Outcome(_) => None,
         }
     }
 
@@ -99,6 +61,17 @@ impl Subscriber {
             }
             "roam_expected" => country().map(|country| Known::Number(country.expected_per_day)),
             "roam_price" => country().map(|country| Known::Number(country.pass_price)),
+            "plmn" => session.map(|session| Known::Word(session.serving_plmn.clone())),
+            "rat" => session.map(|session| Known::Word(session.rat.clone())),
+            "time_zone" => session.map(|session| Known::Word(session.time_zone.clone())),
+            "country" => {
+                let country = session.and_then(|session| world.country(session));
+                country.map(|country| Known::Word(country.name.clone()))
+            }
+            "moved" => Some(Known::Truth(profile.moved)),
+            "fit_saves" => profile.offer.fit_saves.map(Known::Number),
+            "partner_fit" => profile.offer.partner_fit.map(Known::Number),
+            "cycle_left" => self.cycle_left.map(Known::Number),
             _ => None,
         }
     }
@@ -167,14 +140,5 @@ impl Subscriber {
     /// The last desired settings.
     pub(super) fn settings(&self) -> Settings {
         Settings { revision: self.state.revision, values: self.state.desired.clone() }
-    }
-
-    /// Something a condition may read has changed, other than a fact.
-    pub(super) fn recheck(&mut self) {
-        for phase in &mut self.phases {
-            if *phase == Phase::Idle {
-                *phase = Phase::Unchecked;
-            }
-        }
     }
 }

@@ -1,8 +1,9 @@
 //! The engine driven by hand-made time.
 
+use usher_models::Class;
 use usher_models::units::Bytes;
 
-use super::io::{Candidate, Decision, Desire, DirectionName, Gate, Mode, Say};
+use super::io::{Candidate, Decision, Desire, DirectionName, Gate, Mode, Observed, Quality, Say, UsageSeen};
 use super::*;
 
 mod days;
@@ -79,18 +80,30 @@ fn session(subscriber: &str, open: bool, plmn: &str) -> SessionSeen {
         serving_plmn: plmn.to_owned(),
         roaming: plmn != "00101",
         time_zone: String::new(),
+        rat: String::new(),
     }
 }
 
-fn video(subscriber: &str, at_cap: Option<f64>, bytes: u64) -> UsageSeen {
+/// Profiles are given their lines in their order.
+fn line(subscriber: &str) -> Line {
+    Line(
+        ["a", "b", "c"]
+            .iter()
+            .position(|name| *name == subscriber)
+            .map_or(99, |at| u32::try_from(at).unwrap()),
+    )
+}
+
+fn video(subscriber: &str, at_cap: Option<f32>, bytes: u64) -> UsageSeen {
     UsageSeen {
-        subscriber: id(subscriber),
+        line: line(subscriber),
         class: Class::Video,
         direction: DirectionName::Down,
         bytes: Bytes(bytes),
         packets: 10,
         dropped_packets: 1,
         at_cap,
+        quality: Quality::default(),
     }
 }
 
@@ -101,7 +114,14 @@ fn second(
     sessions: Vec<SessionSeen>,
     usage: Vec<UsageSeen>,
 ) -> Vec<Effect> {
-    let observed = Observed { agent: "gw".to_owned(), start: s(second), end: s(second + 1), sessions, usage };
+    let observed = Observed {
+        agent: "gw".to_owned(),
+        start: s(second),
+        end: s(second + 1),
+        sessions,
+        usage,
+        named: Vec::new(),
+    };
     engine.step(s(second + 1).after(std::time::Duration::from_millis(500)), Input::Observed(observed))
 }
 
@@ -243,8 +263,14 @@ fn late_usage_is_counted_and_never_applied() {
     assert_eq!(engine.counters().late, 0);
     for at in 8..16 {
         let seen = vec![video("a", Some(1.0), 1_000_000)];
-        let observed =
-            Observed { agent: "gw".into(), start: s(at), end: s(at + 1), sessions: Vec::new(), usage: seen };
+        let observed = Observed {
+            agent: "gw".into(),
+            start: s(at),
+            end: s(at + 1),
+            sessions: Vec::new(),
+            usage: seen,
+            named: Vec::new(),
+        };
         assert_eq!(engine.step(s(20), Input::Observed(observed)), []);
     }
     assert_eq!(engine.counters().late, 8);
@@ -267,8 +293,14 @@ fn a_jump_of_event_time_costs_no_more_than_a_bound_and_starts_holds_anew() {
 #[test]
 fn usage_from_the_future_is_not_believed() {
     let mut engine = engine();
-    let observed =
-        Observed { agent: "gw".into(), start: s(0), end: s(1_000), sessions: Vec::new(), usage: Vec::new() };
+    let observed = Observed {
+        agent: "gw".into(),
+        start: s(0),
+        end: s(1_000),
+        sessions: Vec::new(),
+        usage: Vec::new(),
+        named: Vec::new(),
+    };
     engine.step(s(1), Input::Observed(observed));
     assert_eq!(engine.counters().misdated, 1);
     assert!(engine.clock.advance(s(1), std::time::Duration::ZERO).is_none());
@@ -445,7 +477,7 @@ fn a_session_that_closes_ends_what_was_known_of_it() {
 fn a_profile_that_changes_changes_what_is_desired() {
     let mut engine = engine();
     open(&mut engine, 0, "a", "00101");
-    let mut profile = engine.profile(&id("a")).unwrap().clone();
+    let mut profile = engine.profile(&id("a")).unwrap();
     profile.plan = "rich".into();
     let effects = engine.step(s(5), Input::Profile(profile.clone()));
     assert_eq!(desires(&effects)[0].settings.values["video"].value, "hd");
@@ -454,7 +486,7 @@ fn a_profile_that_changes_changes_what_is_desired() {
     assert_eq!(open(&mut engine, 8, "a", "26201"), []);
     assert_eq!(engine.counters().strangers, 1);
     // Somebody never seen is nobody's push.
-    let stranger = engine.profile(&id("b")).unwrap().clone();
+    let stranger = engine.profile(&id("b")).unwrap();
     assert_eq!(engine.step(s(9), Input::Profile(stranger)), []);
 }
 

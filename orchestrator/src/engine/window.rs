@@ -1,263 +1,495 @@
-//! A sliding window: a ring of panes, each one step of the fact long.
+//! One fact of one subscriber: reports into panes, panes into a number.
+//!
+//! A pane is one step of the fact, in numbers of 32 bits (24 of them significant: a sum of thousands of reports is right
+//! to some 1e-5); totals over long windows are in 64. Panes that are not closed yet are kept beside those of the window,
+//! so that a number at a boundary never depends on the order in which reports came.
 
-use std::collections::VecDeque;
+use super::layout::{Keeps, Placed, Shape};
+use super::sketch::{self, Sample, Scale};
+use crate::policy::{Measure, Stat};
 
-use usher_models::units::Micros;
-
-use crate::policy::{Fact, Measure, Stat};
-
-/// Panes kept beyond the window: what is not closed yet.
-const OPEN_PANES: i64 = 1_024;
 /// Share of a window that may be without a report before `min` is zero: batches do not meet to the microsecond.
 const MIN_COVER: f64 = 0.95;
+/// The bits of -0.0 in 32.
+const NEGATIVE_ZERO: u32 = 1 << 31;
 
-/// What one batch says of one class, or of all, of one subscriber.
+/// What one batch says of one source of one subscriber.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Report {
-    pub(super) start: Micros,
-    pub(super) end: Micros,
     pub(super) bytes: f64,
+    pub(super) up_bytes: f64,
     pub(super) packets: f64,
     pub(super) drops: f64,
     pub(super) at_cap: f64,
+    /// Sum of the round-trip times told, each counted once, and how many.
+    pub(super) rtt: (f64, f64),
+    pub(super) loss: (f64, f64),
+    /// The least.
+    pub(super) qoo: Option<f64>,
+    /// Rates of the line, bits a second.
+    pub(super) up_bps: Option<f64>,
+    pub(super) down_bps: Option<f64>,
 }
 
-/// The panes of one fact of one subscriber; only those with reports, in order.
-#[derive(Debug, Default)]
-pub(super) struct Window {
-    panes: VecDeque<Pane>,
+impl Report {
+    /// The measure over `seconds`, as an amount and as a level; `None`: it is not told of.
+    fn measure(&self, measure: Measure, seconds: f64) -> Option<(f64, f64)> {
+        let amount = |amount: f64| Some((amount, amount / seconds));
+        let level = |level: f64| Some((level * seconds, level));
+        let mean = |(sum, count): (f64, f64)| if count > 0.0 { level(sum / count) } else { None };
+        match measure {
+            Measure::Bytes => amount(self.bytes),
+            Measure::Packets => amount(self.packets),
+            Measure::Drops => amount(self.drops),
+            Measure::AtCap => level(self.at_cap),
+            Measure::RttMs => mean(self.rtt),
+            Measure::Loss => mean(self.loss),
+            Measure::Qoo => self.qoo.and_then(level),
+            Measure::UpUtil => level(self.up_bytes * 8.0 / seconds / self.up_bps?),
+            Measure::DownUtil => level((self.bytes - self.up_bytes) * 8.0 / seconds / self.down_bps?),
+            Measure::Flows => None,
+        }
+    }
+
+    /// The pane and code of a report that is a sample.
+    pub(super) fn sample(&self, measure: Measure, spread: &Spread) -> Option<(u32, u8)> {
+        let (pane, ..) = spread.parts.last().filter(|_| spread.is_last && self.has_use())?;
+        let (_, level) = self.measure(measure, spread.seconds)?;
+        Some((*pane, Scale::of(measure).code(level)))
+    }
+
+    fn has_use(&self) -> bool {
+        self.packets > 0.0 || self.drops > 0.0 || self.bytes > 0.0
+    }
 }
 
-#[derive(Debug)]
-struct Pane {
-    index: i64,
-    /// Amount; for shares seconds at the full share.
+/// A part of a batch's interval on one grid: the panes it reaches into, and how much of the whole lies in each.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Spread {
+    /// Pane, share of the interval, seconds of it.
+    pub(super) parts: Vec<(u32, f64, f64)>,
+    /// Seconds of the whole.
+    seconds: f64,
+    /// Where the part ends, micros.
+    end: i64,
+    /// It has the end of the whole in it.
+    is_last: bool,
+}
+
+impl Spread {
+    /// The part `[from, to)` of `[start, end)` on a grid, what lies in closed panes left out. False: something was.
+    pub(super) fn of(
+        (start, end): (i64, i64),
+        (from, to): (i64, i64),
+        step: i64,
+        closed: i64,
+    ) -> (Self, bool) {
+        let whole = seconds(end - start);
+        let first = from.max(closed.div_euclid(step).saturating_mul(step));
+        let mut spread = Self { parts: Vec::new(), seconds: whole, end: to, is_last: to >= end };
+        if first < to {
+            for pane in first.div_euclid(step)..=(to - 1).div_euclid(step) {
+                let part = seconds(to.min((pane + 1) * step) - first.max(pane * step));
+                spread.parts.push((u32::try_from(pane).unwrap_or_default(), part / whole, part));
+            }
+        }
+        (spread, from >= first)
+    }
+}
+
+/// The words of a fact in its block.
+pub(super) struct Area<'w> {
+    pub(super) placed: &'w Placed,
+    pub(super) words: &'w mut [u32],
+}
+
+/// When a window of the subscriber that begins anew began: the start, micros, of the window a time is in.
+pub(super) trait Calendar {
+    fn cycle_start(&mut self, time: i64) -> i64;
+}
+
+impl Area<'_> {
+    /// Adds a report.
+    pub(super) fn add(&mut self, report: &Report, spread: &Spread) {
+        let Some((amount, level)) = report.measure(self.placed.fact.measure, spread.seconds) else { return };
+        let last = spread.parts.len().saturating_sub(1);
+        for (index, (pane, share, part)) in spread.parts.iter().enumerate() {
+            let keeps = self.placed.keeps;
+            let Some(pane) = self.pane(*pane) else { continue };
+            match keeps {
+                Keeps::Sum => add(&mut pane[0], amount * share),
+                Keeps::SumAndSeconds => {
+                    add(&mut pane[0], amount * share);
+                    add(&mut pane[1], *part);
+                }
+                Keeps::Min => {
+                    let lowest = if get(pane[1]) > 0.0 { get(pane[0]).min(level) } else { level };
+                    set(&mut pane[0], lowest);
+                    add(&mut pane[1], *part);
+                }
+                Keeps::Max => {
+                    if pane[0] == 0 || level > get(pane[0]) {
+                        set(&mut pane[0], level);
+                        // No bit set is no report: a zero is told from it by its sign.
+                        pane[0] = if pane[0] == 0 { NEGATIVE_ZERO } else { pane[0] };
+                    }
+                }
+                Keeps::Last => {
+                    if spread.end >= join(pane[1], pane[2]) {
+                        set(&mut pane[0], level);
+                        (pane[1], pane[2]) = split(spread.end);
+                    }
+                }
+                Keeps::Count => {
+                    if index == last && spread.is_last && report.has_use() {
+                        add(&mut pane[0], 1.0);
+                    }
+                }
+                Keeps::Bits | Keeps::Samples => {}
+            }
+        }
+    }
+
+    /// Adds an app that was recognised, by a hash of its name.
+    pub(super) fn add_app(&mut self, pane: u32, hash: u64) {
+        let keeps = self.placed.keeps;
+        let Some(pane) = self.pane(pane) else { return };
+        match keeps {
+            Keeps::Bits => {
+                let bit = 1_u64 << (hash % 64);
+                let bits = u64::from(pane[0]) | u64::from(pane[1]) << 32 | bit;
+                (pane[0], pane[1]) = halves(bits);
+            }
+            Keeps::Count => add(&mut pane[0], 1.0),
+            _ => {}
+        }
+    }
+
+    /// The words of a pane; older ones make room for it. `None`: it is older than all there is room for.
+    fn pane(&mut self, pane: u32) -> Option<&mut [u32]> {
+        let (room, size) = (self.placed.room, self.placed.pane_words);
+        let cells = 1 + self.placed.total_words;
+        let oldest = self.words[0];
+        let first = pane.saturating_sub(room - 1);
+        if first > oldest {
+            // Everything at once where nothing stays.
+            let gone = (first - oldest).min(room);
+            for passed in 0..gone {
+                let at = cells + ((oldest.wrapping_add(passed)) % room) as usize * size;
+                self.words[at..at + size].fill(0);
+            }
+            self.words[0] = first;
+        } else if pane < oldest {
+            return None;
+        }
+        let at = cells + (pane % room) as usize * size;
+        Some(&mut self.words[at..at + size])
+    }
+
+    fn pane_if_there(&self, pane: u32) -> Option<&[u32]> {
+        let (room, size) = (self.placed.room, self.placed.pane_words);
+        let oldest = self.words[0];
+        if pane < oldest || pane - oldest >= room {
+            return None;
+        }
+        let at = 1 + self.placed.total_words + (pane % room) as usize * size;
+        Some(&self.words[at..at + size])
+    }
+
+    /// The number at a boundary, all of the window having been told of. `None`: nothing in it says.
+    pub(super) fn value(
+        &mut self,
+        boundary: i64,
+        samples: Option<&mut Vec<Sample>>,
+        calendar: &mut dyn Calendar,
+    ) -> Option<f64> {
+        let end = u32::try_from(boundary.div_euclid(self.placed.step)).unwrap_or_default();
+        if let (Some(samples), Stat::Percentile(percent)) = (samples, self.placed.fact.stat) {
+            let scale = Scale::of(self.placed.fact.measure);
+            let first = self.first_pane(boundary, end, calendar);
+            sketch::forget(samples, first);
+            if !matches!(self.placed.shape, Shape::Ring { .. }) {
+                sketch::merge(samples, first, end);
+            }
+            return sketch::percentile(samples, first, end, percent).map(|code| scale.value(code));
+        }
+        match self.placed.shape {
+            Shape::Ring { panes } => {
+                let mut total = Total::default();
+                for pane in end.saturating_sub(panes).max(self.words[0])..end {
+                    if let Some(words) = self.pane_if_there(pane) {
+                        total.take(self.placed, words);
+                    }
+                }
+                let length = seconds(i64::from(panes) * self.placed.step);
+                total.value(self.placed, length, boundary)
+            }
+            Shape::Tumbling { .. } | Shape::Cycle => {
+                let start = self.window_start(boundary - 1, calendar);
+                self.fold(end, calendar);
+                let total =
+                    if join(self.words[1], 0) == start / 1_000_000 { self.total() } else { Total::default() };
+                total.value(self.placed, seconds(boundary - start), boundary)
+            }
+            Shape::Ewma { half_life } => self.blend(end, half_life),
+        }
+    }
+
+    fn first_pane(&self, boundary: i64, end: u32, calendar: &mut dyn Calendar) -> u32 {
+        if let Shape::Ring { panes } = self.placed.shape {
+            return end.saturating_sub(panes);
+        }
+        let start = self.window_start(boundary - 1, calendar);
+        u32::try_from(start.div_euclid(self.placed.step)).unwrap_or_default()
+    }
+
+    /// Start of the tumbling window a time is in, micros.
+    fn window_start(&self, time: i64, calendar: &mut dyn Calendar) -> i64 {
+        match self.placed.shape {
+            Shape::Tumbling { over } => time.div_euclid(over) * over,
+            _ => calendar.cycle_start(time),
+        }
+    }
+
+    /// Adds the panes before `end` to the total of the window they are in.
+    fn fold(&mut self, end: u32, calendar: &mut dyn Calendar) {
+        let (from, until) = (self.words[0], end.min(self.words[0].saturating_add(self.placed.room)));
+        for pane in from..until {
+            let Some(words) = self.pane_if_there(pane) else { continue };
+            if words.iter().all(|word| *word == 0) {
+                continue;
+            }
+            let mut one = Total::default();
+            one.take(self.placed, words);
+            let time = i64::from(pane) * self.placed.step;
+            let window = u32::try_from(self.window_start(time, calendar) / 1_000_000).unwrap_or_default();
+            if self.words[1] != window {
+                self.words[1..6].fill(0);
+                self.words[1] = window;
+            }
+            let mut total = self.total();
+            total.join(&one);
+            self.set_total(&total);
+        }
+        self.forget_before(end);
+    }
+
+    /// Panes before `end` are done with.
+    fn forget_before(&mut self, end: u32) {
+        let (room, size) = (self.placed.room, self.placed.pane_words);
+        let oldest = self.words[0];
+        if end <= oldest {
+            return;
+        }
+        for passed in 0..(end - oldest).min(room) {
+            let at = 1 + self.placed.total_words + ((oldest + passed) % room) as usize * size;
+            self.words[at..at + size].fill(0);
+        }
+        self.words[0] = end;
+    }
+
+    fn total(&self) -> Total {
+        let (a, b) = (double(&self.words[2..4]), double(&self.words[4..6]));
+        let mut total = Total::default();
+        match self.placed.keeps {
+            Keeps::Sum => total.sum = a,
+            Keeps::SumAndSeconds => (total.sum, total.seconds) = (a, b),
+            Keeps::Min => (total.min, total.seconds) = (if b > 0.0 { a } else { f64::INFINITY }, b),
+            Keeps::Max => total.max = a,
+            Keeps::Last => (total.last, total.last_end) = (a, join(self.words[4], self.words[5])),
+            Keeps::Count => total.count = a,
+            Keeps::Bits => total.bits = u64::from(self.words[2]) | u64::from(self.words[3]) << 32,
+            Keeps::Samples => {}
+        }
+        total
+    }
+
+    fn set_total(&mut self, total: &Total) {
+        let (a, b) = match self.placed.keeps {
+            Keeps::Sum => (total.sum.to_bits(), 0),
+            Keeps::SumAndSeconds => (total.sum.to_bits(), total.seconds.to_bits()),
+            Keeps::Min => (total.min.to_bits(), total.seconds.to_bits()),
+            Keeps::Max => (total.max.to_bits(), 0),
+            Keeps::Last => (total.last.to_bits(), total.last_end.cast_unsigned()),
+            Keeps::Count => (total.count.to_bits(), 0),
+            Keeps::Bits => (total.bits, 0),
+            Keeps::Samples => (0, 0),
+        };
+        (self.words[2], self.words[3]) = halves(a);
+        (self.words[4], self.words[5]) = halves(b);
+    }
+
+    /// Blends the panes before `end` into the mean. Of amounts and shares a pane without use is zero; of qualities it says
+    /// nothing.
+    fn blend(&mut self, end: u32, half_life: i64) -> Option<f64> {
+        let sampled = self.placed.fact.measure.is_sampled();
+        let step = seconds(self.placed.step);
+        #[expect(clippy::cast_precision_loss, reason = "a half-life in micros is far below 2^53")]
+        let weight =
+            |panes: u32| 1.0 - (-(f64::from(panes) * self.placed.step as f64) / half_life as f64).exp2();
+        let (mut last, mut mean) = (self.words[1], double(&self.words[2..4]));
+        let until = end.min(self.words[0].saturating_add(self.placed.room));
+        for pane in self.words[0]..until {
+            let Some(words) = self.pane_if_there(pane) else { continue };
+            let (sum, told) = (get(words[0]), get(words[1]));
+            if told <= 0.0 {
+                continue;
+            }
+            let value = if sampled { sum / told } else { sum / step };
+            if last == 0 {
+                mean = value;
+            } else if pane > last {
+                if !sampled {
+                    mean -= mean * weight(pane - last - 1);
+                }
+                mean += (value - mean) * weight(if sampled { pane - last } else { 1 });
+            }
+            last = pane;
+        }
+        self.words[1] = last;
+        (self.words[2], self.words[3]) = halves(mean.to_bits());
+        self.forget_before(end);
+        if last == 0 {
+            return (!sampled).then_some(0.0);
+        }
+        let idle = if sampled { 0 } else { end.saturating_sub(last + 1) };
+        Some(mean - mean * weight(idle))
+    }
+}
+
+/// What panes come to together.
+#[derive(Debug, Clone, Copy)]
+struct Total {
     sum: f64,
-    /// Seconds reported on.
     seconds: f64,
     min: f64,
     max: f64,
     last: f64,
-    last_end: Micros,
+    last_end: i64,
     count: f64,
+    bits: u64,
 }
 
-impl Window {
-    /// Adds a report, shared out over the panes it reaches into. False: some of it was in closed panes and is dropped.
-    pub(super) fn add(&mut self, fact: &Fact, report: &Report, closed: Option<Micros>) -> bool {
-        let every = step(fact);
-        let (start, end) = (report.start.get(), report.end.get());
-        let total = seconds(end - start);
-        let (amount, level) = match fact.measure {
-            Measure::AtCap => (report.at_cap * total, report.at_cap),
-            Measure::Bytes => (report.bytes, report.bytes / total),
-            Measure::Packets => (report.packets, report.packets / total),
-            Measure::Drops => (report.drops, report.drops / total),
-        };
-        let last = (end - 1).div_euclid(every);
-        let first_open = closed.map_or(i64::MIN, |closed| closed.get().div_euclid(every));
-        let first = start.div_euclid(every).max(first_open);
-        let first_kept = first.max(last.saturating_sub(panes(fact) + OPEN_PANES));
-        for index in first_kept..=last {
-            let from = start.max(index * every);
-            let part = seconds(end.min((index + 1) * every) - from);
-            let pane = self.pane(index);
-            pane.sum += amount * (part / total);
-            pane.seconds += part;
-            pane.min = pane.min.min(level);
-            pane.max = pane.max.max(level);
-            if report.end >= pane.last_end {
-                pane.last = level;
-                pane.last_end = report.end;
-            }
-            if index == last && (report.packets > 0.0 || report.drops > 0.0 || report.bytes > 0.0) {
-                pane.count += 1.0;
-            }
+impl Default for Total {
+    fn default() -> Self {
+        Self {
+            sum: 0.0,
+            seconds: 0.0,
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            last: 0.0,
+            last_end: 0,
+            count: 0.0,
+            bits: 0,
         }
-        start.div_euclid(every) >= first_open
     }
+}
 
-    fn pane(&mut self, index: i64) -> &mut Pane {
-        let at = self.panes.partition_point(|pane| pane.index < index);
-        if self.panes.get(at).is_none_or(|pane| pane.index != index) {
-            let pane = Pane {
-                index,
-                sum: 0.0,
-                seconds: 0.0,
-                min: f64::INFINITY,
-                max: 0.0,
-                last: 0.0,
-                last_end: Micros::new(i64::MIN),
-                count: 0.0,
-            };
-            self.panes.insert(at, pane);
-        }
-        &mut self.panes[at]
-    }
-
-    /// The fact at a boundary, a multiple of its step, the whole window having been told of. Forgets what no later
-    /// boundary looks at.
-    pub(super) fn close(&mut self, fact: &Fact, boundary: Micros) -> f64 {
-        let every = step(fact);
-        let end = boundary.get().div_euclid(every);
-        let first = end - panes(fact);
-        while self.panes.front().is_some_and(|pane| pane.index < first) {
-            self.panes.pop_front();
-        }
-        let inside = || self.panes.iter().take_while(|pane| pane.index < end);
-        let (length, every_seconds) = (fact.over.as_secs_f64(), fact.every.as_secs_f64());
-        match fact.stat {
+impl Total {
+    fn take(&mut self, placed: &Placed, words: &[u32]) {
+        match placed.keeps {
             // Two sessions at their caps in the same second are one second at the cap.
-            Stat::Mean if fact.measure == Measure::AtCap => {
-                inside().map(|pane| pane.sum.min(every_seconds)).sum::<f64>() / length
+            Keeps::Sum if placed.fact.measure == Measure::AtCap => {
+                self.sum += get(words[0]).min(seconds(placed.step));
             }
-            Stat::Mean => inside().map(|pane| pane.sum).sum::<f64>() / length,
-            Stat::Sum if fact.measure == Measure::AtCap => {
-                inside().map(|pane| pane.sum.min(every_seconds)).sum::<f64>()
+            Keeps::Sum => self.sum += get(words[0]),
+            Keeps::SumAndSeconds => {
+                self.sum += get(words[0]);
+                self.seconds += get(words[1]);
             }
-            Stat::Sum => inside().map(|pane| pane.sum).sum::<f64>(),
-            Stat::Max => inside().map(|pane| pane.max).fold(0.0, f64::max),
-            Stat::Min => {
-                let told: f64 = inside().map(|pane| pane.seconds).sum();
-                if told < length * MIN_COVER {
-                    return 0.0;
+            Keeps::Min => {
+                if get(words[1]) > 0.0 {
+                    self.min = self.min.min(get(words[0]));
+                    self.seconds += get(words[1]);
                 }
-                inside().map(|pane| pane.min).fold(f64::INFINITY, f64::min)
             }
+            Keeps::Max => {
+                if words[0] != 0 {
+                    self.max = self.max.max(get(words[0]).abs());
+                }
+            }
+            Keeps::Last => {
+                let end = join(words[1], words[2]);
+                if end > 0 && end >= self.last_end {
+                    (self.last, self.last_end) = (get(words[0]), end);
+                }
+            }
+            Keeps::Count => self.count += get(words[0]),
+            Keeps::Bits => self.bits |= u64::from(words[0]) | u64::from(words[1]) << 32,
+            Keeps::Samples => {}
+        }
+    }
+
+    fn join(&mut self, later: &Self) {
+        self.sum += later.sum;
+        self.seconds += later.seconds;
+        self.min = self.min.min(later.min);
+        self.max = self.max.max(later.max);
+        if later.last_end >= self.last_end {
+            (self.last, self.last_end) = (later.last, later.last_end);
+        }
+        self.count += later.count;
+        self.bits |= later.bits;
+    }
+
+    /// The number of a window of `length` seconds that ends at `boundary`.
+    fn value(&self, placed: &Placed, length: f64, boundary: i64) -> Option<f64> {
+        let sampled = placed.fact.measure.is_sampled();
+        match placed.fact.stat {
+            Stat::Mean if sampled => (self.seconds > 0.0).then(|| self.sum / self.seconds),
+            Stat::Mean => Some(self.sum / length),
+            Stat::Sum => Some(self.sum),
+            Stat::Min if sampled => self.min.is_finite().then_some(self.min),
+            Stat::Min if self.seconds < length * MIN_COVER => Some(0.0),
+            Stat::Min => Some(self.min),
+            Stat::Max if self.max.is_finite() => Some(self.max),
+            Stat::Max => (!sampled).then_some(0.0),
             Stat::Last => {
-                let last = inside().last();
-                last.filter(|pane| boundary.since(pane.last_end) < fact.every).map_or(0.0, |pane| pane.last)
+                let fresh = self.last_end > 0 && boundary - self.last_end < placed.step;
+                if sampled {
+                    (self.last_end > 0).then_some(self.last)
+                } else {
+                    Some(if fresh { self.last } else { 0.0 })
+                }
             }
-            Stat::Count => inside().map(|pane| pane.count).sum(),
+            Stat::Count => Some(self.count),
+            Stat::Distinct => Some(sketch::distinct(self.bits)),
+            Stat::Ewma { .. } | Stat::Percentile(_) => None,
         }
     }
 }
 
-fn step(fact: &Fact) -> i64 {
-    i64::try_from(fact.every.as_micros()).unwrap_or(i64::MAX).max(1)
+#[expect(clippy::cast_possible_truncation, reason = "24 significant bits are what a pane keeps")]
+fn set(word: &mut u32, number: f64) {
+    *word = (number as f32).to_bits();
 }
 
-fn panes(fact: &Fact) -> i64 {
-    i64::try_from(fact.over.as_micros()).unwrap_or(i64::MAX) / step(fact)
+fn get(word: u32) -> f64 {
+    f64::from(f32::from_bits(word))
+}
+
+fn add(word: &mut u32, number: f64) {
+    set(word, get(*word) + number);
+}
+
+fn halves(bits: u64) -> (u32, u32) {
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    ((bits as u32), ((bits >> 32) as u32))
+}
+
+fn split(time: i64) -> (u32, u32) {
+    halves(time.cast_unsigned())
+}
+
+fn join(low: u32, high: u32) -> i64 {
+    (u64::from(low) | u64::from(high) << 32).cast_signed()
+}
+
+fn double(words: &[u32]) -> f64 {
+    f64::from_bits(u64::from(words[0]) | u64::from(words[1]) << 32)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "an interval of microseconds is far below 2^53")]
-fn seconds(micros: i64) -> f64 {
+pub(super) fn seconds(micros: i64) -> f64 {
     micros as f64 / 1e6
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn fact(measure: Measure, stat: Stat, over: u64, every: u64) -> Fact {
-        Fact {
-            class: None,
-            measure,
-            stat,
-            over: Duration::from_secs(over),
-            every: Duration::from_secs(every),
-        }
-    }
-
-    fn s(seconds: i64) -> Micros {
-        Micros::new(seconds * 1_000_000)
-    }
-
-    fn report(start: Micros, end: Micros, bytes: f64, at_cap: f64) -> Report {
-        Report { start, end, bytes, packets: 1.0, drops: 0.0, at_cap }
-    }
-
-    fn close(fact: &Fact, reports: &[Report], boundary: Micros) -> f64 {
-        let mut window = Window::default();
-        for report in reports {
-            assert!(window.add(fact, report, None));
-        }
-        window.close(fact, boundary)
-    }
-
-    #[test]
-    fn each_statistic_is_what_it_says() {
-        let reports =
-            [report(s(0), s(1), 100.0, 1.0), report(s(1), s(2), 300.0, 0.0), report(s(2), s(4), 200.0, 0.5)];
-        let of = |measure, stat| close(&fact(measure, stat, 4, 2), &reports, s(4));
-        assert!((of(Measure::Bytes, Stat::Sum) - 600.0).abs() < 1e-9);
-        assert!((of(Measure::Bytes, Stat::Mean) - 150.0).abs() < 1e-9);
-        assert!((of(Measure::Bytes, Stat::Min) - 100.0).abs() < 1e-9);
-        assert!((of(Measure::Bytes, Stat::Max) - 300.0).abs() < 1e-9);
-        assert!((of(Measure::Bytes, Stat::Last) - 100.0).abs() < 1e-9);
-        assert!((of(Measure::Bytes, Stat::Count) - 3.0).abs() < 1e-9);
-        assert!((of(Measure::AtCap, Stat::Mean) - 0.5).abs() < 1e-9);
-    }
-
-    #[test]
-    fn time_without_use_counts_as_none() {
-        let reports = [report(s(0), s(1), 100.0, 1.0)];
-        let of = |measure, stat| close(&fact(measure, stat, 10, 1), &reports, s(10));
-        assert!((of(Measure::AtCap, Stat::Mean) - 0.1).abs() < 1e-9);
-        assert!(of(Measure::Bytes, Stat::Min).abs() < 1e-9);
-        assert!(of(Measure::Bytes, Stat::Last).abs() < 1e-9);
-    }
-
-    #[test]
-    fn two_sessions_at_their_caps_are_at_the_cap_once() {
-        let reports =
-            [report(s(0), s(1), 1.0, 1.0), report(s(0), s(1), 1.0, 1.0), report(s(1), s(2), 1.0, 0.5)];
-        assert!((close(&fact(Measure::AtCap, Stat::Mean, 2, 1), &reports, s(2)) - 0.75).abs() < 1e-9);
-        assert!((close(&fact(Measure::AtCap, Stat::Sum, 2, 1), &reports, s(2)) - 1.5).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_window_slides_and_forgets() {
-        let fact = fact(Measure::Bytes, Stat::Sum, 2, 1);
-        let mut window = Window::default();
-        for second in 0..5 {
-            window.add(&fact, &report(s(second), s(second + 1), 1.0, 0.0), None);
-        }
-        assert!((window.close(&fact, s(2)) - 2.0).abs() < 1e-9);
-        assert!((window.close(&fact, s(5)) - 2.0).abs() < 1e-9);
-        assert!(window.close(&fact, s(7)).abs() < 1e-9);
-        assert!(window.panes.is_empty());
-    }
-
-    #[test]
-    fn what_is_late_is_not_applied() {
-        let fact = fact(Measure::Bytes, Stat::Sum, 4, 1);
-        let mut window = Window::default();
-        assert!(!window.add(&fact, &report(s(0), s(1), 50.0, 0.0), Some(s(2))));
-        // Half of it is late: the other half counts.
-        assert!(!window.add(&fact, &report(s(1), s(3), 50.0, 0.0), Some(s(2))));
-        assert!(window.add(&fact, &report(s(2), s(3), 1.0, 0.0), Some(s(2))));
-        assert!((window.close(&fact, s(4)) - 26.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn an_absurdly_long_report_costs_no_more_than_a_window() {
-        let fact = fact(Measure::Bytes, Stat::Sum, 2, 1);
-        let mut window = Window::default();
-        window.add(&fact, &report(Micros::new(-i64::MAX / 4), s(10), 1.0, 0.0), None);
-        assert!(window.panes.len() < 2_000);
-    }
-
-    proptest! {
-        /// Beside a slow, obvious reference: every report spread evenly over its microseconds.
-        #[test]
-        fn a_sum_is_what_overlaps_the_window(
-            reports in proptest::collection::vec((0_i64..40, 1_i64..6, 0_u32..1000), 0..30),
-        ) {
-            let fact = fact(Measure::Bytes, Stat::Sum, 10, 2);
-            let reports: Vec<Report> = reports.into_iter()
-                .map(|(start, length, bytes)| report(s(start), s(start + length), f64::from(bytes), 0.0))
-                .collect();
-            let expected: f64 = reports.iter().map(|report| {
-                let overlap = report.end.min(s(30)).since(report.start.max(s(20))).as_secs_f64();
-                report.bytes * overlap / report.end.since(report.start).as_secs_f64()
-            }).sum();
-            prop_assert!((close(&fact, &reports, s(30)) - expected).abs() < 1e-6);
-        }
-    }
 }

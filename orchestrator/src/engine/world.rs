@@ -1,25 +1,50 @@
-//! What holds for everybody: the policy laid out for evaluation, plans, countries, the kill switch.
+//! What holds for everybody: the policy laid out for evaluation, plans, countries, organisations, the kill switch.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::io::Mode;
+use super::layout::{self, Layout};
 use super::state::OpenSession;
 use crate::identity::{Country, Plan};
-use crate::policy::{Action, Fact, Moment, Policy, Read};
+use crate::policy::{Action, Fact, Known, Moment, Policy, Read};
+
+/// Fewest members of an organisation of which anything is told.
+const MEMBERS_MIN: usize = 5;
 
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) policy: Policy,
-    /// In the order of their names.
-    pub(super) facts: Vec<(String, Fact)>,
+    /// Names of the facts, sorted; the layout has them in this order.
+    pub(super) facts: Vec<String>,
+    pub(super) layout: Layout,
     /// In the order of their names.
     pub(super) moments: Vec<WatchedMoment>,
-    /// Distinct steps of the facts, micros.
-    steps: Vec<i64>,
+    /// Moments by grid, as bits.
+    pub(super) on_grid: Vec<u64>,
+    /// Some condition or amount reads of the organisation.
+    pub(super) reads_organisations: bool,
     pub(super) plans: BTreeMap<String, Plan>,
     pub(super) countries: BTreeMap<String, Country>,
+    /// By number.
+    pub(super) organisations: BTreeMap<u32, Organisation>,
     pub(super) stopped: bool,
+}
+
+/// Members of an organisation, by line.
+#[derive(Debug, Default)]
+pub(super) struct Organisation {
+    pub(super) members: BTreeSet<u32>,
+    /// How many of them have moved.
+    pub(super) moved: usize,
+}
+
+impl Organisation {
+    /// `org.NAME`; nothing where there are too few to hide among.
+    pub(super) fn read(&self, field: &str) -> Option<Known> {
+        #[expect(clippy::cast_precision_loss, reason = "numbers of people")]
+        let share = self.moved as f64 / self.members.len() as f64;
+        (self.members.len() >= MEMBERS_MIN && field == "moved").then_some(Known::Number(share))
+    }
 }
 
 /// A moment and what stands around it.
@@ -27,10 +52,38 @@ pub(super) struct World {
 pub(super) struct WatchedMoment {
     pub(super) name: String,
     pub(super) moment: Moment,
+    /// What its condition reads, in the order of the expression's own list.
+    pub(super) reads: Vec<Leaf>,
     /// Indices of the facts it reads; where there are none, it is looked at in our time, else in event time.
     pub(super) facts: Vec<usize>,
+    /// It may hold where there is no use at all, so that it has to be looked at without a report.
+    pub(super) wakes: bool,
     /// What can be done about it, in the order of their names.
     pub(super) actions: Vec<(String, Action)>,
+}
+
+/// Something a condition reads.
+#[derive(Debug)]
+pub(super) enum Leaf {
+    /// A fact, by index.
+    Fact(usize),
+    /// Anything else.
+    Other(Read),
+}
+
+impl WatchedMoment {
+    /// Whether the condition holds. What it reads is asked for as it is needed; where it would hold, all of it, for an
+    /// expression that reads anything unknown is unknown as a whole.
+    pub(super) fn holds(&self, mut read: impl FnMut(&Leaf) -> Option<Known>) -> bool {
+        let when = &self.moment.when;
+        if let Some(native) = when.native() {
+            return native.truth(&mut |place| read(&self.reads[place])) == Some(true)
+                && self.reads.iter().all(|leaf| read(leaf).is_some());
+        }
+        // Expressions ask in the order of their own list.
+        let mut leaves = self.reads.iter();
+        when.truth(|_| leaves.next().and_then(&mut read)) == Ok(true)
+    }
 }
 
 impl World {
@@ -39,39 +92,35 @@ impl World {
         plans: BTreeMap<String, Plan>,
         countries: BTreeMap<String, Country>,
     ) -> Self {
-        let facts: Vec<(String, Fact)> =
-            policy.facts().iter().map(|(name, fact)| (name.clone(), fact.clone())).collect();
-        let moments = policy
+        let facts: Vec<String> = policy.facts().keys().cloned().collect();
+        let definitions: Vec<Fact> = policy.facts().values().cloned().collect();
+        let layout = Layout::new(&definitions, policy.lateness());
+        let moments: Vec<WatchedMoment> = policy
             .moments()
             .iter()
-            .map(|(name, moment)| {
-                let index = |read: &Read| match read {
-                    Read::Fact(name) => facts.iter().position(|(known, _)| known == name),
-                    _ => None,
-                };
-                let mine = policy.actions().iter().filter(|(_, action)| action.at.contains(name));
-                WatchedMoment {
-                    name: name.clone(),
-                    moment: moment.clone(),
-                    facts: moment.when.reads().filter_map(index).collect(),
-                    actions: mine.map(|(name, action)| (name.clone(), action.clone())).collect(),
-                }
-            })
+            .map(|(name, moment)| watched(name, moment, &facts, &layout, &policy))
             .collect();
-        let mut steps: Vec<i64> = facts.iter().map(|(_, fact)| micros(fact.every)).collect();
-        steps.sort_unstable();
-        steps.dedup();
-        Self { policy, facts, moments, steps, plans, countries, stopped: false }
-    }
-
-    /// The first boundary of any fact after this time.
-    pub(super) fn boundary_after(&self, time: i64) -> Option<i64> {
-        self.steps.iter().map(|step| (time.div_euclid(*step) + 1).saturating_mul(*step)).min()
-    }
-
-    /// The shortest time between two boundaries.
-    pub(super) fn finest_step(&self) -> Option<i64> {
-        self.steps.first().copied()
+        let mut on_grid = vec![0; layout.grids.len()];
+        for (index, watched) in moments.iter().enumerate() {
+            for fact in &watched.facts {
+                on_grid[layout.facts[*fact].grid] |= 1 << index;
+            }
+        }
+        let reads_organisations = moments
+            .iter()
+            .any(|watched| watched.moment.when.reads().any(|read| matches!(read, Read::Org(_))));
+        Self {
+            policy,
+            facts,
+            layout,
+            moments,
+            on_grid,
+            reads_organisations,
+            plans,
+            countries,
+            organisations: BTreeMap::new(),
+            stopped: false,
+        }
     }
 
     /// What becomes of decisions now.
@@ -84,6 +133,35 @@ impl World {
     }
 }
 
-pub(super) fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX).max(1)
+fn watched(name: &str, moment: &Moment, facts: &[String], layout: &Layout, policy: &Policy) -> WatchedMoment {
+    let reads: Vec<Leaf> = moment
+        .when
+        .reads()
+        .map(|read| match read {
+            Read::Fact(name) => {
+                facts.binary_search(name).map_or_else(|_| Leaf::Other(read.clone()), Leaf::Fact)
+            }
+            _ => Leaf::Other(read.clone()),
+        })
+        .collect();
+    let read_facts: Vec<usize> = reads
+        .iter()
+        .filter_map(|leaf| if let Leaf::Fact(fact) = leaf { Some(*fact) } else { None })
+        .collect();
+    let zero = |place: usize| match &reads[place] {
+        Leaf::Fact(_) => Some(Known::Number(0.0)),
+        Leaf::Other(_) => None,
+    };
+    let wakes = !read_facts.is_empty()
+        && read_facts.iter().all(|fact| layout::is_zero_without_use(&layout.facts[*fact].fact))
+        && moment.when.native().is_none_or(|native| native.may_hold(&zero));
+    let mine = policy.actions().iter().filter(|(_, action)| action.at.iter().any(|at| at == name));
+    WatchedMoment {
+        name: name.to_owned(),
+        moment: moment.clone(),
+        facts: read_facts,
+        reads,
+        wakes,
+        actions: mine.map(|(name, action)| (name.clone(), action.clone())).collect(),
+    }
 }

@@ -8,7 +8,7 @@ mod parse;
 mod profile;
 
 pub use directory::{Directory, Resolved};
-pub use profile::{Consent, Country, Plan, Profile};
+pub use profile::{Consent, Country, Offer, Plan, Profile};
 
 /// Everything wrong with a profiles file.
 pub type DirectoryErrors = crate::document::Issues;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use usher_models::units::SubscriberId;
 
-use super::{Consent, Country, Directory, Plan, Profile};
+use super::{Consent, Country, Directory, Offer, Plan, Profile};
 use crate::document::{self, Fields, Issue, Kind, Node, Span, boolean, items, nearest, number, text};
 
 /// Longest id or key: they stand in logs, file names and links.
@@ -176,6 +176,9 @@ fn subscriber(node: &Node, plans: &BTreeMap<String, Plan>, issues: &mut Vec<Issu
         }
         Some(name.to_owned())
     });
+    let bill_day = fields.take("bill_day").and_then(|node| bill_day(node, issues)).unwrap_or(1);
+    let moved = flag(fields.take("moved"), "`moved`", false, issues);
+    let offer = fields.take("offer").map_or_else(Offer::default, |node| offer(node, issues));
     fields.finish(issues);
     let profile = Profile {
         id: SubscriberId(id?.to_owned()),
@@ -187,8 +190,34 @@ fn subscriber(node: &Node, plans: &BTreeMap<String, Plan>, issues: &mut Vec<Issu
         complaint_open,
         organisation,
         time_zone,
+        bill_day,
+        moved,
+        offer,
     };
     Some((profile, id_node?.span, keys))
+}
+
+fn bill_day(node: &Node, issues: &mut Vec<Issue>) -> Option<u8> {
+    let found = text(node, "a day of the month", issues)?;
+    let day = found.parse().ok().filter(|day| (1..=28).contains(day));
+    if day.is_none() {
+        issues.push(Issue::new(node.span, format!("`{found}` is no billing day: expected 1 to 28")));
+    }
+    day
+}
+
+fn offer(node: &Node, issues: &mut Vec<Issue>) -> Offer {
+    let mut offer = Offer::default();
+    let Some(mut fields) = Fields::of(node, "an offer", issues) else { return offer };
+    let mut word = |name: &'static str, issues: &mut Vec<Issue>| {
+        fields.take(name).and_then(|node| text(node, "a name", issues)).map(str::to_owned)
+    };
+    offer.fit_plan = word("fit_plan", issues);
+    offer.partner = word("partner", issues);
+    offer.fit_saves = fields.take("fit_saves").and_then(|node| number(node, "a saving", issues));
+    offer.partner_fit = fields.take("partner_fit").and_then(|node| number(node, "a fit", issues));
+    fields.finish(issues);
+    offer
 }
 
 fn flag(node: Option<&Node>, what: &str, default: bool, issues: &mut Vec<Issue>) -> bool {

@@ -32,6 +32,33 @@ pub struct Profile {
     /// IANA time zone where the person lives; the session's own goes first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
+    /// Day of the month the bill is made up to, 1 to 28.
+    #[serde(default = "first")]
+    pub bill_day: u8,
+    /// The line has already moved to where its organisation is moving (`sub.moved`).
+    #[serde(default)]
+    pub moved: bool,
+    /// What the operator's back office has worked out for this line.
+    #[serde(default)]
+    pub offer: Offer,
+}
+
+/// What the operator's back office has worked out for one line. What is left out is unknown.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// The plan that would suit it.
+    #[serde(default)]
+    pub fit_plan: Option<String>,
+    /// What that would save a month (`sub.fit_saves`).
+    #[serde(default)]
+    pub fit_saves: Option<f64>,
+    /// The partner whose service would suit it.
+    #[serde(default)]
+    pub partner: Option<String>,
+    /// How well, 0 to 1 (`sub.partner_fit`).
+    #[serde(default)]
+    pub partner_fit: Option<f64>,
 }
 
 /// Consent by purpose: `service` for silent reconfiguration, `advice` for messages.
@@ -71,6 +98,10 @@ pub struct Country {
     /// What the two are counted in (`EUR`), for messages; empty: the numbers stand alone.
     #[serde(default)]
     pub currency: String,
+}
+
+const fn first() -> u8 {
+    1
 }
 
 const fn yes() -> bool {

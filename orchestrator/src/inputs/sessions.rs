@@ -3,20 +3,26 @@
 //! Closed sessions stay known for a while, for their last usage comes after their end.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::BuildHasher as _;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use usher_models::units::{Bytes, Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
 use crate::agents::{Batch, Usage};
-use crate::engine::io::{Observed, SessionSeen, UsageSeen};
+use crate::engine::Engine;
+use crate::engine::io::{Line, NamedSeen, Observed, Quality, SessionSeen, UsageSeen};
 use crate::identity::{Directory, Resolved as Lookup};
-use crate::ledger::{AppRecord, BatchRecord, Reassigned, SessionRecord, SessionRow, UsageRecord};
+use crate::ledger::{AppRecord, BatchMark, BatchRecord, Reassigned, SessionRecord, SessionRow, UsageRecord};
 
 /// Sessions known of one agent, closed ones included. Usage of further ones counts as anonymous.
-const SESSIONS_MAX: usize = 1 << 19;
+const SESSIONS_MAX: usize = 1 << 21;
 /// How long a closed session is known.
 const CLOSED_KEPT: Duration = Duration::from_hours(1);
+/// The line of what is nobody's that is known; sorts last.
+const NOBODY: Line = Line(u32::MAX);
 
 /// All sessions of all agents.
 #[derive(Debug, Default)]
@@ -26,37 +32,86 @@ pub(super) struct Sessions {
 
 #[derive(Debug, Default)]
 struct OfAgent {
-    known: HashMap<String, Known>,
+    /// Places in `known`, by session id.
+    by_id: HashTable<u32>,
+    hasher: RandomState,
+    known: Vec<Known>,
+    free: Vec<u32>,
     /// When each closed, oldest first.
-    closed: VecDeque<(Micros, String)>,
+    closed: VecDeque<(Micros, Box<str>)>,
 }
 
 #[derive(Debug, Clone)]
 struct Known {
-    subscriber: Option<SubscriberId>,
+    /// Empty: the place is free.
+    id: Box<str>,
+    line: Line,
     open: bool,
-    keys: Vec<String>,
-    serving_plmn: String,
-    roaming: bool,
-    time_zone: String,
 }
 
 /// A batch in terms of subscribers.
 #[derive(Debug)]
 pub(super) struct Resolved {
-    /// For the ledger.
-    pub(super) record: BatchRecord,
     /// For the engine: known subscribers only.
     pub(super) observed: Observed,
+    /// What else the ledger is to keep of it.
+    pub(super) kept: Kept,
     /// Records left out or set right, by reason.
     pub(super) ignored: BTreeMap<&'static str, u64>,
     /// From first packet to verdict, flow by flow.
     pub(super) verdicts: Vec<Duration>,
 }
 
+/// What the ledger keeps of a batch, subscribers still by line.
+#[derive(Debug)]
+pub(super) struct Kept {
+    agent: String,
+    mark: BatchMark,
+    start: Micros,
+    end: Micros,
+    sessions: Vec<SessionRecord>,
+    usage: Vec<Total>,
+    apps: Vec<(Line, AppRecord)>,
+}
+
+impl Kept {
+    /// For the ledger.
+    pub(super) fn record(self, engine: &Engine) -> BatchRecord {
+        let usage = self.usage.into_iter().map(|total| UsageRecord {
+            subscriber: engine.id_of(total.line),
+            class: total.class,
+            direction: total.direction,
+            bytes: total.bytes,
+            packets: total.packets,
+            dropped_bytes: total.dropped_bytes,
+            dropped_packets: total.dropped_packets,
+        });
+        let apps = self.apps.into_iter();
+        BatchRecord {
+            agent: self.agent,
+            mark: self.mark,
+            start: self.start,
+            end: self.end,
+            sessions: self.sessions,
+            usage: usage.collect(),
+            apps: apps.map(|(line, app)| AppRecord { subscriber: engine.id_of(line), ..app }).collect(),
+        }
+    }
+
+    /// When it ended.
+    pub(super) fn end(&self) -> Micros {
+        self.end
+    }
+
+    /// How many sums of usage it has.
+    pub(super) fn usage_records(&self) -> usize {
+        self.usage.len()
+    }
+}
+
 impl Sessions {
     /// As the ledger has them.
-    pub(super) fn restore(rows: Vec<SessionRow>) -> Self {
+    pub(super) fn restore(rows: Vec<SessionRow>, engine: &Engine) -> Self {
         let mut sessions = Self::default();
         let mut closed: Vec<_> = rows
             .iter()
@@ -65,24 +120,21 @@ impl Sessions {
             .collect();
         closed.sort();
         for row in rows {
-            let known = Known {
-                subscriber: row.subscriber,
-                open: row.open,
-                keys: row.keys,
-                serving_plmn: row.serving_plmn,
-                roaming: row.roaming,
-                time_zone: row.time_zone,
-            };
-            sessions.by_agent.entry(row.agent).or_default().known.insert(row.session, known);
+            let line = row.subscriber.as_ref().and_then(|id| engine.line(id)).unwrap_or(NOBODY);
+            let of_agent = sessions.by_agent.entry(row.agent).or_default();
+            of_agent.remember(&row.session, line, row.open);
         }
         for (at, agent, session) in closed {
-            sessions.by_agent.entry(agent).or_default().closed.push_back((at, session));
+            sessions.by_agent.entry(agent).or_default().closed.push_back((at, session.into()));
         }
         sessions
     }
 
     /// `batch` with its sessions resolved by `directory`; what it says about sessions is remembered.
-    pub(super) fn resolve(&mut self, batch: Batch, directory: &Directory) -> Resolved {
+    pub(super) fn resolve(&mut self, batch: Batch, directory: &Directory, engine: &Engine) -> Resolved {
+        if !self.by_agent.contains_key(&batch.agent) {
+            self.by_agent.insert(batch.agent.clone(), OfAgent::default());
+        }
         let of_agent = self.by_agent.entry(batch.agent.clone()).or_default();
         let mut ignored = batch.ignored;
         let mut seen = Vec::new();
@@ -96,35 +148,45 @@ impl Sessions {
                     None
                 }
             };
-            if of_agent.note(&session, batch.end, &mut seen) {
+            if of_agent.note(&session, batch.end, engine, &mut seen) {
                 records.push(session);
             } else {
                 *ignored.entry("sessions_full").or_default() += 1;
             }
         }
-        let mut totals = Totals::default();
-        for usage in batch.usage {
-            let subscriber = of_agent.whose(&usage.session, &mut ignored);
-            totals.add(subscriber, &usage);
+        let mut totals = Vec::with_capacity(batch.usage.len());
+        let (mut last, mut line) = (None, NOBODY);
+        for usage in &batch.usage {
+            let session = usage.session(&batch.words);
+            // Records of one session mostly stand together.
+            if last != Some(session) {
+                (last, line) = (Some(session), of_agent.whose(session, &mut ignored));
+            }
+            totals.push(Total::of(line, usage));
         }
+        let totals = together(totals);
         let mut verdicts = Vec::with_capacity(batch.flows.len());
-        let apps = batch
-            .flows
-            .into_iter()
-            .map(|flow| {
-                verdicts.push(flow.took);
-                AppRecord {
-                    subscriber: of_agent.whose(&flow.session, &mut ignored),
-                    app: flow.app,
-                    class: flow.class,
-                    via: flow.via,
-                    at: flow.at,
-                    verdict_us: u64::try_from(flow.took.as_micros()).unwrap_or(u64::MAX),
-                }
-            })
-            .collect();
+        let mut named = Vec::new();
+        let mut apps = Vec::with_capacity(batch.flows.len());
+        for flow in batch.flows {
+            verdicts.push(flow.took);
+            let line = of_agent.whose(&flow.session, &mut ignored);
+            if line != NOBODY && batch.timed {
+                named.push(NamedSeen { line, app: flow.app.clone(), class: flow.class, at: flow.at });
+            }
+            let record = AppRecord {
+                subscriber: None,
+                app: flow.app,
+                class: flow.class,
+                via: flow.via,
+                at: flow.at,
+                verdict_us: u64::try_from(flow.took.as_micros()).unwrap_or(u64::MAX),
+            };
+            apps.push((line, record));
+        }
         of_agent.forget_closed(batch.end);
-        let usage = if batch.timed { totals.seen() } else { Vec::new() };
+        let known = totals.iter().take_while(|total| total.line != NOBODY);
+        let usage = if batch.timed { known.map(Total::seen).collect() } else { Vec::new() };
         Resolved {
             observed: Observed {
                 agent: batch.agent.clone(),
@@ -132,14 +194,15 @@ impl Sessions {
                 end: batch.end,
                 sessions: seen,
                 usage,
+                named,
             },
-            record: BatchRecord {
+            kept: Kept {
                 agent: batch.agent,
                 mark: batch.mark,
                 start: batch.start,
                 end: batch.end,
                 sessions: records,
-                usage: totals.records(),
+                usage: totals,
                 apps,
             },
             ignored,
@@ -147,76 +210,124 @@ impl Sessions {
         }
     }
 
-    /// Resolves every session anew after a change of the directory: what the ledger is to note, and what the engine is
-    /// to hear, agent by agent.
-    pub(super) fn reassign(&mut self, directory: &Directory, at: Micros) -> (Vec<Reassigned>, Vec<Observed>) {
-        let (mut reassigned, mut observed) = (Vec::new(), Vec::new());
-        for (agent, of_agent) in &mut self.by_agent {
-            let mut seen = Vec::new();
-            for (session, known) in &mut of_agent.known {
-                let subscriber = directory.resolve(&known.keys).cloned();
-                if subscriber == known.subscriber {
-                    continue;
-                }
-                if known.open {
-                    seen.extend(known.seen(session, false));
-                }
-                known.subscriber.clone_from(&subscriber);
-                if known.open {
-                    seen.extend(known.seen(session, true));
-                }
-                reassigned.push(Reassigned { agent: agent.clone(), session: session.clone(), subscriber });
+    /// Resolves every session, `rows` as the ledger has them, anew after a change of the directory: what the ledger is to
+    /// note, and what the engine is to hear, agent by agent. `closes` is for the engine before it, `opens` after it knows
+    /// the new profiles.
+    pub(super) fn reassign(
+        &mut self,
+        rows: Vec<SessionRow>,
+        directory: &Directory,
+        engine: &Engine,
+        at: Micros,
+    ) -> (Vec<Reassigned>, Vec<Observed>) {
+        let mut reassigned = Vec::new();
+        let mut by_agent: BTreeMap<String, Vec<SessionSeen>> = BTreeMap::new();
+        for row in rows {
+            let subscriber = directory.resolve(&row.keys).cloned();
+            let line = subscriber.as_ref().and_then(|id| engine.line(id)).unwrap_or(NOBODY);
+            if let Some(of_agent) = self.by_agent.get_mut(&row.agent) {
+                of_agent.remember(&row.session, line, row.open);
             }
-            if !seen.is_empty() {
-                seen.sort_by(|a, b| (a.open, &a.session).cmp(&(b.open, &b.session)));
-                observed.push(Observed {
-                    agent: agent.clone(),
-                    start: at,
-                    end: at,
-                    sessions: seen,
-                    usage: Vec::new(),
-                });
+            if subscriber == row.subscriber {
+                continue;
             }
+            if row.open {
+                let seen = by_agent.entry(row.agent.clone()).or_default();
+                seen.extend(row.subscriber.clone().map(|id| row_seen(&row, id, false)));
+                seen.extend(subscriber.clone().map(|id| row_seen(&row, id, true)));
+            }
+            reassigned.push(Reassigned { agent: row.agent, session: row.session, subscriber });
         }
-        (reassigned, observed)
+        let observed = by_agent.into_iter().filter(|(_, seen)| !seen.is_empty()).map(|(agent, mut seen)| {
+            seen.sort_by(|a, b| (a.open, &a.session).cmp(&(b.open, &b.session)));
+            Observed { agent, start: at, end: at, sessions: seen, usage: Vec::new(), named: Vec::new() }
+        });
+        (reassigned, observed.collect())
+    }
+}
+
+fn row_seen(row: &SessionRow, subscriber: SubscriberId, open: bool) -> SessionSeen {
+    SessionSeen {
+        subscriber,
+        session: row.session.clone(),
+        open,
+        serving_plmn: row.serving_plmn.clone(),
+        roaming: row.roaming,
+        time_zone: row.time_zone.clone(),
+        rat: row.rat.clone(),
     }
 }
 
 impl OfAgent {
     /// Remembers what is said about a session and adds what the engine is to hear. False: there is no room for it.
-    fn note(&mut self, session: &SessionRecord, at: Micros, seen: &mut Vec<SessionSeen>) -> bool {
-        if self.known.len() >= SESSIONS_MAX && !self.known.contains_key(&session.session) {
+    fn note(
+        &mut self,
+        session: &SessionRecord,
+        at: Micros,
+        engine: &Engine,
+        seen: &mut Vec<SessionSeen>,
+    ) -> bool {
+        let before = self.find(&session.session).cloned();
+        if before.is_none() && self.by_id.len() >= SESSIONS_MAX {
             return false;
         }
-        let known = Known {
-            subscriber: session.subscriber.clone(),
-            open: session.open,
-            keys: session.keys.clone(),
+        let line = session.subscriber.as_ref().and_then(|id| engine.line(id)).unwrap_or(NOBODY);
+        if !session.open {
+            self.closed.push_back((at, session.session.as_str().into()));
+        }
+        let said = |subscriber: SubscriberId, open: bool| SessionSeen {
+            subscriber,
+            session: session.session.clone(),
+            open,
             serving_plmn: session.serving_plmn.clone(),
             roaming: session.roaming,
             time_zone: session.time_zone.clone(),
+            rat: session.rat.clone(),
         };
-        if !session.open {
-            self.closed.push_back((at, session.session.clone()));
-        }
-        seen.extend(known.seen(&session.session, session.open));
-        let before = self.known.insert(session.session.clone(), known);
+        seen.extend(session.subscriber.clone().map(|id| said(id, session.open)));
+        self.remember(&session.session, line, session.open);
         // The same session under another subscriber has ended for the first one.
-        if let Some(before) = before.filter(|before| before.open && before.subscriber != session.subscriber) {
-            seen.extend(before.seen(&session.session, false));
+        if let Some(before) = before.filter(|before| before.open && before.line != line) {
+            seen.extend(engine.id_of(before.line).map(|id| said(id, false)));
         }
         true
     }
 
-    fn whose(&self, session: &str, ignored: &mut BTreeMap<&'static str, u64>) -> Option<SubscriberId> {
-        if session.is_empty() {
-            return None;
+    fn find(&self, session: &str) -> Option<&Known> {
+        let hash = self.hasher.hash_one(session);
+        let found = self.by_id.find(hash, |place| *self.known[*place as usize].id == *session)?;
+        Some(&self.known[*found as usize])
+    }
+
+    fn remember(&mut self, session: &str, line: Line, open: bool) {
+        let (hasher, known) = (&self.hasher, &mut self.known);
+        let hash = hasher.hash_one(session);
+        if let Some(place) = self.by_id.find(hash, |place| *known[*place as usize].id == *session) {
+            let known = &mut known[*place as usize];
+            (known.line, known.open) = (line, open);
+            return;
         }
-        let known = self.known.get(session);
+        let new = Known { id: session.into(), line, open };
+        let place = if let Some(place) = self.free.pop() {
+            known[place as usize] = new;
+            place
+        } else {
+            known.push(new);
+            u32::try_from(known.len() - 1).unwrap_or(u32::MAX)
+        };
+        let known = &self.known;
+        self.by_id.insert_unique(hash, place, |place| hasher.hash_one(&*known[*place as usize].id));
+    }
+
+    fn whose(&self, session: &str, ignored: &mut BTreeMap<&'static str, u64>) -> Line {
+        if session.is_empty() {
+            return NOBODY;
+        }
+        let known = self.find(session);
         if known.is_none() {
             *ignored.entry("session_unknown").or_default() += 1;
         }
-        known.and_then(|known| known.subscriber.clone())
+        known.map_or(NOBODY, |known| known.line)
     }
 
     fn forget_closed(&mut self, now: Micros) {
@@ -224,99 +335,113 @@ impl OfAgent {
         while self.closed.front().is_some_and(|(at, _)| *at < before) {
             let Some((_, session)) = self.closed.pop_front() else { return };
             // It may have opened again since.
-            if self.known.get(&session).is_some_and(|known| !known.open) {
-                self.known.remove(&session);
+            if self.find(&session).is_some_and(|known| !known.open) {
+                let (hash, known) = (self.hasher.hash_one(&*session), &mut self.known);
+                let found = self.by_id.find_entry(hash, |place| known[*place as usize].id == session);
+                if let Ok(entry) = found {
+                    let (place, _) = entry.remove();
+                    known[place as usize].id = Box::default();
+                    self.free.push(place);
+                }
             }
         }
     }
 }
 
-impl Known {
-    /// What the engine is to hear of it; nothing where nobody known is behind it.
-    fn seen(&self, session: &str, open: bool) -> Option<SessionSeen> {
-        Some(SessionSeen {
-            subscriber: self.subscriber.clone()?,
-            session: session.to_owned(),
-            open,
-            serving_plmn: self.serving_plmn.clone(),
-            roaming: self.roaming,
-            time_zone: self.time_zone.clone(),
-        })
-    }
-}
-
-/// Usage by subscriber, class and direction. Amounts of one record are bounded, and so are their sums.
-#[derive(Debug, Default)]
-struct Totals {
-    by_kind: BTreeMap<(Option<SubscriberId>, Class, Direction), Total>,
-}
-
-#[derive(Debug, Default)]
+/// Usage of one line, class and direction. Amounts of one record are bounded, and so are their sums.
+#[derive(Debug, Clone, Copy)]
 struct Total {
+    line: Line,
+    class: Class,
+    direction: Direction,
     bytes: u64,
     packets: u64,
     dropped_bytes: u64,
     dropped_packets: u64,
-    at_cap: Option<f64>,
+    at_cap: Option<f32>,
+    quality: Quality,
 }
 
-impl Totals {
-    fn add(&mut self, subscriber: Option<SubscriberId>, usage: &Usage) {
-        let total = self.by_kind.entry((subscriber, usage.class, usage.direction)).or_default();
+impl Total {
+    fn of(line: Line, usage: &Usage) -> Self {
+        Self {
+            line,
+            class: usage.class,
+            direction: usage.direction,
+            bytes: usage.bytes,
+            packets: usage.packets,
+            dropped_bytes: usage.dropped_bytes,
+            dropped_packets: usage.dropped_packets,
+            at_cap: usage.at_cap,
+            quality: usage.quality,
+        }
+    }
+
+    fn kind(&self) -> (Line, usize, bool) {
+        (self.line, self.class.index(), self.direction == Direction::Down)
+    }
+
+    fn add(&mut self, other: &Self) {
+        // Of several sessions the one held back most, and the one served worst, speaks for the person.
+        let most = |a: Option<f32>, b: Option<f32>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
         for (sum, amount) in [
-            (&mut total.bytes, usage.bytes),
-            (&mut total.packets, usage.packets),
-            (&mut total.dropped_bytes, usage.dropped_bytes),
-            (&mut total.dropped_packets, usage.dropped_packets),
+            (&mut self.bytes, other.bytes),
+            (&mut self.packets, other.packets),
+            (&mut self.dropped_bytes, other.dropped_bytes),
+            (&mut self.dropped_packets, other.dropped_packets),
         ] {
             // As much as the ledger can store: an agent gone mad must not stop everybody's.
             *sum = sum.saturating_add(amount).min(i64::MAX.unsigned_abs());
         }
-        // Of several sessions the one held back most speaks for the person.
-        total.at_cap = match (total.at_cap, usage.at_cap) {
-            (Some(a), Some(b)) => Some(a.max(b)),
+        self.at_cap = most(self.at_cap, other.at_cap);
+        let (mine, theirs) = (&mut self.quality, other.quality);
+        mine.rtt_ms = most(mine.rtt_ms, theirs.rtt_ms);
+        mine.loss = most(mine.loss, theirs.loss);
+        mine.qoo = match (mine.qoo, theirs.qoo) {
+            (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
     }
 
-    fn seen(&self) -> Vec<UsageSeen> {
-        let of_known =
-            |((subscriber, class, direction), total): (&(Option<SubscriberId>, _, Direction), &Total)| {
-                Some(UsageSeen {
-                    subscriber: subscriber.clone()?,
-                    class: *class,
-                    direction: (*direction).into(),
-                    bytes: Bytes(total.bytes),
-                    packets: total.packets,
-                    dropped_packets: total.dropped_packets,
-                    at_cap: total.at_cap,
-                })
-            };
-        self.by_kind.iter().filter_map(of_known).collect()
+    fn seen(&self) -> UsageSeen {
+        UsageSeen {
+            line: self.line,
+            class: self.class,
+            direction: self.direction.into(),
+            bytes: Bytes(self.bytes),
+            packets: self.packets,
+            dropped_packets: self.dropped_packets,
+            at_cap: self.at_cap,
+            quality: self.quality,
+        }
     }
+}
 
-    fn records(self) -> Vec<UsageRecord> {
-        self.by_kind
-            .into_iter()
-            .map(|((subscriber, class, direction), total)| UsageRecord {
-                subscriber,
-                class,
-                direction,
-                bytes: total.bytes,
-                packets: total.packets,
-                dropped_bytes: total.dropped_bytes,
-                dropped_packets: total.dropped_packets,
-            })
-            .collect()
+/// One total for each line, class and direction, in their order.
+fn together(mut totals: Vec<Total>) -> Vec<Total> {
+    if !totals.is_sorted_by_key(Total::kind) {
+        totals.sort_by_key(Total::kind);
     }
+    totals.dedup_by(|later, earlier| {
+        let same = later.kind() == earlier.kind();
+        if same {
+            earlier.add(later);
+        }
+        same
+    });
+    totals
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::BatchMark;
+    use crate::policy::Policy;
 
-    const PROFILES: &str = "plans: {basic: {}}\ncountries: {}\nsubscribers:\n  - {id: a, keys: ['imsi:1'], plan: basic}\n  \
+    const POLICY: &str = include_str!("../../../tests/demo/policy.yaml");
+    const PROFILES: &str = "plans: {basic: {settings: {video: sd, roam_pass: none}}}\ncountries: {}\nsubscribers:\n  - {id: a, keys: ['imsi:1'], plan: basic}\n  \
                             - {id: b, keys: ['imsi:2'], plan: basic}\n";
 
     fn directory(text: &str) -> Directory {
@@ -338,99 +463,101 @@ mod tests {
         }
     }
 
-    fn usage(session: &str, bytes: u64, at_cap: Option<f64>) -> Usage {
-        Usage {
-            session: session.into(),
-            class: Class::Video,
-            direction: Direction::Down,
-            bytes,
-            packets: 1,
-            dropped_bytes: 0,
-            dropped_packets: 0,
-            at_cap,
+    fn engine(directory: &Directory) -> Engine {
+        let policy = Policy::parse("policy.yaml", POLICY).unwrap();
+        Engine::new(policy, directory).unwrap()
+    }
+
+    fn usage(session: &str, bytes: u64, at_cap: Option<f32>) -> (String, Usage) {
+        (session.to_owned(), Usage::video(bytes, at_cap))
+    }
+
+    fn batch(at: i64, sessions: Vec<SessionRecord>, usage: Vec<(String, Usage)>) -> Batch {
+        let batch =
+            Batch { agent: "gw1".into(), end: Micros::new(at), timed: true, sessions, ..Batch::default() };
+        batch.with_usage(usage)
+    }
+
+    /// Profiles, and an engine that knows them.
+    struct Rig {
+        directory: Directory,
+        engine: Engine,
+        sessions: Sessions,
+    }
+
+    impl Rig {
+        fn new(profiles: &str) -> Self {
+            let directory = directory(profiles);
+            Self { engine: engine(&directory), directory, sessions: Sessions::default() }
+        }
+
+        fn resolve(&mut self, batch: Batch) -> (BatchRecord, Observed, BTreeMap<&'static str, u64>) {
+            let resolved = self.sessions.resolve(batch, &self.directory, &self.engine);
+            (resolved.kept.record(&self.engine), resolved.observed, resolved.ignored)
         }
     }
 
-    fn batch(at: i64, sessions: Vec<SessionRecord>, usage: Vec<Usage>) -> Batch {
-        Batch {
-            agent: "gw1".into(),
-            mark: BatchMark::default(),
-            end: Micros::new(at),
-            timed: true,
-            sessions,
-            usage,
-            ..Batch::default()
-        }
-    }
-
-    fn bytes(resolved: &Resolved) -> Vec<(Option<&str>, u64)> {
-        let usage = resolved.record.usage.iter();
+    fn bytes(record: &BatchRecord) -> Vec<(Option<&str>, u64)> {
+        let usage = record.usage.iter();
         usage.map(|usage| (usage.subscriber.as_ref().map(|id| id.0.as_str()), usage.bytes)).collect()
     }
 
     #[test]
     fn the_last_usage_of_a_session_that_closed_is_its_subscribers() {
-        let directory = directory(PROFILES);
-        let mut sessions = Sessions::default();
-        sessions.resolve(batch(1, vec![session("s1", &["imsi:1"], true)], Vec::new()), &directory);
+        let mut rig = Rig::new(PROFILES);
+        rig.resolve(batch(1, vec![session("s1", &["imsi:1"], true)], Vec::new()));
         let closed = vec![session("s1", &["imsi:1"], false)];
-        let last = sessions.resolve(batch(2, closed, vec![usage("s1", 5, None)]), &directory);
+        let (last, observed, _) = rig.resolve(batch(2, closed, vec![usage("s1", 5, None)]));
         assert_eq!(bytes(&last), [(Some("a"), 5)]);
-        assert!(!last.observed.sessions[0].open);
+        assert!(!observed.sessions[0].open);
         let hour = i64::try_from(CLOSED_KEPT.as_micros()).unwrap();
-        sessions.resolve(batch(hour + 3, Vec::new(), Vec::new()), &directory);
-        let late = sessions.resolve(batch(hour + 4, Vec::new(), vec![usage("s1", 5, None)]), &directory);
+        rig.resolve(batch(hour + 3, Vec::new(), Vec::new()));
+        let (late, _, ignored) = rig.resolve(batch(hour + 4, Vec::new(), vec![usage("s1", 5, None)]));
         assert_eq!(bytes(&late), [(None, 5)], "after an hour it is anonymous, never lost");
-        assert_eq!(late.ignored, BTreeMap::from([("session_unknown", 1)]));
+        assert_eq!(ignored, BTreeMap::from([("session_unknown", 1)]));
     }
 
     #[test]
     fn a_session_that_changes_hands_ends_for_the_first_and_opens_for_the_second() {
-        let directory = directory(PROFILES);
-        let mut sessions = Sessions::default();
-        sessions.resolve(batch(1, vec![session("s1", &["imsi:1"], true)], Vec::new()), &directory);
-        let moved =
-            sessions.resolve(batch(2, vec![session("s1", &["imsi:2"], true)], Vec::new()), &directory);
+        let mut rig = Rig::new(PROFILES);
+        rig.resolve(batch(1, vec![session("s1", &["imsi:1"], true)], Vec::new()));
+        let (_, moved, _) = rig.resolve(batch(2, vec![session("s1", &["imsi:2"], true)], Vec::new()));
         let mut seen: Vec<_> =
-            moved.observed.sessions.iter().map(|seen| (seen.subscriber.0.as_str(), seen.open)).collect();
+            moved.sessions.iter().map(|seen| (seen.subscriber.0.as_str(), seen.open)).collect();
         seen.sort_unstable();
         assert_eq!(seen, [("a", false), ("b", true)]);
     }
 
     #[test]
     fn what_no_gateway_can_have_counted_still_fits_the_ledger() {
-        let directory = directory(PROFILES);
-        let mut sessions = Sessions::default();
+        let mut rig = Rig::new(PROFILES);
         let impossible = (0..4).map(|_| usage("s1", u64::MAX / 2, None)).collect();
-        let resolved = sessions.resolve(batch(1, Vec::new(), impossible), &directory);
-        assert_eq!(bytes(&resolved), [(None, i64::MAX.unsigned_abs())]);
+        let (record, ..) = rig.resolve(batch(1, Vec::new(), impossible));
+        assert_eq!(bytes(&record), [(None, i64::MAX.unsigned_abs())]);
     }
 
     #[test]
     fn keys_of_two_people_are_nobodys_and_counted() {
-        let directory = directory(PROFILES);
-        let mut sessions = Sessions::default();
+        let mut rig = Rig::new(PROFILES);
         let both = vec![session("s1", &["imsi:1", "imsi:2"], true)];
-        let resolved = sessions.resolve(batch(1, both, vec![usage("s1", 5, None)]), &directory);
-        assert_eq!(bytes(&resolved), [(None, 5)]);
-        assert_eq!(resolved.ignored, BTreeMap::from([("session_ambiguous", 1)]));
-        assert!(resolved.observed.sessions.is_empty() && resolved.observed.usage.is_empty());
+        let (record, observed, ignored) = rig.resolve(batch(1, both, vec![usage("s1", 5, None)]));
+        assert_eq!(bytes(&record), [(None, 5)]);
+        assert_eq!(ignored, BTreeMap::from([("session_ambiguous", 1)]));
+        assert!(observed.sessions.is_empty() && observed.usage.is_empty());
     }
 
     #[test]
     fn of_several_sessions_the_one_held_back_most_speaks_for_the_person() {
-        let directory = directory(PROFILES);
-        let mut sessions = Sessions::default();
+        let mut rig = Rig::new(PROFILES);
         let open = vec![session("s1", &["imsi:1"], true), session("s2", &["imsi:1"], true)];
         let used = vec![usage("s1", 5, Some(0.2)), usage("s2", 6, Some(0.9)), usage("s2", 7, None)];
-        let resolved = sessions.resolve(batch(1, open, used), &directory);
-        assert_eq!(bytes(&resolved), [(Some("a"), 18)]);
-        assert_eq!(resolved.observed.usage[0].at_cap, Some(0.9));
+        let (record, observed, _) = rig.resolve(batch(1, open, used));
+        assert_eq!(bytes(&record), [(Some("a"), 18)]);
+        assert_eq!(observed.usage[0].at_cap, Some(0.9));
     }
 
     #[test]
     fn what_is_restored_resolves_as_before() {
-        let old = directory(PROFILES);
         let row = SessionRow {
             agent: "gw1".into(),
             session: "s1".into(),
@@ -445,13 +572,17 @@ mod tests {
             since: Micros::new(0),
             changed: Micros::new(0),
         };
-        let mut sessions = Sessions::restore(vec![row]);
-        let resolved = sessions.resolve(batch(1, Vec::new(), vec![usage("s1", 5, None)]), &old);
-        assert_eq!(bytes(&resolved), [(Some("a"), 5)]);
-        assert_eq!(sessions.reassign(&old, Micros::new(2)), (Vec::new(), Vec::new()));
+        let mut rig = Rig::new(PROFILES);
+        rig.sessions = Sessions::restore(vec![row.clone()], &rig.engine);
+        let (record, ..) = rig.resolve(batch(1, Vec::new(), vec![usage("s1", 5, None)]));
+        assert_eq!(bytes(&record), [(Some("a"), 5)]);
+        let mut reassign = |directory: &Directory, at: i64| {
+            rig.sessions.reassign(vec![row.clone()], directory, &rig.engine, Micros::new(at))
+        };
+        assert_eq!(reassign(&rig.directory, 2), (Vec::new(), Vec::new()));
         // The line was given to somebody else while nobody looked.
         let new = directory(&PROFILES.replace("imsi:1", "imsi:9").replace("imsi:2", "imsi:1"));
-        let (reassigned, observed) = sessions.reassign(&new, Micros::new(3));
+        let (reassigned, observed) = reassign(&new, 3);
         assert_eq!(reassigned[0].subscriber, Some(SubscriberId("b".into())));
         let seen: Vec<_> =
             observed[0].sessions.iter().map(|seen| (seen.subscriber.0.as_str(), seen.open)).collect();

@@ -97,10 +97,10 @@ impl EngineTask {
         }
         let engine = engine_of(&book, &ledger).await?;
         let mut task = Self {
+            sessions: Sessions::restore(rows, &engine),
             engine,
             book,
             ledger,
-            sessions: Sessions::restore(rows),
             marks: by_agent,
             metrics,
             bells,
@@ -115,7 +115,7 @@ impl EngineTask {
         }
         let mut record = task.record();
         record.effects = task.engine.step(task.now, Input::Stop(stopped));
-        task.reassign(&mut record);
+        task.reassign(&mut record).await?;
         task.commit(record).await?;
         Ok(task)
     }
@@ -211,19 +211,19 @@ impl EngineTask {
             Some(_) | None => {}
         }
         let now = self.advance();
-        let Resolved { record: applied, observed, ignored, verdicts } =
-            self.sessions.resolve(batch, &self.book.directory);
+        let Resolved { kept, observed, ignored, verdicts } =
+            self.sessions.resolve(batch, &self.book.directory, &self.engine);
         for (&reason, &times) in &ignored {
             self.metrics.records_ignored.get_or_create(&Reason { reason }).inc_by(times);
         }
         for took in verdicts {
             self.metrics.verdict_seconds.observe(took.as_secs_f64());
         }
-        self.metrics.usage_records.inc_by(u64::try_from(applied.usage.len()).unwrap_or(u64::MAX));
-        self.metrics.lateness_seconds.observe(now.since(applied.end).as_secs_f64());
+        self.metrics.usage_records.inc_by(u64::try_from(kept.usage_records()).unwrap_or(u64::MAX));
+        self.metrics.lateness_seconds.observe(now.since(kept.end()).as_secs_f64());
         let mut record = self.record();
         record.effects = self.engine.step(now, Input::Observed(observed));
-        record.batch = Some(applied);
+        record.batch = Some(kept.record(&self.engine));
         self.commit(record).await?;
         self.mark(agent, &mark).await?;
         self.metrics.batches_applied.inc();
@@ -258,19 +258,22 @@ impl EngineTask {
             record.effects = self.engine.step(now, Input::Stop(stopped));
         }
         self.book = book;
-        self.reassign(&mut record);
+        self.reassign(&mut record).await?;
         self.commit(record).await?;
         self.in_force.send_replace(self.book.clone());
         Ok(())
     }
 
     /// Resolves the sessions by the profiles in force.
-    fn reassign(&mut self, record: &mut InputRecord) {
-        let (reassigned, observed) = self.sessions.reassign(&self.book.directory, self.now);
+    async fn reassign(&mut self, record: &mut InputRecord) -> Result<(), TaskError> {
+        let rows = self.ledger.with(Ledger::sessions).await?;
+        let directory = &self.book.directory;
+        let (reassigned, observed) = self.sessions.reassign(rows, directory, &self.engine, self.now);
         for observed in observed {
             record.effects.extend(self.engine.step(self.now, Input::Observed(observed)));
         }
         record.reassigned = reassigned;
+        Ok(())
     }
 
     async fn advice(&mut self, ask: advice::Ask) -> Result<(), TaskError> {
@@ -379,6 +382,7 @@ impl EngineTask {
             ("engine_stranger", now.strangers, before.strangers),
             ("engine_sessions_full", now.sessions_refused, before.sessions_refused),
             ("engine_boundary_skipped", now.boundaries_skipped, before.boundaries_skipped),
+            ("engine_agent_overtaken", now.overtaken, before.overtaken),
         ] {
             if now > before {
                 self.metrics.records_ignored.get_or_create(&Reason { reason }).inc_by(now - before);

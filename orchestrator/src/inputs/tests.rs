@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::sync::oneshot;
-use usher_models::{Class, Direction};
+use usher_models::Class;
 
 use super::*;
 use crate::agents::Usage;
@@ -113,31 +113,22 @@ fn session(id: &str, imsi: &str, roaming: bool) -> SessionRecord {
     }
 }
 
-fn usage(session: &str, bytes: u64) -> Usage {
-    Usage {
-        session: session.into(),
-        class: Class::Video,
-        direction: Direction::Down,
-        bytes,
-        packets: 1,
-        dropped_bytes: 0,
-        dropped_packets: 0,
-        at_cap: Some(0.2),
-    }
+fn usage(session: &str, bytes: u64) -> (String, Usage) {
+    (session.to_owned(), Usage::video(bytes, Some(0.2)))
 }
 
-fn batch(sequence: u64, sessions: Vec<SessionRecord>, usage: Vec<Usage>) -> Batch {
+fn batch(sequence: u64, sessions: Vec<SessionRecord>, usage: Vec<(String, Usage)>) -> Batch {
     let now = Micros::now();
-    Batch {
+    let batch = Batch {
         agent: "gw-1".into(),
         mark: BatchMark { boot: BOOT.to_vec(), sequence },
         start: now.before(Duration::from_secs(1)),
         end: now,
         timed: true,
         sessions,
-        usage,
         ..Batch::default()
-    }
+    };
+    batch.with_usage(usage)
 }
 
 fn open_all(sequence: u64) -> Batch {

@@ -32,21 +32,25 @@ const fn field(name: &'static str, sample: fn() -> Known, supported: bool) -> Fi
 }
 
 /// `sub.*`
-const SUB: [Field; 11] = [
+const SUB: [Field; 15] = [
     field("active", truth, true),
     field("addons", words, true),
     field("complaint_open", truth, true),
-    field("cycle_left", one, false),
-    field("fit_saves", one, false),
-    field("moved", truth, false),
-    field("partner_fit", one, false),
+    field("country", a_word, true),
+    field("cycle_left", one, true),
+    field("fit_saves", one, true),
+    field("moved", truth, true),
+    field("partner_fit", one, true),
+    field("plmn", a_word, true),
+    field("rat", a_word, true),
     field("roam_expected", one, true),
     field("roam_pass", truth, true),
     field("roam_price", one, true),
     field("roaming", truth, true),
+    field("time_zone", a_word, true),
 ];
 /// `org.*`
-const ORG: [Field; 1] = [field("moved", one, false)];
+const ORG: [Field; 1] = [field("moved", one, true)];
 /// What a push did.
 const OUTCOME: [Field; 3] =
     [field("complaint_delta", one, false), field("push_error", one, false), field("qoe_delta", one, false)];
@@ -57,6 +61,10 @@ fn one() -> Known {
 
 fn truth() -> Known {
     Known::Truth(true)
+}
+
+fn a_word() -> Known {
+    Known::Word("word".to_owned())
 }
 
 fn words() -> Known {
@@ -135,8 +143,10 @@ impl Checker<'_> {
         if wrong {
             return None;
         }
-        let compiled =
-            Compiled { source: source.clone(), place, program, reads: reads.into_iter().collect(), wants };
+        let reads: Vec<(Read, Span)> = reads.into_iter().collect();
+        let names: Vec<Read> = reads.iter().map(|(read, _)| read.clone()).collect();
+        let native = super::Native::compile(program.expression(), &names);
+        let compiled = Compiled { source: source.clone(), place, program, reads, wants, native };
         let mistakes = self.types(&compiled)?;
         if !mistakes.is_empty() {
             self.issues.extend(mistakes);

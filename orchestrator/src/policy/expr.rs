@@ -117,6 +117,8 @@ pub(super) struct Compiled {
     /// Sorted, each once.
     pub(super) reads: Vec<(Read, Span)>,
     pub(super) wants: Wants,
+    /// The same, where it can be said so.
+    pub(super) native: Option<super::Native>,
 }
 
 /// Where an expression stands, and whether its text stands there letter by letter.
@@ -159,6 +161,11 @@ impl Expression {
     /// What it reads, sorted, each once.
     pub fn reads(&self) -> impl Iterator<Item = &Read> {
         self.0.reads.iter().map(|(read, _)| read)
+    }
+
+    /// Its fast form; `None`: it has none.
+    pub(crate) fn native(&self) -> Option<&super::Native> {
+        self.0.native.as_ref()
     }
 
     /// A condition's answer.

@@ -6,6 +6,7 @@
 
 mod check;
 mod expr;
+mod native;
 mod parse;
 mod rules;
 mod sections;
@@ -18,9 +19,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use expr::{Expression, Known, Read, Unknown};
+pub(crate) use native::Native;
 pub use types::{
     Action, ActionKind, Amount, Change, Choose, Contact, Fact, Guard, Measure, Moment, Purpose, Quiet, Quota,
-    Rules, Stat,
+    Rearm, Rules, Source, Stat, Window,
 };
 
 use crate::document::{Issue, Issues, Span, nearest};

@@ -8,16 +8,20 @@ use usher_models::Class;
 use super::check::Scope;
 use super::expr::Wants;
 use super::parse::Reading;
-use super::types::{Action, ActionKind, Amount, Change, Fact, Measure, Moment, Stat};
+use super::types::{
+    Action, ActionKind, Amount, Change, EWMA_STEP, Fact, Measure, Moment, Rearm, Source, Stat, Window,
+};
 use super::values::{duration, positive};
 use crate::document::{Fields, Issue, Kind, Node, Span, items, nearest, text, word};
 
-/// Most names under one word: each costs every subscriber memory or time.
-const MAX_NAMES: usize = 256;
+/// Most names under one word: each costs every subscriber memory or time, and nobody oversees more.
+pub(crate) const MAX_NAMES: usize = 64;
+/// Most different steps of windows.
+const MAX_STEPS: usize = 8;
 /// Most panes in a window.
 const MAX_PANES: u128 = 1_000;
-/// Longest window evaluated: windows are rebuilt after a restart, and a longer one would be unknown for too long.
-const MAX_WINDOW: Duration = Duration::from_hours(1);
+/// Longest window: two of the longest months.
+const MAX_WINDOW: Duration = Duration::from_hours(62 * 24);
 /// Finest step of a window: agents report once a second.
 const MIN_STEP: Duration = Duration::from_secs(1);
 /// Most lateness: what is not yet closed is kept in memory.
@@ -34,14 +38,6 @@ const PLACEHOLDERS: [(&str, bool); 6] = [
     ("fit_plan", false),
     ("saving", false),
 ];
-
-/// What of a source can be a fact.
-#[derive(Clone, Copy)]
-enum Of {
-    Evaluated(Measure),
-    /// Of this source, later.
-    NotYet,
-}
 
 impl Reading<'_> {
     pub(super) fn facts(&mut self, node: Option<&Node>) -> (Duration, BTreeMap<String, Fact>) {
@@ -67,70 +63,100 @@ impl Reading<'_> {
             self.facts.insert(name.to_owned(), self.unsupported.len() == before);
             facts.extend(fact.map(|fact| (name.to_owned(), fact)));
         }
+        let mut steps: Vec<Duration> = facts.values().map(|fact: &Fact| fact.window.every()).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        if steps.len() > MAX_STEPS {
+            let message = format!("{} different steps of windows: expected at most {MAX_STEPS}", steps.len());
+            self.issues.push(Issue::new(fields.span(), message));
+        }
         (lateness, facts)
     }
 
     fn fact(&mut self, node: &Node) -> Option<Fact> {
-        const STATS: [(&str, Option<Stat>); 8] = [
-            ("mean", Some(Stat::Mean)),
-            ("sum", Some(Stat::Sum)),
-            ("min", Some(Stat::Min)),
-            ("max", Some(Stat::Max)),
-            ("last", Some(Stat::Last)),
-            ("count", Some(Stat::Count)),
-            ("p95", None),
-            ("ewma", None),
+        // `ewma` is completed by its half-life.
+        const STATS: [(&str, Stat); 12] = [
+            ("mean", Stat::Mean),
+            ("sum", Stat::Sum),
+            ("min", Stat::Min),
+            ("max", Stat::Max),
+            ("last", Stat::Last),
+            ("count", Stat::Count),
+            ("ewma", Stat::Ewma { half_life: Duration::ZERO }),
+            ("p50", Stat::Percentile(50)),
+            ("p90", Stat::Percentile(90)),
+            ("p95", Stat::Percentile(95)),
+            ("p99", Stat::Percentile(99)),
+            ("distinct", Stat::Distinct),
         ];
         let mut fields = Fields::of(node, "a fact", &mut self.issues)?;
-        let of = fields.require("of", &mut self.issues);
-        let of = of.and_then(|node| self.source(node));
+        let of_node = fields.require("of", &mut self.issues);
+        let of = of_node.and_then(|node| self.source(node));
         let stat = fields.require("stat", &mut self.issues);
         let stat = stat.and_then(|node| Some((node, word(node, "statistic", &STATS, &mut self.issues)?)));
         let (over, every, half_life) = (fields.take("over"), fields.take("every"), fields.take("half_life"));
         let span = fields.span();
         fields.finish(&mut self.issues);
 
-        let (node, stat) = stat?;
-        let Some(stat) = stat else {
-            let name = text(node, "a statistic", &mut self.issues)?;
-            self.not_yet(node.span, format!("the statistic `{name}`"));
-            if name == "ewma" {
-                let Some(half_life) = half_life else {
-                    self.issues.push(Issue::new(span, "a fact of `stat: ewma` lacks `half_life`"));
-                    return None;
-                };
-                positive(half_life, "a half-life", &mut self.issues);
-                for node in [over, every].into_iter().flatten() {
-                    self.issues.push(Issue::new(
-                        node.span,
-                        "a fact of `stat: ewma` has a `half_life` and no window",
-                    ));
-                }
+        let (stat_node, stat) = stat?;
+        if let Stat::Ewma { .. } = stat {
+            let Some(half_life) = half_life else {
+                self.issues.push(Issue::new(span, "a fact of `stat: ewma` lacks `half_life`"));
+                return None;
+            };
+            for node in [over, every].into_iter().flatten() {
+                self.issues
+                    .push(Issue::new(node.span, "a fact of `stat: ewma` has a `half_life` and no window"));
+            }
+            let read = positive(half_life, "a half-life", &mut self.issues)?;
+            if !(EWMA_STEP..=MAX_WINDOW).contains(&read) {
+                self.issues.push(Issue::new(half_life.span, "expected a half-life of 10s to 62d"));
                 return None;
             }
-            self.window(over, every, span);
-            return None;
-        };
+            let (source, measure) = self.fits(of?, stat, stat_node)?;
+            let window = Window::Endless { every: EWMA_STEP };
+            return Some(Fact { source, measure, stat: Stat::Ewma { half_life: read }, window });
+        }
         if let Some(half_life) = half_life {
             self.issues.push(Issue::new(half_life.span, "`half_life` belongs to `stat: ewma` alone"));
         }
-        let (over, every) = self.window(over, every, span)?;
-        let (class, measure) = of??;
-        Some(Fact { class, measure, stat, over, every })
+        let window = self.window(over, every, span)?;
+        let (source, measure) = self.fits(of?, stat, stat_node)?;
+        Some(Fact { source, measure, stat, window })
     }
 
-    /// `video.at_cap`: the class and what of it; `Some(None)`: not evaluated yet.
-    #[expect(clippy::option_option, reason = "wrong, right but not yet, and right are three things")]
-    fn source(&mut self, node: &Node) -> Option<Option<(Option<Class>, Measure)>> {
-        const MEASURES: [(&str, Of); 8] = [
-            ("at_cap", Of::Evaluated(Measure::AtCap)),
-            ("bytes", Of::Evaluated(Measure::Bytes)),
-            ("packets", Of::Evaluated(Measure::Packets)),
-            ("drops", Of::Evaluated(Measure::Drops)),
-            ("qoo", Of::NotYet),
-            ("rtt_ms", Of::NotYet),
-            ("up_util", Of::NotYet),
-            ("down_util", Of::NotYet),
+    /// Flows are counted, and told apart; nothing else is.
+    fn fits(
+        &mut self,
+        (source, measure): (Source, Measure),
+        stat: Stat,
+        node: &Node,
+    ) -> Option<(Source, Measure)> {
+        let message = match (measure, stat) {
+            (Measure::Flows, Stat::Count | Stat::Distinct) => return Some((source, measure)),
+            (Measure::Flows, _) => {
+                "of flows there is a `count` and how many apps are `distinct`, nothing else"
+            }
+            (_, Stat::Distinct) => "`distinct` counts different apps: expected it of `flows`",
+            _ => return Some((source, measure)),
+        };
+        self.issues.push(Issue::new(node.span, message));
+        None
+    }
+
+    /// `video.at_cap`: whose traffic and what of it.
+    fn source(&mut self, node: &Node) -> Option<(Source, Measure)> {
+        const MEASURES: [(&str, Measure); 10] = [
+            ("at_cap", Measure::AtCap),
+            ("bytes", Measure::Bytes),
+            ("packets", Measure::Packets),
+            ("drops", Measure::Drops),
+            ("qoo", Measure::Qoo),
+            ("rtt_ms", Measure::RttMs),
+            ("loss", Measure::Loss),
+            ("up_util", Measure::UpUtil),
+            ("down_util", Measure::DownUtil),
+            ("flows", Measure::Flows),
         ];
         let found = text(node, "a source and a measure, as `video.at_cap`", &mut self.issues)?;
         let Some((source, measure)) = found.split_once('.') else {
@@ -149,75 +175,63 @@ impl Reading<'_> {
             return None;
         };
         self.check_letters(source, "a source", node.span);
-        let class = match (source, source.parse::<Class>()) {
-            ("all", _) => None,
-            (_, Ok(class)) => Some(class),
-            (_, Err(_)) => return self.other_source(node, found, source, measure),
+        let whose = match (source, source.parse::<Class>()) {
+            ("all" | "access", _) => Source::All,
+            (_, Ok(class)) => Source::Class(class),
+            (_, Err(_)) => self.app(node, found, source, measure)?,
         };
-        match of {
-            Of::NotYet => {
-                self.not_yet(node.span, format!("`{found}`"));
-                Some(None)
+        let message = match (&whose, of) {
+            (Source::All, Measure::AtCap) => "has no meaning: each class has a rate of its own",
+            (Source::Class(_) | Source::App(_), Measure::UpUtil | Measure::DownUtil) => {
+                "has no meaning: only the line has a rate, as `access.up_util`"
             }
-            Of::Evaluated(Measure::AtCap) if class.is_none() => {
-                let message = "`all.at_cap` has no meaning: each class has a rate of its own";
-                self.issues.push(Issue::new(node.span, message));
-                None
-            }
-            Of::Evaluated(measure) => Some(Some((class, *measure))),
-        }
+            _ => return Some((whose, *of)),
+        };
+        self.issues.push(Issue::new(node.span, format!("`{found}` {message}")));
+        None
     }
 
-    /// The access line, an app, or a class misspelt.
-    #[expect(clippy::option_option, reason = "as for `source`")]
-    fn other_source(
-        &mut self,
-        node: &Node,
-        found: &str,
-        source: &str,
-        measure: &str,
-    ) -> Option<Option<(Option<Class>, Measure)>> {
+    /// An app, or a class misspelt.
+    fn app(&mut self, node: &Node, found: &str, source: &str, measure: &str) -> Option<Source> {
         let known = Class::ALL.into_iter().map(Class::name).chain(["all", "access"]);
-        match nearest(source, known) {
-            Some("access") if source == "access" => self.not_yet(node.span, format!("`{found}`")),
-            Some(right) => {
-                let issue = Issue::new(node.span, format!("unknown class `{source}` in `{found}`"));
-                self.issues.push(issue.with_help(format!("did you mean `{right}.{measure}`?")));
-                return None;
-            }
-            None => self.not_yet(node.span, format!("`{found}`: usage of a single app")),
-        }
-        Some(None)
+        let Some(right) = nearest(source, known) else { return Some(Source::App(source.to_owned())) };
+        let issue = Issue::new(node.span, format!("unknown class `{source}` in `{found}`"));
+        self.issues.push(issue.with_help(format!("did you mean `{right}.{measure}`?")));
+        None
     }
 
-    /// `None` where it is wrong, or not evaluated yet.
-    fn window(
-        &mut self,
-        over: Option<&Node>,
-        every: Option<&Node>,
-        fact: Span,
-    ) -> Option<(Duration, Duration)> {
+    fn window(&mut self, over: Option<&Node>, every: Option<&Node>, fact: Span) -> Option<Window> {
         let Some(over_node) = over else {
             self.issues.push(Issue::new(fact, "a fact lacks `over`, the length of its window"));
             return None;
         };
-        if matches!(&over_node.kind, Kind::Scalar { text, .. } if text == "bill_cycle") {
-            self.not_yet(over_node.span, "a window over the billing cycle");
+        if is_bill_cycle(over_node) {
             if let Some(every) = every {
                 self.issues.push(Issue::new(
                     every.span,
                     "a window over the billing cycle does not slide: drop `every`",
                 ));
             }
-            return None;
+            return Some(Window::BillCycle);
         }
         let over = positive(over_node, "the length of a window", &mut self.issues);
-        let Some(every_node) = every else {
-            self.not_yet(over_node.span, "a tumbling window (`over` without `every`)");
-            return None;
+        let every = match every {
+            Some(node) => Some((node, positive(node, "the step of a window", &mut self.issues)?)),
+            None => None,
         };
-        let every = positive(every_node, "the step of a window", &mut self.issues)?;
         let over = over?;
+        if over > MAX_WINDOW {
+            self.issues.push(Issue::new(over_node.span, "a window above 62d: expected a shorter one"));
+            return None;
+        }
+        let Some((every_node, every)) = every else {
+            if over < MIN_STEP || over.subsec_nanos() != 0 {
+                let message = "expected a window of whole seconds: agents report once a second";
+                self.issues.push(Issue::new(over_node.span, message));
+                return None;
+            }
+            return Some(Window::Tumbling { over });
+        };
         if every > over || over.as_micros() % every.as_micros() != 0 {
             let message =
                 format!("`over` must be a whole multiple of `every`: {over:?} is none of {every:?}");
@@ -233,11 +247,7 @@ impl Reading<'_> {
             self.issues.push(Issue::new(every_node.span, "`every` is below 1s: agents report once a second"));
             return None;
         }
-        if over > MAX_WINDOW {
-            self.not_yet(over_node.span, "a window above 1h (it would not survive a restart)");
-            return None;
-        }
-        Some((over, every))
+        Some(Window::Sliding { over, every })
     }
 
     pub(super) fn moments(&mut self, node: &Node) -> BTreeMap<String, Moment> {
@@ -254,12 +264,11 @@ impl Reading<'_> {
                 Some(node) => duration(node, "a hold", &mut self.issues),
                 None => Some(Duration::ZERO),
             };
-            let rearm = fields.require("rearm", &mut self.issues).and_then(|node| match &node.kind {
-                Kind::Scalar { text, .. } if text == "bill_cycle" => {
-                    self.not_yet(node.span, "rearming with the billing cycle");
-                    Some(Duration::MAX)
+            let rearm = fields.require("rearm", &mut self.issues).and_then(|node| {
+                if is_bill_cycle(node) {
+                    return Some(Rearm::BillCycle);
                 }
-                _ => positive(node, "a rearm", &mut self.issues),
+                positive(node, "a rearm", &mut self.issues).map(Rearm::After)
             });
             fields.finish(&mut self.issues);
             if let (Some(when), Some(hold), Some(rearm)) = (when, hold, rearm) {
@@ -457,4 +466,8 @@ impl Reading<'_> {
             self.issues.push(Issue::new(span, format!("{count} {what}: expected at most {MAX_NAMES}")));
         }
     }
+}
+
+fn is_bill_cycle(node: &Node) -> bool {
+    matches!(&node.kind, Kind::Scalar { text, .. } if text == "bill_cycle")
 }

@@ -13,20 +13,29 @@ use crate::engine::io::Mode;
 /// A windowed number about one subscriber, in event time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fact {
-    /// Whose traffic; `None`: all of it.
-    pub class: Option<Class>,
+    /// Whose traffic.
+    pub source: Source,
     /// What of it.
     pub measure: Measure,
     /// Made how.
     pub stat: Stat,
-    /// Length of the window.
-    pub over: Duration,
-    /// How often it moves on; `over` is a multiple of it.
-    pub every: Duration,
+    /// Over which time.
+    pub window: Window,
 }
 
-/// What is measured of a class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which part of a subscriber's traffic.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// All of it: `all`, and `access` for what is about the line itself.
+    All,
+    /// One class.
+    Class(Class),
+    /// One app. Unknown as long as no agent tells of usage by app.
+    App(String),
+}
+
+/// What is measured. A share or a quality that no report carries is unknown, never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Measure {
     /// Share of time at the enforced rate, 0 to 1; no use is 0.
     AtCap,
@@ -36,23 +45,98 @@ pub enum Measure {
     Packets,
     /// Packets held back by enforcement, both directions.
     Drops,
+    /// Share of packets lost, 0 to 1.
+    Loss,
+    /// Round-trip time, milliseconds.
+    RttMs,
+    /// Quality of outcome, 0 to 100.
+    Qoo,
+    /// Use of the line's rate upwards, 0 to 1: needs the plan's number `up_bps`.
+    UpUtil,
+    /// Use of the line's rate downwards, 0 to 1: needs the plan's number `down_bps`.
+    DownUtil,
+    /// Flows recognised: `count` of them, and `distinct` apps among them.
+    Flows,
 }
 
-/// How a window becomes a number. Of amounts (`bytes`, `packets`, `drops`), `mean`, `min`, `max` and `last` are per second.
+impl Measure {
+    /// Whether time without a report says nothing, instead of zero.
+    pub const fn is_sampled(self) -> bool {
+        matches!(self, Self::Loss | Self::RttMs | Self::Qoo)
+    }
+
+    /// Whether it adds up over time, so that `mean`, `min`, `max` and `last` are per second.
+    pub const fn is_amount(self) -> bool {
+        matches!(self, Self::Bytes | Self::Packets | Self::Drops)
+    }
+}
+
+/// How a window becomes a number. Of amounts (`bytes`, `packets`, `drops`), all but `sum`, `count` and `distinct` are per
+/// second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stat {
-    /// Over the whole window; time without use is zero.
+    /// Over the whole window; time without use is zero. Of qualities: over the time that was told of.
     Mean,
-    /// The amount in the window.
+    /// The amount in the window; of shares and qualities the seconds of it.
     Sum,
     /// The least of the reports; zero where there was time without use.
     Min,
     /// The most of the reports; zero without use.
     Max,
-    /// The latest report; zero without use.
+    /// The latest report; zero without use in the last step.
     Last,
     /// How many reports had use.
     Count,
+    /// Exponentially weighted mean: a step's weight is 1 - 2^(-dt/half_life).
+    Ewma {
+        /// After which a step counts half.
+        half_life: Duration,
+    },
+    /// The value that so many percent of the reports with use stay at or below; within 3 % of it (milliseconds), 6 % (per
+    /// second), or 0.2 % of the whole scale (shares and scores).
+    Percentile(u8),
+    /// How many different ones, estimated: within 1 up to 10 of them, 15 % up to 100.
+    Distinct,
+}
+
+/// A window in event time, always [start, end).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// Moves on by `every`, of which `over` is a multiple.
+    Sliding {
+        /// Its length.
+        over: Duration,
+        /// Its step.
+        every: Duration,
+    },
+    /// Begins anew after each `over`, counted from the epoch; known from its beginning on.
+    Tumbling {
+        /// Its length.
+        over: Duration,
+    },
+    /// From one billing day to the next, at local midnight where the subscriber lives.
+    BillCycle,
+    /// No end (`ewma`): step by step.
+    Endless {
+        /// The step.
+        every: Duration,
+    },
+}
+
+/// Step at which windows without a step of their own are looked at.
+pub(super) const STEP: Duration = Duration::from_mins(1);
+/// Step of `ewma`.
+pub(super) const EWMA_STEP: Duration = Duration::from_secs(10);
+
+impl Window {
+    /// How often the number changes.
+    pub fn every(self) -> Duration {
+        match self {
+            Self::Sliding { every, .. } | Self::Endless { every } => every,
+            Self::Tumbling { over } => over.min(STEP),
+            Self::BillCycle => STEP,
+        }
+    }
 }
 
 /// A situation worth looking at.
@@ -63,7 +147,16 @@ pub struct Moment {
     /// How long it must have been true.
     pub hold: Duration,
     /// How long it is silent after it fired.
-    pub rearm: Duration,
+    pub rearm: Rearm,
+}
+
+/// How long a moment is silent after it fired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rearm {
+    /// For so long.
+    After(Duration),
+    /// Until the subscriber's next billing day.
+    BillCycle,
 }
 
 /// What can be done about moments.
