@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
         let (bytes, more) = more.split_at(usize::from(u16::from_be_bytes(*length)).min(more.len()));
         rest = more;
         if let Ok(FromAgent { message: Some(from_agent::Message::Batch(batch)) }) = FromAgent::decode(bytes)
-            && let Ok(batch) = agents::decode("gateway-1", batch, NOW)
+            && let Ok(batch) = agents::decode("gateway-1", &batch, NOW)
         {
             assert!(
                 batch.usage.iter().all(|usage| usage.at_cap.is_none_or(|share| (0.0..=1.0).contains(&share)))
