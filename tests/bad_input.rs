@@ -177,6 +177,37 @@ fn a_sessions_file_that_goes_bad_changes_nothing_and_is_counted() {
 }
 
 #[test]
+fn a_catalogue_that_goes_bad_changes_nothing_and_is_counted() {
+    let mut site = quiet_site(|_| String::new());
+    let catalogue = site.file("catalogue.yaml");
+    std::fs::write(&catalogue, "rules:\n- {domain: films.test, app: films, class: video}\n").unwrap();
+    site.edit("agent.yaml", |text| format!("{text}catalogue: {}\n", catalogue.display())).unwrap();
+    site.start_orchestrator().unwrap();
+    site.start_agent().unwrap();
+    let rules = |site: &Site| site.agent_metrics()?.sum("usher_agent_catalogue_rules", &[]);
+    let counted_rules = |site: &Site, what: &str, expected: f64| {
+        wait::until(what, SOON, || {
+            let rules = rules(site).unwrap_or_default();
+            Ok(Seen::when((rules - expected).abs() < 0.1, (), rules))
+        })
+        .unwrap();
+    };
+    let before = wait::until("the catalogue's rules", SOON, || {
+        let rules = rules(&site).unwrap_or_default();
+        Ok(Seen::when(rules > 30_000.0, rules, rules))
+    })
+    .unwrap();
+    site.edit("catalogue.yaml", |text| text + "- {domain: '*.films.test', app: films, class: video}\n")
+        .unwrap();
+    counted("the bad file counted", 1.0, || site.agent_metrics(), ("usher_agent_reload_failures_total", &[]));
+    assert!((rules(&site).unwrap() - before).abs() < 0.1, "the catalogue is as it was");
+    let said = site.agent().unwrap().printed();
+    assert!(said.contains("catalogue.yaml:3:12") && said.contains("without `*.`"), "{said}");
+    site.edit("catalogue.yaml", |text| text.replace("*.films", "series")).unwrap();
+    counted_rules(&site, "one rule more, the file being good again", before + 1.0);
+}
+
+#[test]
 fn an_unknown_agent_is_turned_away_and_counted() {
     let mut site = quiet_site(|_| String::new());
     let pki = site.file("pki").to_string_lossy().into_owned();

@@ -118,7 +118,7 @@ pub fn check(config: &Config) -> Result<Summary, CheckError> {
     lines.extend([
         ("sessions", format!("{} in {}, {roaming} roaming", sessions.len(), config.sessions.display())),
         ("home", home),
-        ("catalogue", format!("{} domains", catalogue.len())),
+        ("catalogue", format!("{} rules for names and addresses", catalogue.len())),
         ("service", format!("{settings} settings, {values} values")),
         ("enforcement", if config.bypass { "off (bypass)".to_owned() } else { "on".to_owned() }),
         ("uplink", config.uplink.orchestrator.clone()),

@@ -62,6 +62,7 @@ pub struct Gateway {
     /// Slots whose sessions are over, not asked to be forgotten yet.
     forget: Vec<u32>,
     read: Stamp,
+    read_catalogue: Stamp,
     waiting: Option<Sessions>,
     seconds: u64,
     failed_drains: u32,
@@ -85,6 +86,7 @@ impl Gateway {
         metrics.bypass.set(i64::from(config.bypass));
         let pushes = Pushes::new(config.service.clone(), store.settings()?, Store::max_ended(), now);
         let read = stamp(&config.sessions);
+        let read_catalogue = config.catalogue.as_deref().and_then(stamp);
         let mut gateway = Self {
             config,
             plane,
@@ -96,6 +98,7 @@ impl Gateway {
             flows: Vec::new(),
             forget: Vec::new(),
             read,
+            read_catalogue,
             waiting: None,
             seconds: 0,
             failed_drains: 0,
@@ -147,6 +150,9 @@ impl Gateway {
             self.reload(now);
         } else if let Some(sessions) = self.waiting.take() {
             self.try_sessions(now, sessions);
+        }
+        if self.config.catalogue.as_deref().and_then(stamp) != self.read_catalogue {
+            self.reload_catalogue();
         }
         let told = self.drain(now);
         self.forget();
@@ -205,7 +211,7 @@ impl Gateway {
         }
     }
 
-    /// Reads the sessions (and, on a signal, the catalogue) again. A bad file changes nothing.
+    /// Reads the sessions again. A bad file changes nothing.
     pub fn reload(&mut self, now: Micros) {
         self.read = stamp(&self.config.sessions);
         match Sessions::load(&self.config.sessions, &self.config.home_plmns) {
@@ -217,11 +223,19 @@ impl Gateway {
         }
     }
 
-    /// Reads the catalogue again. A bad file changes nothing.
+    /// Reads the catalogue again. A bad file changes nothing. The verdicts' thread goes on by the old one meanwhile, and is
+    /// handed the new one between two samples.
     pub fn reload_catalogue(&mut self) {
+        self.read_catalogue = self.config.catalogue.as_deref().and_then(stamp);
         match catalogue::load(self.config.catalogue.as_deref()) {
             Ok(catalogue) => {
-                if self.line.orders.try_send(Order::Catalogue(Box::new(catalogue))).is_err() {
+                let rules = catalogue.len();
+                if self.line.orders.try_send(Order::Catalogue(Box::new(catalogue))).is_ok() {
+                    self.metrics.catalogue_rules.set(i64::try_from(rules).unwrap_or(i64::MAX));
+                    tracing::info!(rules, "catalogue in force");
+                } else {
+                    // Read again at the next second.
+                    self.read_catalogue = None;
                     self.metrics.reload_failures.inc();
                     tracing::error!("the catalogue stays as it is: the verdicts' thread takes no orders");
                 }

@@ -29,6 +29,7 @@
 pub mod books;
 pub mod capture;
 pub mod catalogue;
+pub mod catalogue_command;
 pub mod check;
 pub mod classify;
 pub mod classify_command;
@@ -36,6 +37,7 @@ pub mod config;
 pub mod dataplane;
 pub mod error;
 pub mod gateway;
+pub mod logs;
 pub mod metrics;
 pub mod page;
 pub mod place;

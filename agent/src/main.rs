@@ -2,17 +2,17 @@
 //!
 //! Exit codes: 0 done; 1 failed; 2 the arguments or the configuration cannot be used.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use usher_agent::catalogue::LoadError;
-use usher_agent::config::{Config, LogFormat, Source};
+use usher_agent::config::{Config, Source};
 use usher_agent::dataplane::probe_config;
 use usher_agent::probe::Probe;
 use usher_agent::sessions::SessionsError;
-use usher_agent::{check, classify_command, run};
+use usher_agent::{catalogue_command, check, classify_command, logs, run};
 
 /// Sees how each service is used on a gateway, and holds traffic to the settings of its subscribers.
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Check(ConfigFile),
     /// List the flows of capture files
     Classify(classify_command::Args),
+    /// Ask the catalogue of apps, check or compile an operator's own
+    Catalogue(catalogue_command::Args),
     /// Take the probe off the interface and end its counters; without it they outlive the agent
     Detach(ConfigFile),
 }
@@ -55,44 +57,42 @@ fn main() -> ExitCode {
     }
 }
 
+fn failed(error: impl Into<anyhow::Error>) -> Failure {
+    Failure(1, error.into())
+}
+
+fn mistaken(error: impl Into<anyhow::Error>) -> Failure {
+    Failure(2, error.into())
+}
+
 fn dispatch(command: Command) -> Result<(), Failure> {
-    let failed = |error: anyhow::Error| Failure(1, error);
+    let mut out = std::io::stdout();
     match command {
         Command::Run(file) => {
             let config = load(&file)?;
-            let filter = check::log_filter(&config.log.level).map_err(|error| Failure(2, error.into()))?;
-            let logs = tracing_subscriber::fmt()
-                .with_env_filter(filter)
-                .with_ansi(std::io::stderr().is_terminal())
-                .with_writer(std::io::stderr);
-            match config.log.format {
-                LogFormat::Text => logs.init(),
-                LogFormat::Json => logs.json().init(),
-            }
+            logs::start(&config.log).map_err(mistaken)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            let ended = runtime.map_err(|error| failed(error.into()))?.block_on(run::run(config));
+            let ended = runtime.map_err(failed)?.block_on(run::run(config));
             ended.map_err(|error| {
-                let mistake = error.is::<SessionsError>() || error.is::<LoadError>();
-                Failure(if mistake { 2 } else { 1 }, error)
+                let is_mistake = error.is::<SessionsError>() || error.is::<LoadError>();
+                if is_mistake { mistaken(error) } else { failed(error) }
             })
         }
         Command::Check(file) => {
-            let summary = check::check(&load(&file)?).map_err(|error| Failure(2, error.into()))?;
-            write!(std::io::stdout(), "{summary}").map_err(|error| failed(error.into()))
+            let summary = check::check(&load(&file)?).map_err(mistaken)?;
+            write!(out, "{summary}").map_err(failed)
         }
-        Command::Classify(arguments) => classify_command::run(&arguments, &mut std::io::stdout().lock())
-            .map_err(|error| failed(error.into())),
+        Command::Classify(arguments) => classify_command::run(&arguments, &mut out.lock()).map_err(failed),
+        Command::Catalogue(arguments) => catalogue_command::run(&arguments, &mut out.lock()).map_err(failed),
         Command::Detach(file) => match load(&file)?.source {
-            Source::Probe(source) => {
-                Probe::remove(&probe_config(&source)).map_err(|error| failed(error.into()))
-            }
+            Source::Probe(source) => Probe::remove(&probe_config(&source)).map_err(failed),
             Source::Capture(_) => {
-                Err(Failure(2, anyhow::anyhow!("the source is a capture: there is no probe to detach")))
+                Err(mistaken(anyhow::anyhow!("the source is a capture: there is no probe")))
             }
         },
     }
 }
 
 fn load(file: &ConfigFile) -> Result<Config, Failure> {
-    Config::load(&file.config).map_err(|error| Failure(2, error.into()))
+    Config::load(&file.config).map_err(mistaken)
 }

@@ -116,7 +116,9 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Sessions for which no slot is left.
     pub sessions_without_slot: Gauge,
-    /// Sessions files that could not be used.
+    /// Rules of the catalogue in force.
+    pub catalogue_rules: Gauge,
+    /// Sessions and catalogue files that could not be used.
     pub reload_failures: Counter,
 }
 
@@ -156,6 +158,7 @@ impl Metrics {
             batches_acknowledged: Counter::default(),
             sessions: Gauge::default(),
             sessions_without_slot: Gauge::default(),
+            catalogue_rules: Gauge::default(),
             reload_failures: Counter::default(),
         };
         metrics.register(&mut registry);
@@ -178,16 +181,17 @@ impl Metrics {
             ("uplink_reconnects", "Connections tried after the first", &self.uplink_reconnects),
             ("batches_sent", "Batches sent, again included", &self.batches_sent),
             ("batches_acknowledged", "Batches acknowledged", &self.batches_acknowledged),
-            ("reload_failures", "Sessions files that could not be used", &self.reload_failures),
+            ("reload_failures", "Sessions and catalogue files that could not be used", &self.reload_failures),
             ("batch_bytes", "Encoded bytes of batches spooled", &self.batch_bytes),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
-        let gauges: [(&str, &str, &Gauge); 7] = [
+        let gauges: [(&str, &str, &Gauge); 8] = [
             ("flows", "Flows the data plane remembers", &self.flows),
             ("bypass", "1: all enforcement is off", &self.bypass),
             ("uplink_connected", "1: the uplink is up", &self.uplink_connected),
+            ("catalogue_rules", "Rules of the catalogue in force", &self.catalogue_rules),
             ("sessions", "Open sessions", &self.sessions),
             ("sessions_without_slot", "Sessions for which no slot is left", &self.sessions_without_slot),
             ("spool_bytes", "Bytes that wait for their acknowledgement", &self.spool_bytes),

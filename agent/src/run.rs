@@ -81,9 +81,12 @@ impl Signals {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // Everything that can be refused is looked at before anything is touched.
     let endpoint = client::endpoint(&config.uplink)?;
-    let classifier = Classifier::new(catalogue::load(config.catalogue.as_deref())?);
+    let catalogue = catalogue::load(config.catalogue.as_deref())?;
+    let rules = catalogue.len();
+    let classifier = Classifier::new(catalogue);
     let sessions = Sessions::load(&config.sessions, &config.home_plmns)?;
     let metrics = Metrics::new();
+    metrics.catalogue_rules.set(i64::try_from(rules).unwrap_or(i64::MAX));
     metrics.spool_limit_bytes.set(i64::try_from(config.spool.0).unwrap_or(i64::MAX));
     let page = match config.metrics {
         Some(address) => {

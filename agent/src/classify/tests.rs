@@ -13,6 +13,7 @@ use super::*;
 
 mod bounds;
 mod protocols;
+mod reload;
 mod resolving;
 mod upgrades;
 
