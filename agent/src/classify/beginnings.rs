@@ -103,26 +103,34 @@ impl Beginnings {
         ends: bool,
         take: impl FnOnce(&mut InProgress) -> Step,
     ) -> Option<(Proof, Option<u32>)> {
-        let (step, since, start) =
-            self.change(&sample.flow, |stream| (take(stream), stream.since, stream.start()))?;
-        let overdue = sample.seen.since(since) > self.max_age;
-        let proof = match step {
-            Step::More if !overdue && !ends => {
-                if since != sample.seen {
-                    self.streams.settle(&sample.flow);
-                }
-                self.keep_within_bounds();
-                return None;
+        let max_age = self.max_age;
+        let (step, goes_on, stream) = self.change(&sample.flow, |stream| {
+            let step = take(stream);
+            let overdue = sample.seen.since(stream.since) > max_age;
+            let goes_on = step == Step::More && !overdue && !ends;
+            let proves = matches!(step, Step::Name(..) | Step::Protocol(_));
+            let fallback = if goes_on || proves { None } else { stream.fallback() };
+            (step, goes_on, (stream.since, stream.start(), fallback, overdue))
+        })?;
+        let (since, start, fallback, overdue) = stream;
+        if goes_on {
+            if since != sample.seen {
+                self.streams.settle(&sample.flow);
             }
+            self.keep_within_bounds();
+            return None;
+        }
+        let fallback = fallback.map_or(Proof::Nothing, Proof::Protocol);
+        let proof = match step {
             Step::More => {
                 self.expired += u64::from(overdue);
-                Proof::Nothing
+                fallback
             }
             Step::TooMuch => {
                 self.too_long += 1;
-                Proof::Nothing
+                fallback
             }
-            Step::Nothing => Proof::Nothing,
+            Step::Nothing => fallback,
             Step::Name(name, via) => Proof::Name(name, via),
             Step::Protocol(signature) => Proof::Protocol(signature),
         };

@@ -51,6 +51,8 @@ enum Client {
         exact: bool,
         stream: Beginning,
         answers: u8,
+        /// What the server's first words are of.
+        greeting: Option<Signature>,
     },
     /// Neither was seen yet.
     Unknown(Vec<Early>),
@@ -97,7 +99,13 @@ impl InProgress {
     /// A connection whose handshake showed the client's direction and its first sequence number.
     pub(crate) fn opened(sample: &Sample<'_>, handshake: Handshake) -> Self {
         let Handshake { client: direction, start, .. } = handshake;
-        let client = Client::Known { direction, exact: true, stream: Beginning::at(start), answers: 0 };
+        let client = Client::Known {
+            direction,
+            exact: true,
+            stream: Beginning::at(start),
+            answers: 0,
+            greeting: None,
+        };
         Self::of(sample, Kind::Tcp(client))
     }
 
@@ -127,6 +135,20 @@ impl InProgress {
             Kind::Tcp(Client::Known { stream, .. }) => Some(stream.start()),
             Kind::Tcp(Client::Unknown(_)) | Kind::Quic(_) => None,
             Kind::Dns(conversation) => conversation.start,
+        }
+    }
+
+    /// What the flow is if its client says nothing more that tells.
+    pub(crate) fn fallback(&self) -> Option<Signature> {
+        match &self.kind {
+            Kind::Tcp(Client::Known { greeting: Some(greeting), .. }) => Some(*greeting),
+            Kind::Tcp(Client::Known { stream, .. }) => {
+                signature::tcp(stream.bytes()).or_else(|| opening::carrier(stream.bytes()))
+            }
+            Kind::Tcp(Client::Unknown(early)) => {
+                early.iter().find_map(|early| signature::greeting(&early.bytes))
+            }
+            Kind::Quic(_) | Kind::Dns(_) => None,
         }
     }
 
@@ -171,8 +193,9 @@ impl InProgress {
         let sequence = segment.sequence.wrapping_add(u32::from(segment.syn));
         let Kind::Tcp(client) = &mut self.kind else { return Step::Nothing };
         match client {
-            Client::Known { direction: known, stream, answers, .. } if *known != direction => {
+            Client::Known { direction: known, stream, answers, greeting, .. } if *known != direction => {
                 *answers = answers.saturating_add(1);
+                *greeting = greeting.or_else(|| signature::greeting(segment.bytes));
                 // A server that speaks first is asked for no name, unless it waits to be asked for TLS.
                 let silent = stream.held() == 0;
                 if (silent && !opening::may_greet(segment.bytes)) || *answers > MAX_ANSWERS {
@@ -196,7 +219,7 @@ impl InProgress {
                     }
                     step = push(&mut stream, waiting.sequence, &waiting.bytes);
                 }
-                *client = Client::Known { direction, exact: false, stream, answers: 0 };
+                *client = Client::Known { direction, exact: false, stream, answers: 0, greeting: None };
                 step
             }
             Client::Unknown(early) => {

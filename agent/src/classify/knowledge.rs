@@ -13,7 +13,7 @@ use usher_models::wire::FlowKey;
 use super::aged::Aged;
 use super::catalogue::Catalogue;
 use super::dns::{Answers, Asker};
-use super::signature::Signature;
+use super::signature::{Signature, Whose};
 use super::verdict::{GUESSED, INFERRED, SIGNED, SURE, Strength, Verdict, Via};
 use super::{Limits, name, packet};
 
@@ -69,6 +69,9 @@ impl Knowledge {
     /// What a proof makes of a flow; `None` where there is none and its addresses are of nobody.
     pub(crate) fn judge(&mut self, proof: Proof, scene: Scene<'_>) -> Option<Proven> {
         match proof {
+            Proof::Protocol(signature) if signature.whose == Whose::Anybody => {
+                Some(self.by_address(scene).unwrap_or_else(|| Self::by_carrier(signature)))
+            }
             Proof::Protocol(signature) => Some(self.by_protocol(signature, scene)),
             // A hello in a hello: the outer one names the server's operator, and DNS what was asked for.
             Proof::Name(outer, Via::Sni) if OUTER_NAMES.contains(&&*outer) => {
@@ -84,6 +87,18 @@ impl Knowledge {
             }),
             Proof::Nothing => self.by_address(scene),
         }
+    }
+
+    fn by_carrier(signature: Signature) -> Proven {
+        let verdict = Verdict {
+            app: Some(signature.app.into()),
+            class: signature.class,
+            via: Via::Signature,
+            confidence: SIGNED,
+            name: None,
+            keeps_sampling: false,
+        };
+        Proven { verdict, strength: Strength::Carrier }
     }
 
     /// What the other end's address says, as DNS called it or else by its prefix.
@@ -143,7 +158,7 @@ impl Knowledge {
             name,
             keeps_sampling: false,
         };
-        if !signature.shared {
+        if signature.whose == Whose::Its {
             if signature.class == Class::Call && flow.protocol == packet::UDP {
                 self.callers.insert(port, (signature.app, scene.now));
             }

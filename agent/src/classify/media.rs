@@ -6,7 +6,7 @@
 use usher_models::Class;
 use usher_models::wire::Direction;
 
-use super::signature::Signature;
+use super::signature::{Signature, Whose};
 
 /// Sources looked at in one flow: audio and video, both ways, and one that is none.
 const MAX_SOURCES: usize = 5;
@@ -75,8 +75,8 @@ pub(crate) fn may_be(datagram: &[u8]) -> bool {
     Header::read(datagram).is_some() || rtcp(datagram).is_some()
 }
 
-const CALL: Signature = Signature { app: "rtp", class: Class::Call, shared: true };
-const TELEVISION: Signature = Signature { app: "rtp", class: Class::Video, shared: true };
+const CALL: Signature = Signature { app: "rtp", class: Class::Call, whose: Whose::Many };
+const TELEVISION: Signature = Signature { app: "rtp", class: Class::Video, whose: Whose::Many };
 
 /// RFC 3550, 5.1.
 struct Header {

@@ -178,7 +178,7 @@ impl Classifier {
             Payload::Tcp(segment) if is_dns(&sample.flow) => self.observe_dns_stream(sample, &segment),
             Payload::Udp(datagram) => self.observe_udp(sample, datagram),
             Payload::Tcp(segment) => self.observe_tcp(sample, &segment),
-            Payload::Other(bytes) => self.observe_other(sample, packet.protocol, bytes),
+            Payload::Other(_) => self.observe_other(sample, packet.protocol),
             Payload::Hidden => self.told_before(sample, None).unwrap_or(Observation::NeedMore),
         }
     }
@@ -236,11 +236,11 @@ impl Classifier {
     }
 
     /// A packet of neither TCP nor UDP.
-    fn observe_other(&mut self, sample: &Sample<'_>, protocol: u8, bytes: &[u8]) -> Observation {
+    fn observe_other(&mut self, sample: &Sample<'_>, protocol: u8) -> Observation {
         if let Some(again) = self.told_before(sample, None) {
             return again;
         }
-        let proof = signature::ip(protocol, bytes).map_or(Proof::Nothing, Proof::Protocol);
+        let proof = signature::ip(protocol).map_or(Proof::Nothing, Proof::Protocol);
         self.name(scene(sample), proof, None, false)
     }
 

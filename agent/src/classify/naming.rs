@@ -11,6 +11,7 @@ use super::dns::{self, Asker};
 use super::in_progress::InProgress;
 use super::knowledge::{Proof, Proven, Scene};
 use super::looks::{self, Glimpse, Looks};
+use super::signature::Whose;
 use super::told::{Told, Watch, watched_as};
 use super::verdict::{Concluded, Observation, Strength, Verdict};
 use super::waiting::Clue;
@@ -26,8 +27,9 @@ impl Classifier {
         start: Option<u32>,
         goes_on: bool,
     ) -> Observation {
-        let proved_nothing = proof == Proof::Nothing;
         let signature = if let Proof::Protocol(signature) = &proof { Some(*signature) } else { None };
+        let carries_anything = signature.is_some_and(|signature| signature.whose == Whose::Anybody);
+        let proved_little = proof == Proof::Nothing || carries_anything;
         let proven = self.knowledge.judge(proof, scene);
         let (class, strength) = proven
             .as_ref()
@@ -35,7 +37,7 @@ impl Classifier {
         let mut told = Told::new(scene, class, strength, start);
         told.signature = signature;
         let shared_by_datagrams = strength == Strength::SharedProtocol && scene.flow.protocol == packet::UDP;
-        if goes_on && (proved_nothing || shared_by_datagrams) {
+        if goes_on && (proved_little || shared_by_datagrams) {
             told.stays_open();
         }
         if let Some(Proven { verdict, .. }) = &proven
@@ -154,7 +156,8 @@ impl Classifier {
         }
         let InProgress { slot, first_packet, since, .. } = *stream;
         let scene = Scene { flow: &flow, slot, first_packet, now: since };
-        let observation = self.name(scene, Proof::Nothing, stream.start(), false);
+        let proof = stream.fallback().map_or(Proof::Nothing, Proof::Protocol);
+        let observation = self.name(scene, proof, stream.start(), false);
         Some(Concluded { flow, slot, first_packet, observation })
     }
 
@@ -196,7 +199,7 @@ impl Classifier {
     /// A weak proof waits for a stronger.
     fn await_clues(&mut self, scene: Scene<'_>, told: &Told) {
         let flow = scene.flow;
-        if matches!(told.strength, Strength::None | Strength::Prefix | Strength::SharedProtocol) {
+        if told.strength < Strength::Dns || told.strength == Strength::SharedProtocol {
             let asker = Asker::of(scene.slot, flow);
             self.waiting.put(Clue::Address(asker, flow.remote), *flow);
         }

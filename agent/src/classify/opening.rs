@@ -18,6 +18,9 @@ const MAX_LINES: usize = 24;
 /// Longest of them (RFC 5321, 4.5.3.1).
 const MAX_LINE: usize = 1_000;
 
+/// Longest first line of a request that is looked at for its end.
+const MAX_REQUEST: usize = 4_000;
+
 /// First words of clients that may ask for TLS later.
 const WORDS: [&str; 12] =
     ["EHLO", "HELO", "LHLO", "CAPA", "STLS", "STARTTLS", "AUTH", "FEAT", "NOOP", "CAPABILITY", "ID", "HELP"];
@@ -57,6 +60,15 @@ pub(crate) fn may_greet(bytes: &[u8]) -> bool {
         || bytes.starts_with(b"* PREAUTH")
         // The answer to a request that was not captured; another may follow.
         || bytes.starts_with(b"HTTP/1.")
+}
+
+/// What carries the client's first bytes, where they name nobody.
+pub(crate) fn carrier(stream: &[u8]) -> Option<Signature> {
+    if tls::may_be_hello(stream) && stream.len() > 5 {
+        return Some(signature::TLS);
+    }
+    let line = stream.get(..MAX_REQUEST).unwrap_or(stream).split(|byte| *byte == b'\r').next()?;
+    (line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")).then_some(signature::HTTP)
 }
 
 /// Reads the client's first bytes.
@@ -335,7 +347,7 @@ mod tests {
     #[test]
     fn other_protocols_end_at_their_first_bytes() {
         for other in
-            [&b"NICK me\r\n"[..], b"\x16\x03\x03\0\x04\x02\0\0\0", b"\x05\0", b"\0\0\0\x10", b"<html>  "]
+            [&b"hello there\r\n"[..], b"\x16\x03\x03\0\x04\x02\0\0\0", b"\x05\0", b"\0\0\0\x10", b"<html>  "]
         {
             assert_eq!(read(other), Opening::Nothing, "{other:?}");
         }

@@ -239,7 +239,6 @@ fn a_hello_cut_short_by_sampling_gives_the_name_before_the_cut() {
 #[test]
 fn another_protocol_gives_up_at_its_first_bytes() {
     for first in [
-        Segment::up(100, b"GET / HTTP/1.0\r\n\r\n"),
         Segment::up(100, b"\x01 unheard of"),
         Segment::down(b"\x01 unheard of"),
         Segment { fin: true, ..Segment::up(100, b"") },
@@ -249,6 +248,30 @@ fn another_protocol_gives_up_at_its_first_bytes() {
         assert!(gave_up(&classifier.observe(&first.sample(at(1)))), "{first:?}");
         let again = classifier.observe(&Segment::up(500, b"more").sample(at(2)));
         assert_eq!(again, Observation::Again { class: Class::Other, sampling: !first.fin });
+    }
+}
+
+#[test]
+fn what_carries_no_name_is_what_carries_it() {
+    for (first, app) in [(&b"GET / HTTP/1.0\r\n\r\n"[..], "http"), (&[22, 3, 1, 0, 4, 1, 0, 0, 0], "tls")] {
+        let mut classifier = classifier();
+        classifier.observe(&Segment::syn(99).sample(at(0)));
+        let Observation::Named(verdict) = classifier.observe(&Segment::up(100, first).sample(at(1))) else {
+            panic!("not named: {app}")
+        };
+        assert_eq!(
+            (verdict.app.as_deref(), verdict.class, verdict.via),
+            (Some(app), Class::Web, Via::Signature)
+        );
+        // What DNS knows of the address is better.
+        resolve(&mut classifier, 7, "seg.streams.example", 60);
+        let flow = key(6, SERVER, 40_001, 443);
+        let named = classifier.observe(&Segment::up(100, first).sample_of(flow, at(1)));
+        let Observation::Named(verdict) = named else { panic!("not named: {named:?}") };
+        assert_eq!(
+            (verdict.app.as_deref(), verdict.class, verdict.via),
+            (Some("streams"), Class::Video, Via::Dns)
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use usher_models::units::Micros;
 use super::knowledge::Scene;
 use super::looks::{Kind, Looks};
 use super::media::Media;
-use super::signature::Signature;
+use super::signature::{Signature, Whose};
 use super::verdict::{Observation, Strength, Verdict, Via};
 
 /// Samples after a verdict from addresses alone through which the bytes may still prove more. With the first bytes and the
@@ -127,7 +127,7 @@ impl Told {
 
 /// Whether a flow's packets may show another class than its verdict gives it, and as whose they are judged.
 pub(crate) fn watched_as(verdict: &Verdict, signature: Option<Signature>) -> Option<Kind> {
-    if signature.is_some_and(|signature| signature.shared && signature.class == Class::Call) {
+    if signature.is_some_and(|signature| signature.whose == Whose::Many && signature.class == Class::Call) {
         return Some(Kind::CallProtocol);
     }
     let app = verdict.app.as_deref()?;

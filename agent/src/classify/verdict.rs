@@ -32,6 +32,8 @@ pub enum Via {
 pub(crate) enum Strength {
     /// No verdict.
     None,
+    /// A protocol that carries anything.
+    Carrier,
     /// A prefix of addresses.
     Prefix,
     /// A name that a DNS answer gave the address.

@@ -17,12 +17,10 @@ fn capture() -> Vec<u8> {
     let mut file = block(0x0a0d_0d0a, &section);
     file.extend(block(1, &[1, 0, 0, 0, 0, 0, 4, 0]));
     let time = 1_500_000_000_000_000_u64;
-    for (number, (from, from_port, to, to_port, payload)) in [
-        (CLIENT, 40_000, SERVER, 80, &b"GET / HTTP/1.1\r\n\r\n"[..]),
-        (SERVER, 80, CLIENT, 40_000, &[0; 960]),
-    ]
-    .into_iter()
-    .enumerate()
+    for (number, (from, from_port, to, to_port, payload)) in
+        [(CLIENT, 40_000, SERVER, 80, &b"no protocol known\n"[..]), (SERVER, 80, CLIENT, 40_000, &[0; 960])]
+            .into_iter()
+            .enumerate()
     {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([2; 6], [4; 6])
