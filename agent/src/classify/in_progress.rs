@@ -18,6 +18,8 @@ use crate::dataplane::Sample;
 const MAX_UNKNOWN: usize = 4;
 /// Most bytes kept of each of them.
 const MAX_UNKNOWN_BYTES: usize = 4_096;
+/// Most octets of no meaning that an acknowledgement bears where the first true bytes will stand.
+const MAX_JUNK: usize = 6;
 /// Most segments of a server that are waited through for the rest of what the client says.
 const MAX_ANSWERS: u8 = 8;
 
@@ -241,13 +243,20 @@ impl InProgress {
 
 /// Adds to the client's stream and reads it again.
 fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
-    let pushed = stream.push(sequence, bytes);
+    let mut pushed = stream.push(sequence, bytes);
+    let begins = opening::may_begin(bytes);
     // The first bytes were lost, and this segment begins something of its own: a later request, or a hello.
-    let alone = stream.bytes().is_empty() && opening::may_begin(bytes);
-    match opening::read(if alone { bytes } else { stream.bytes() }) {
+    let alone = stream.bytes().is_empty() && begins;
+    let mut opening = opening::read(if alone { bytes } else { stream.bytes() });
+    if opening == Opening::Nothing && !alone && begins {
+        // Or what stood in its place was none of the client's words.
+        pushed = stream.begin_with(sequence, bytes);
+        opening = opening::read(stream.bytes());
+    }
+    match opening {
         Opening::Name(name, via) => Step::Name(name, via),
         Opening::Protocol(signature) => Step::Protocol(signature),
-        Opening::Nothing if !alone => Step::Nothing,
+        Opening::Nothing if !alone && stream.bytes().len() > MAX_JUNK => Step::Nothing,
         _ if pushed == Err(TooMuch) || stream.bytes().len() >= super::stream::MAX_BYTES => Step::TooMuch,
         _ => Step::More,
     }
@@ -256,5 +265,5 @@ fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
 /// Whether a segment of a connection that said nothing else yet keeps it alive: an octet or a few of nothing, which stand
 /// where the first true bytes will.
 pub(crate) fn is_junk(bytes: &[u8]) -> bool {
-    bytes.len() <= 6 && bytes.iter().all(|byte| *byte == 0)
+    bytes.len() <= MAX_JUNK && bytes.iter().all(|byte| *byte == 0)
 }

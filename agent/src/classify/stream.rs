@@ -54,6 +54,18 @@ impl Beginning {
         self.start = start;
     }
 
+    /// Begins anew with a segment that shows that it is the first; what lies behind it joins it.
+    pub(crate) fn begin_with(&mut self, sequence: u32, segment: &[u8]) -> Result<(), TooMuch> {
+        let bytes = std::mem::take(&mut self.bytes);
+        let end = sequence.wrapping_add(u32::try_from(segment.len()).unwrap_or(u32::MAX));
+        let behind = usize::try_from(end.wrapping_sub(self.start)).unwrap_or(usize::MAX);
+        if let Some(rest) = bytes.get(behind..).filter(|rest| !rest.is_empty()) {
+            self.ahead.push((end, rest.into()));
+        }
+        self.start = sequence;
+        self.push(sequence, segment)
+    }
+
     /// Takes a segment in. Bytes that came first stay, whatever a later segment says they were.
     pub(crate) fn push(&mut self, sequence: u32, segment: &[u8]) -> Result<(), TooMuch> {
         if self.segments >= MAX_SEGMENTS {
@@ -133,6 +145,17 @@ mod tests {
         stream.begin_earlier(100);
         assert_eq!(stream.bytes(), b"");
         stream.push(100, b"abc").unwrap();
+        assert_eq!(stream.bytes(), b"abcdef");
+    }
+
+    #[test]
+    fn a_new_beginning_keeps_what_lies_behind_it() {
+        let mut stream = Beginning::at(100);
+        stream.push(103, b"def").unwrap();
+        stream.push(100, b"?").unwrap();
+        stream.push(101, b"bc").unwrap();
+        assert_eq!(stream.bytes(), b"?bcdef");
+        stream.begin_with(100, b"abc").unwrap();
         assert_eq!(stream.bytes(), b"abcdef");
     }
 

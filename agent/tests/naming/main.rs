@@ -3,7 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod delivery;
 mod encapsulation;
+mod hello;
+mod recorded;
 mod rows;
+mod tls;
 mod traffic;
 mod wrap;
