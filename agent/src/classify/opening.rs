@@ -1,7 +1,7 @@
 //! What a TCP client says first: a TLS hello or an HTTP request, perhaps after words to a proxy or a mail server.
 //!
 //! Owns the prefixes after which the name comes: PROXY protocol, SOCKS 4 and 5 (RFC 1928, RFC 1929), HTTP CONNECT, and the
-//! requests for TLS of mail, file transfer and chat (RFC 3207, 2595, 4217, 6120), LDAP (RFC 4511, 4.14), PostgreSQL and RDP.
+//! requests for TLS of mail, file transfer and chat (RFC 3207, 2595, 4217, 6120), LDAP (RFC 4511, 4.14), PostgreSQL, MySQL and RDP.
 //! Refuses to follow such a protocol further than to its request for TLS.
 
 use std::net::IpAddr;
@@ -58,6 +58,8 @@ pub(crate) fn may_greet(bytes: &[u8]) -> bool {
         || bytes.starts_with(b"+OK")
         || bytes.starts_with(b"* OK")
         || bytes.starts_with(b"* PREAUTH")
+        // MySQL's: length, number 0, protocol 10, a version in digits
+        || matches!(bytes, [_, _, 0, 0, 10, b'1' | b'3'..=b'9', b'.' | b'0'..=b'9', ..])
         // The answer to a request that was not captured; another may follow.
         || bytes.starts_with(b"HTTP/1.")
 }
@@ -94,6 +96,14 @@ fn prefix(bytes: &[u8]) -> Prefix {
             Hello::Nameless | Hello::NotTls => Prefix::Nothing,
         },
         0 => fixed(bytes, &[0, 0, 0, 8, 4, 210, 22, 47]),
+        // MySQL's request for TLS: a login's first 32 bytes, with that flag set
+        32 => match bytes {
+            [32, 0, 0, 1, _, flags, ..] if flags & 0x08 != 0 => Prefix::Passed(4 + 32),
+            [32, rest @ ..] if rest.len() < 5 && [0, 0, 1].starts_with(&rest[..rest.len().min(3)]) => {
+                Prefix::Partial
+            }
+            _ => text(bytes),
+        },
         // TPKT (RFC 1006) with an X.224 connection request
         3 => match bytes {
             [3, 0, high, low, _, 0xe0, ..] => {
@@ -313,6 +323,7 @@ mod tests {
             b"AUTH TLS\r\n",
             b"<?xml version='1.0'?><stream:stream to='a'><starttls xmlns='urn'/>\n",
             &[0, 0, 0, 8, 4, 210, 22, 47],
+            &[&[32, 0, 0, 1, 0x85, 0xae][..], &[0; 30]].concat(),
             &ldap,
             &rdp,
             // Through one proxy to another, and to a mail server behind it.

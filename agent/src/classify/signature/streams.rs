@@ -23,6 +23,7 @@ pub(super) fn greeting(bytes: &[u8]) -> Option<Signature> {
         [b'2', b'2', b'0', b' ' | b'-', ..] if says(b"SMTP") => Some(of("smtp", Class::System)),
         [b'+', b'O', b'K', b' ' | b'\r', ..] => Some(of("pop3", Class::System)),
         [b'*', b' ', b'O', b'K', b' ', ..] => Some(of("imap", Class::System)),
+        [_, _, 0, 0, 10, ..] => store(bytes),
         // From the middle of a connection: TLS records, an answer to a request.
         [20..=23, 3, 0..=4, high, _, ..] if *high <= 0x41 => Some(TLS),
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', ..] => Some(HTTP),
