@@ -91,7 +91,10 @@ impl Classifier {
             (Direction::Up, false) => self.knowledge.answers.ask(&sample.flow, message),
             (Direction::Down, true) => {
                 let asker = Asker::of(sample.slot, &sample.flow);
-                self.knowledge.answers.hear(asker, &sample.flow, message, sample.seen);
+                let believed = self.knowledge.answers.hear(asker, &sample.flow, message, sample.seen);
+                if let Some(outer) = message.outer.as_ref().filter(|_| believed) {
+                    self.knowledge.hear_outer(asker, outer, sample.seen);
+                }
                 self.answered(asker, message, sample.seen);
             }
             _ => {}

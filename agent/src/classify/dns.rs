@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use domain::base::iana::{Class, Opcode, Rtype};
 use domain::base::{Message as Wire, Name, ParsedName};
-use domain::rdata::{A, Aaaa, Cname};
+use domain::rdata::svcb::value::Ech;
+use domain::rdata::{A, Aaaa, Cname, Https};
 use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, FlowKey};
 
 use super::aged::Aged;
-use super::{name, packet};
+use super::{ech, name, packet};
 
 /// DNS.
 pub const PORT: u16 = 53;
@@ -46,6 +47,8 @@ pub struct Message {
     pub asked: Option<Box<str>>,
     /// Addresses of that name, each with its time to live; along the chain of aliases (CNAME) alone.
     pub addresses: Vec<(IpAddr, Duration)>,
+    /// The name under which a hello to it may hide it (RFC 9848, 4: the `ech` parameter of its HTTPS record).
+    pub outer: Option<Box<str>>,
 }
 
 impl Message {
@@ -62,6 +65,7 @@ impl Message {
             question: None,
             asked: None,
             addresses: Vec::new(),
+            outer: None,
         };
         let questions = message.header_counts().qdcount();
         if questions == 0 {
@@ -74,7 +78,7 @@ impl Message {
         read.question = host_name(question.qname());
         read.asked = read.question.clone().or_else(|| presented(question.qname()));
         if read.response && questions == 1 && header.rcode() == domain::base::iana::Rcode::NOERROR {
-            read.addresses = addresses(&message, question.qname());
+            (read.addresses, read.outer) = led_to(&message, question.qname());
         }
         Some(read)
     }
@@ -118,10 +122,13 @@ fn has_extended_label(message: &[u8]) -> bool {
     false
 }
 
-/// The addresses that the answers to `question` lead to. A record that cannot be read ends the list.
-fn addresses(message: &Wire<&[u8]>, question: &ParsedName<&[u8]>) -> Vec<(IpAddr, Duration)> {
-    let mut found = Vec::new();
-    let Ok(answers) = message.answer() else { return found };
+/// Addresses with their times to live, and an outer name.
+type Found = (Vec<(IpAddr, Duration)>, Option<Box<str>>);
+
+/// The addresses, and the outer name, that the answers to `question` lead to. A record that cannot be read ends the list.
+fn led_to(message: &Wire<&[u8]>, question: &ParsedName<&[u8]>) -> Found {
+    let (mut found, mut outer) = (Vec::new(), None);
+    let Ok(answers) = message.answer() else { return (found, outer) };
     let mut chain: Vec<Name<Vec<u8>>> = vec![domain::base::name::ToName::to_vec(question)];
     for record in answers.take(MAX_RECORDS) {
         let Ok(record) = record else { break };
@@ -138,6 +145,14 @@ fn addresses(message: &Wire<&[u8]>, question: &ParsedName<&[u8]>) -> Vec<(IpAddr
                 }
                 None
             }
+            Rtype::HTTPS => {
+                if let Ok(Some(service)) = record.to_record::<Https<_, _>>() {
+                    let configs = service.data().params().first::<Ech<_>>();
+                    outer =
+                        outer.or_else(|| configs.and_then(|configs| ech::public_name(configs.as_slice())));
+                }
+                None
+            }
             _ => None,
         };
         if let Some(address) = address {
@@ -147,7 +162,7 @@ fn addresses(message: &Wire<&[u8]>, question: &ParsedName<&[u8]>) -> Vec<(IpAddr
             }
         }
     }
-    found
+    (found, outer)
 }
 
 /// A DNS name as a canonical host name.
@@ -275,16 +290,20 @@ impl Answers {
     }
 
     /// An answer was seen on its way to `asker`. Only what was asked for on the same flow, by the same name and id, is
-    /// remembered, and once: anybody can send a subscriber a packet that looks like an answer.
-    pub fn hear(&mut self, asker: Asker, flow: &FlowKey, message: &Message, now: Micros) {
+    /// remembered, and once: anybody can send a subscriber a packet that looks like an answer. Whether it was believed.
+    pub fn hear(&mut self, asker: Asker, flow: &FlowKey, message: &Message, now: Micros) -> bool {
         let question = self.questions.remove(&(*flow, message.id));
         match (question, &message.question) {
             (Some(question), Some(name)) if question == *name => {
                 for (address, ttl) in &message.addresses {
                     self.remember(asker, *address, name, *ttl, now);
                 }
+                true
             }
-            _ => self.unasked += 1,
+            _ => {
+                self.unasked += 1;
+                false
+            }
         }
     }
 
@@ -417,6 +436,19 @@ pub(super) mod tests {
             builder.push((wire_name(owner), ttl, A::new(Ipv4Addr::from(*address)))).unwrap();
         }
         builder.finish()
+    }
+
+    /// An HTTPS record for `name` with these configurations of encrypted hellos (RFC 9460, 2.2), as an answer.
+    pub(crate) fn https(name: &str, configs: &[u8]) -> Vec<u8> {
+        let length = |bytes: usize| u16::try_from(bytes).unwrap().to_be_bytes();
+        let mut bytes = query(name);
+        (bytes[2], bytes[7]) = (0x81, 1);
+        bytes.extend([0xc0, 12, 0, 65, 0, 1, 0, 0, 0, 60]);
+        bytes.extend(length(configs.len() + 7));
+        bytes.extend([0, 1, 0, 0, 5]);
+        bytes.extend(length(configs.len()));
+        bytes.extend(configs);
+        bytes
     }
 
     fn at(seconds: i64) -> Micros {

@@ -14,14 +14,16 @@ use super::aged::Aged;
 use super::catalogue::Catalogue;
 use super::dns::{Answers, Asker};
 use super::signature::{Signature, Whose};
-use super::verdict::{GUESSED, INFERRED, SIGNED, SURE, Strength, Verdict, Via};
+use super::verdict::{GUESSED, INFERRED, SIGNED, SURE, Strength, UNOWNED, Verdict, Via};
 use super::{Limits, name, packet};
 
 /// A port makes calls of one app for this long after it was seen to: a device gives its ports anew.
 const CALLER_AGE: Duration = Duration::from_mins(2);
-/// Names that operators publish for the outer hello of an encrypted one (RFC 9849), and for nothing else. A client that only
-/// pretends to encrypt (GREASE) shows the true name there, and cannot be told apart by anything else.
+/// Names that operators publish for the outer hello of an encrypted one (RFC 9849), and for nothing else: known without a
+/// DNS answer that says so.
 const OUTER_NAMES: [&str; 1] = ["cloudflare-ech.com"];
+/// An outer name is one for this long after a subscriber's DNS answer said so.
+const OUTER_AGE: Duration = Duration::from_hours(1);
 /// Ports whose unknown names are [`Class::Web`].
 const WEB_PORTS: [u16; 4] = [80, 443, 8080, 8443];
 
@@ -59,11 +61,19 @@ pub(crate) struct Knowledge {
     pub(crate) answers: Answers,
     /// Apps that a subscriber's address and UDP port were seen to make calls by, and when.
     callers: Aged<([u8; 16], u16), (&'static str, Micros)>,
+    /// Names under which the asker's hellos may hide others, and when that was heard. Nobody else's: an answer that makes a
+    /// name an outer one hides nothing from others.
+    outer_names: Aged<(Asker, Box<str>), Micros>,
 }
 
 impl Knowledge {
     pub(crate) fn new(catalogue: Catalogue, limits: &Limits) -> Self {
-        Self { catalogue, answers: Answers::new(limits.answers), callers: Aged::new(limits.callers) }
+        Self {
+            catalogue,
+            answers: Answers::new(limits.answers),
+            callers: Aged::new(limits.callers),
+            outer_names: Aged::new(limits.callers),
+        }
     }
 
     /// What a proof makes of a flow; `None` where there is none and its addresses are of nobody.
@@ -74,7 +84,7 @@ impl Knowledge {
             }
             Proof::Protocol(signature) => Some(self.by_protocol(signature, scene)),
             // A hello in a hello: the outer one names the server's operator, and DNS what was asked for.
-            Proof::Name(outer, Via::Sni) if OUTER_NAMES.contains(&&*outer) => {
+            Proof::Name(outer, Via::Sni) if self.is_outer(&outer, scene) => {
                 Some(self.by_dns(scene).unwrap_or_else(|| self.by_name(outer, Via::Sni, scene)))
             }
             Proof::Name(name, via) if name::host(&name).is_some() => Some(self.by_name(name, via, scene)),
@@ -89,12 +99,23 @@ impl Knowledge {
         }
     }
 
+    /// A DNS answer to `asker` told that hellos to some name go under `outer`.
+    pub(crate) fn hear_outer(&mut self, asker: Asker, outer: &str, now: Micros) {
+        self.outer_names.insert((asker, outer.into()), now);
+    }
+
+    fn is_outer(&self, name: &str, scene: Scene<'_>) -> bool {
+        let heard = || self.outer_names.get(&(Asker::of(scene.slot, scene.flow), name.into()));
+        OUTER_NAMES.contains(&name)
+            || self.outer_names.len() > 0 && heard().is_some_and(|at| scene.now.since(*at) < OUTER_AGE)
+    }
+
     fn by_carrier(signature: Signature) -> Proven {
         let verdict = Verdict {
             app: Some(signature.app.into()),
             class: signature.class,
             via: Via::Signature,
-            confidence: SIGNED,
+            confidence: UNOWNED,
             name: None,
             keeps_sampling: false,
         };
@@ -182,7 +203,7 @@ impl Knowledge {
                 Proven { verdict, strength: Strength::SharedProtocol }
             }
             _ => {
-                let verdict = verdict(signature.app.into(), SIGNED, name);
+                let verdict = verdict(signature.app.into(), UNOWNED, name);
                 Proven { verdict, strength: Strength::SharedProtocol }
             }
         }

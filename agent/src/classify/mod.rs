@@ -24,6 +24,7 @@ pub mod catalogue;
 mod conversations;
 pub mod dns;
 mod dns_stream;
+mod ech;
 mod handshakes;
 mod held;
 mod http;
@@ -61,7 +62,7 @@ use self::packet::{Packet, Payload, Segment};
 use self::signature::Signature;
 use self::told::Told;
 use self::verdict::Strength;
-pub use self::verdict::{Concluded, GUESSED, INFERRED, Observation, SIGNED, SURE, Verdict, Via};
+pub use self::verdict::{Concluded, GUESSED, INFERRED, Observation, SIGNED, SURE, UNOWNED, Verdict, Via};
 use self::waiting::Waiting;
 use crate::dataplane::Sample;
 

@@ -8,6 +8,21 @@ use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
 /// What a verdict rests on.
+///
+/// How often the app was right, on 299 public captures of which a hundred were never looked at, is the confidence that a
+/// verdict tells, a little below it. Of flows that a widely used engine labelled with a brand by inspection; of `dns` and `prefix`,
+/// what they would have said of flows that carry a name the catalogue knows, the class right in brackets:
+///
+/// | via | flows | right | confidence |
+/// |---|---|---|---|
+/// | `sni` | 213 | 0.995 | [`SURE`] |
+/// | `http` | 35 | 0.83: six of one company's names that the label calls by another of its apps | [`SURE`] |
+/// | `signature`, one app's | 204 | 1.00 | [`SIGNED`] |
+/// | `signature`, the app by DNS, by port or by prefix | 7 | 1.00 | [`INFERRED`], by prefix [`GUESSED`] |
+/// | `signature`, nobody's (`stun`, `tls`, ..) | 6 | none: they have a brand, and the verdict a protocol | [`UNOWNED`] |
+/// | `dns` | 273 | 0.88 (0.95) | [`INFERRED`] |
+/// | `prefix` | 180 | 0.62 (0.69) | [`GUESSED`] |
+/// | `packets` | none labelled | | that of the app, at most [`INFERRED`] |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Via {
     /// The server name of a ClientHello, in TLS or QUIC.
@@ -79,7 +94,7 @@ pub struct Verdict {
     pub class: Class,
     /// What the verdict rests on.
     pub via: Via,
-    /// How sure it is, 0 to 1: [`SURE`] for a name the flow itself carries, [`INFERRED`] for one learnt elsewhere.
+    /// How sure the app is, 0 to 1; see [`Via`].
     pub confidence: f64,
     /// The host name, canonical; of HTTP, the authority as the request writes it, which may have a port and be an address.
     /// Stays on the gateway.
@@ -89,13 +104,17 @@ pub struct Verdict {
 }
 
 /// Confidence in a name that the flow itself carries.
-pub const SURE: f64 = 0.95;
-/// Confidence in a protocol known by its first bytes.
-pub const SIGNED: f64 = 0.9;
+pub const SURE: f64 = 0.98;
+/// Confidence in a protocol, or a part of one, that one app speaks.
+pub const SIGNED: f64 = 0.97;
+/// Confidence in a name by which a DNS answer called the address: addresses are shared by many names. And in an app that a
+/// flow's port spoke to another address by.
+pub const INFERRED: f64 = 0.85;
 /// Confidence in a prefix of addresses.
-pub const GUESSED: f64 = 0.4;
-/// Confidence in a name by which a DNS answer called the address: addresses are shared by many names.
-pub const INFERRED: f64 = 0.7;
+pub const GUESSED: f64 = 0.6;
+/// Confidence in a protocol that many apps speak, told as an app of its own: the class is right, whose it is is not known.
+pub const UNOWNED: f64 = 0.5;
+
 /// What a sample told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Observation {

@@ -86,3 +86,28 @@ fn an_outer_hellos_name_gives_way_to_the_name_by_dns() {
     let known = classifier.observe(&segment.sample_of(key(6, SERVER, 40_001, 443), at(0)));
     assert_eq!(told(&known), (Some("streams"), Class::Video, Via::Dns));
 }
+
+#[test]
+fn a_name_that_an_https_record_makes_an_outer_one_gives_way_to_dns_for_who_asked() {
+    let flow = |port| key(6, SERVER, port, 443);
+    let hello = client_hello("pages.example", false);
+    let hello = Segment::up(100, &hello);
+    let mut classifier = classifier();
+    resolve(&mut classifier, 7, "seg.streams.example", 60);
+    // A client that pretends to encrypt shows the true name.
+    let named = classifier.observe(&hello.sample_of(flow(1), at(0)));
+    assert_eq!(told(&named), (Some("pages"), Class::Web, Via::Sni));
+    let resolver = key(17, RESOLVER, 5_001, 53);
+    let question = query("seg.streams.example");
+    let answer = dns::tests::https("seg.streams.example", &ech::tests::list("pages.example"));
+    classifier.observe(&udp(resolver, 7, Direction::Down, at(1), &answer));
+    let named = classifier.observe(&hello.sample_of(flow(2), at(1)));
+    assert_eq!(told(&named).2, Via::Sni, "nobody asked for that answer");
+    classifier.observe(&udp(resolver, 7, Direction::Up, at(2), &question));
+    classifier.observe(&udp(resolver, 7, Direction::Down, at(2), &answer));
+    let named = classifier.observe(&hello.sample_of(flow(3), at(3)));
+    assert_eq!(told(&named), (Some("streams"), Class::Video, Via::Dns));
+    // Nobody else's hellos are judged by it.
+    let others = Sample { slot: 8, ..hello.sample_of(flow(4), at(3)) };
+    assert_eq!(told(&classifier.observe(&others)), (Some("pages"), Class::Web, Via::Sni));
+}
