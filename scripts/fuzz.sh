@@ -21,7 +21,7 @@ fi
 triple=$(rustc --version --verbose | sed -n 's/^host: //p')
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-trace-compares"
 coverage+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
-RUSTFLAGS="--cfg fuzzing $coverage" cargo build --quiet --locked --release --target "$triple" \
+RUSTFLAGS="--cfg fuzzing $coverage" cargo build --quiet --release --target "$triple" \
   --manifest-path fuzz/Cargo.toml --target-dir fuzz/target
 
 work=fuzz/target/found
@@ -35,7 +35,7 @@ fuzz_one() {
     --keep)
       # shellcheck disable=SC2086 # options are several words
       mv "$corpus" "$corpus.before" && mkdir "$corpus" &&
-        "$built/$target" $options -merge=1 "$corpus" "$corpus.before" "$found" >"$log" 2>&1 && rm -r "$corpus.before"
+        "$built/$target" $options -set_cover_merge=1 -use_counters=0 "$corpus" "$corpus.before" "$found" >"$log" 2>&1 && rm -r "$corpus.before"
       printf '%-16s %4s inputs kept\n' "$target" "$(find "$corpus" -type f | wc -l)"
       return ;;
     0) runs="-runs=0" ;;

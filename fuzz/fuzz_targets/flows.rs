@@ -114,8 +114,8 @@ fuzz_target!(|events: Vec<Event>| {
             }
             Event::Later { millis } => {
                 now = now.after(Duration::from_millis(u64::from(*millis)));
-                for (_, observation) in classifier.expire(now) {
-                    check(&observation);
+                for concluded in classifier.expire(now) {
+                    check(&concluded.observation);
                 }
             }
             Event::SessionEnds { slot } => classifier.forget(u32::from(slot & 1)),
@@ -123,9 +123,11 @@ fuzz_target!(|events: Vec<Event>| {
         }
         assert!(held(&classifier, "streams") <= limits.streams);
         assert!(held(&classifier, "stream_bytes") <= limits.stream_bytes);
+        assert!(held(&classifier, "told") <= limits.told);
+        assert!(held(&classifier, "watched") <= limits.watched);
     }
-    for (_, observation) in classifier.finish() {
-        check(&observation);
+    for concluded in classifier.finish() {
+        check(&concluded.observation);
     }
     assert_eq!((held(&classifier, "streams"), held(&classifier, "stream_bytes")), (0, 0));
 });

@@ -21,7 +21,15 @@ pub const ACK: u8 = 16;
 
 /// Few of everything, so that bounds are met often.
 pub fn small() -> Limits {
-    Limits { streams: 4, stream_bytes: 8_192, told: 4, callers: 2, ..Limits::default() }
+    Limits {
+        streams: 4,
+        stream_bytes: 8_192,
+        told: 4,
+        watched: 2,
+        waiting: 2,
+        callers: 2,
+        ..Limits::default()
+    }
 }
 
 /// How many of `kind` a classifier holds.
