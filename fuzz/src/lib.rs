@@ -148,15 +148,24 @@ pub fn name_said<'a>(port: u16, pieces: impl IntoIterator<Item = &'a [u8]>) -> O
     }
 }
 
-/// Cuts `bytes` where their first two octets say, which are left out; `None`: they are too short, or a piece is taken for a
-/// keep-alive, which says nothing.
-pub fn cut(bytes: &[u8]) -> Option<[&[u8]; 3]> {
-    let ([first, second], said) = bytes.split_first_chunk::<2>()?;
+/// A client that says `bytes` in one segment and is named is named the same where their first two octets, which are left out,
+/// cut them. Where the whole names nothing, a segment that begins what would be read by itself may name something.
+pub fn cutting_loses_no_name(port: u16, bytes: &[u8]) {
+    let Some(([first, second], said)) = bytes.split_first_chunk::<2>() else { return };
     let (head, rest) = said.split_at(usize::from(*first).min(said.len()));
     let (middle, tail) = rest.split_at(usize::from(*second).min(rest.len()));
     let pieces = [head, middle, tail];
-    let alive = pieces.iter().all(|piece| piece.len() > 6 || piece.iter().any(|byte| *byte != 0));
-    alive.then_some(pieces)
+    if pieces.iter().any(|piece| piece.len() <= 6 && piece.iter().all(|byte| *byte == 0)) {
+        return; // taken for a keep-alive, which says nothing
+    }
+    if let Some(name) = name_said(port, [said]) {
+        assert_eq!(
+            name_said(port, pieces),
+            Some(name),
+            "{:?}",
+            pieces.map(<[u8]>::escape_ascii).map(|p| p.to_string())
+        );
+    }
 }
 
 /// A ClientHello for `name` with nothing else in it.
