@@ -114,7 +114,7 @@ struct Listing {
 impl Listing {
     fn new(path: &Path, classifier: Classifier) -> Self {
         let capture = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let table = Table::new(TableLimits::default());
+        let table = Table::new(TableLimits { keeps_given_up: true, ..TableLimits::default() });
         Self { capture, table, classifier, shared: Shared::default() }
     }
 
@@ -152,8 +152,8 @@ impl Listing {
                 }
             }
             // Memory stays bounded on captures of any length, and no flow goes unlisted for it.
-            if self.table.is_full() {
-                list(&self.capture, self.table.make_room().iter(), lines)?;
+            if self.table.has_given_up() {
+                list(&self.capture, self.table.take_given_up().iter(), lines)?;
             }
         }
         bar.finish_and_clear();
@@ -162,6 +162,7 @@ impl Listing {
         for concluded in self.classifier.finish() {
             self.note(&concluded.flow, concluded.observation);
         }
+        list(&self.capture, self.table.take_given_up().iter(), lines)?;
         list(&self.capture, self.table.iter(), lines)?;
         lines.end_of_capture()?;
         Ok(ended?)

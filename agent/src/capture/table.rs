@@ -33,8 +33,11 @@ use crate::dataplane::Sample;
 /// Bounds of a [`Table`].
 #[derive(Debug, Clone, Copy)]
 pub struct TableLimits {
-    /// Flows held; packets of further ones count for their slot as class `other`.
+    /// Flows held; about 120 bytes each and their verdicts. Where there is no room for another, an eighth of them goes: those
+    /// that nobody answered first, as a scan or a flood leaves them, then the longest silent.
     pub flows: usize,
+    /// Whether flows that had to go are kept for who lists them.
+    pub keeps_given_up: bool,
     /// Prefixes bound to slots.
     pub bindings: usize,
     /// Packets of a flow handed to the classifier, unless it asks for more.
@@ -50,7 +53,8 @@ pub struct TableLimits {
 impl Default for TableLimits {
     fn default() -> Self {
         Self {
-            flows: 262_144,
+            flows: 1_048_576,
+            keeps_given_up: false,
             bindings: 1_048_576,
             samples: 24,
             sample_bytes: MAX_FIRST_BYTES,
@@ -111,6 +115,8 @@ pub struct Table {
     bindings: JointPrefixMap<IpNet, u32>,
     bound: usize,
     flows: Slab,
+    /// Those that had to go for lack of room, if they are kept.
+    given_up: Vec<Flow>,
     /// The flow that was sampled last: whose verdict comes next.
     sampled: Option<Place>,
     /// Whether there ever was a session, between two of which there may be a flow each way.
@@ -119,7 +125,7 @@ pub struct Table {
     usage: HashMap<u32, Box<SlotUsage>, RandomState>,
     fragments: Fragments,
     refused: [Traffic; Refused::ALL.len()],
-    flows_full: u64,
+    flows_given_up: u64,
     budgets_spent: u64,
 }
 
@@ -131,13 +137,14 @@ impl Table {
             bindings: JointPrefixMap::new(),
             bound: 0,
             flows: Slab::default(),
+            given_up: Vec::new(),
             sampled: None,
             sessions: false,
             anonymous: Box::default(),
             usage: HashMap::default(),
             fragments: Fragments::new(limits.fragments),
             refused: [Traffic::default(); Refused::ALL.len()],
-            flows_full: 0,
+            flows_given_up: 0,
             budgets_spent: 0,
         }
     }
@@ -277,21 +284,14 @@ impl Table {
         self.flows.extract(|flow| now.since(flow.last) > idle)
     }
 
-    /// Forgets an eighth of the flows before their time, and returns them: those that nobody answered first, as a scan or a
-    /// flood leaves them, then the longest silent.
-    pub fn make_room(&mut self) -> Vec<Flow> {
-        let mut ranks: Vec<u64> = self.flows.iter().map(Flow::rank).collect();
-        let mut room = ranks.len().div_ceil(8);
-        let Some((_, last, _)) = room.checked_sub(1).map(|nth| ranks.select_nth_unstable(nth)) else {
-            return Vec::new();
-        };
-        let last = *last;
-        drop(ranks);
-        self.flows.extract(|flow| {
-            let goes = room > 0 && flow.rank() <= last;
-            room -= usize::from(goes);
-            goes
-        })
+    /// Whether flows had to go since they were last taken.
+    pub fn has_given_up(&self) -> bool {
+        !self.given_up.is_empty()
+    }
+
+    /// Takes the flows that had to go.
+    pub fn take_given_up(&mut self) -> Vec<Flow> {
+        std::mem::take(&mut self.given_up)
     }
 
     /// All flows.
@@ -304,9 +304,22 @@ impl Table {
         self.flows.len()
     }
 
-    /// Whether further flows find no room.
-    pub fn is_full(&self) -> bool {
-        self.flows.len() >= self.limits.flows
+    /// Gives an eighth of the flows up, so that of many new flows each costs the same.
+    fn make_room(&mut self) {
+        let mut ranks: Vec<u64> = self.flows.iter().map(Flow::rank).collect();
+        let mut room = ranks.len().div_ceil(8);
+        let Some(nth) = room.checked_sub(1) else { return };
+        let last = *ranks.select_nth_unstable(nth).1;
+        drop(ranks);
+        let given_up = self.flows.extract(|flow| {
+            let goes = room > 0 && flow.rank() <= last;
+            room -= usize::from(goes);
+            goes
+        });
+        self.flows_given_up += given_up.len() as u64;
+        if self.limits.keeps_given_up {
+            self.given_up.extend(given_up);
+        }
     }
 
     /// What was not counted, and each bound that took effect, by reason.
@@ -315,7 +328,7 @@ impl Table {
             Refused::ALL.into_iter().map(|reason| (reason.name(), self.refused[reason as usize].packets));
         refused
             .chain(self.fragments.counters())
-            .chain([("flow_table_full", self.flows_full), ("sampling_budget_spent", self.budgets_spent)])
+            .chain([("flow_table_full", self.flows_given_up), ("sampling_budget_spent", self.budgets_spent)])
             .collect()
     }
 
@@ -373,16 +386,16 @@ impl Table {
             (Some((_, direction)), _) | (None, Some((_, direction))) => direction,
             (None, None) => opening_direction(packet),
         };
-        let usage = if slot == ANONYMOUS { &mut self.anonymous } else { self.usage.entry(slot).or_default() };
-        let place = match known {
-            Some((place, _)) => Some(place),
-            None if self.flows.len() < self.limits.flows => {
-                self.flows.insert(hash, Flow::new(turned(&up, direction), &found.layers, seen))
+        let place = if let Some((place, _)) = known {
+            Some(place)
+        } else {
+            if self.flows.len() >= self.limits.flows {
+                self.make_room();
             }
-            None => None,
+            self.flows.insert(hash, Flow::new(turned(&up, direction), &found.layers, seen))
         };
+        let usage = if slot == ANONYMOUS { &mut self.anonymous } else { self.usage.entry(slot).or_default() };
         let Some((place, flow)) = place.and_then(|place| Some((place, self.flows.get_mut(place)?))) else {
-            self.flows_full += 1;
             count_usage(usage, Class::Other, direction, sent);
             return None;
         };

@@ -331,16 +331,45 @@ fn a_full_table_costs_a_label_and_not_a_byte() {
     table.bind(prefix("10.0.0.2/32"), 1).unwrap();
     let first = frame(&mut table, &udp(SUBSCRIBER, 1, SERVER, 443, b"x")).unwrap();
     table.name_flow(&first.flow, Class::Video, false);
-    assert_eq!(frame(&mut table, &udp(SUBSCRIBER, 2, SERVER, 443, b"x")), None);
     frame(&mut table, &udp(SUBSCRIBER, 1, SERVER, 443, b"x"));
-    assert_eq!(cell(&table.usage(1), Class::Other, Direction::Up), (58, 2));
+    assert!(frame(&mut table, &udp(SUBSCRIBER, 2, SERVER, 443, b"x")).is_some());
+    assert!(!table.name_flow(&first.flow, Class::Web, false), "forgotten");
+    assert!(frame(&mut table, &udp(SUBSCRIBER, 1, SERVER, 443, b"x")).is_some(), "looked at anew");
+    assert_eq!(cell(&table.usage(1), Class::Other, Direction::Up), (87, 3));
     assert_eq!(cell(&table.usage(1), Class::Video, Direction::Up), (29, 1));
-    assert!(table.counters().contains(&("flow_table_full", 1)));
-    // Silence makes room.
+    assert!(table.counters().contains(&("flow_table_full", 2)));
+    assert!(!table.has_given_up(), "kept for nobody");
+}
+
+#[test]
+fn silence_makes_room() {
+    let mut table = table(&[("10.0.0.2/32", 1)]);
+    let flow = frame(&mut table, &udp(SUBSCRIBER, 1, SERVER, 443, b"x")).unwrap().flow;
     assert_eq!(table.sweep(Micros::new(2)).len(), 0);
     assert_eq!(table.sweep(Micros::new(1).after(Duration::from_hours(1))).len(), 1);
-    assert!(!table.name_flow(&first.flow, Class::Web, false), "forgotten");
-    assert!(frame(&mut table, &udp(SUBSCRIBER, 2, SERVER, 443, b"x")).is_some());
+    assert_eq!(table.flows(), 0);
+    assert!(!table.name_flow(&flow, Class::Web, false), "forgotten");
+}
+
+#[test]
+fn a_scan_displaces_no_flow_that_is_answered_and_nothing_it_sent_goes_uncounted() {
+    let mut table = Table::new(TableLimits { flows: 64, keeps_given_up: true, ..TableLimits::default() });
+    for port in 1_000..1_048 {
+        frame(&mut table, &udp(SUBSCRIBER, port, SERVER, 443, b"asks"));
+        frame(&mut table, &udp(SERVER, 443, SUBSCRIBER, port, b"answers"));
+    }
+    for port in 2_000..12_000 {
+        let scan = udp([203, 0, 113, 9], port, NEIGHBOUR, 80, b"");
+        table.frame(ETHERNET, &scan, scan.len(), Micros::new(i64::from(port)));
+    }
+    let given_up = table.take_given_up();
+    assert!(table.flows() <= 64 && !table.has_given_up());
+    let established = |flow: &&table::Flow| flow.traffic.iter().all(|way| way.packets == 1);
+    assert_eq!(table.iter().filter(established).count(), 48);
+    let all: Vec<_> = given_up.iter().chain(table.iter()).collect();
+    assert_eq!(all.len(), 48 + 10_000, "each flow once");
+    let bytes: u64 = all.iter().flat_map(|flow| flow.traffic).map(|way| way.bytes).sum();
+    assert_eq!(bytes, 48 * (32 + 35) + 10_000 * 28);
 }
 
 #[test]
