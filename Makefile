@@ -23,7 +23,7 @@ probe: ## rebuild the probe's object, installing its toolchain
 	@scripts/probe.sh
 
 bench-%: ## run the bench NAME (BENCH="its arguments"); the figures are also in target/bench/NAME.json
-	@scripts/install.sh
+	@scripts/install.sh bench
 	cargo build --release --quiet --package usher-agent --package usher-benches
 	@target/release/$* $(BENCH)
 

@@ -22,6 +22,11 @@ needs=(
   "comparing names with those of another reader:tshark:tshark"
 )
 
+# `bench`: what benches are measured beside, too.
+if [ "${1:-}" = bench ]; then
+  needs+=("comparing with a flow exporter:softflowd:softflowd")
+fi
+
 PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 reasons=()

@@ -70,6 +70,9 @@ struct Pcap {
     ticks: u32,
     /// Bytes before each packet.
     header: usize,
+    /// What stands behind the 2 in the format's version: files before 2.4 may tell a packet's two lengths the other way
+    /// round.
+    minor: u16,
     link: i32,
 }
 
@@ -134,8 +137,10 @@ impl<R: Read> Records<R> {
             return Ok(Self { input, format: Format::PcapNg(format) });
         }
         let mut format = Pcap::of(magic).ok_or(BadRecord::UnknownFormat)?;
+        let header = input.take(24)?;
+        format.minor = format.order.u16(header, 6).ok_or(BadRecord::Truncated)?;
         // The upper bits tell of frame check sequences.
-        let link = format.order.u32(input.take(24)?, 20).ok_or(BadRecord::Truncated)? & 0x03ff_ffff;
+        let link = format.order.u32(header, 20).ok_or(BadRecord::Truncated)? & 0x03ff_ffff;
         format.link = i32::try_from(link).unwrap_or_default();
         Ok(Self { input, format: Format::Pcap(format) })
     }
@@ -164,7 +169,7 @@ impl Pcap {
             0xa1b2_cd34 => (1, 24),
             _ => return None,
         };
-        Some(Self { order, ticks, header, link: 0 })
+        Some(Self { order, ticks, header, minor: 4, link: 0 })
     }
 
     #[inline]
@@ -174,7 +179,10 @@ impl Pcap {
         }
         let header = input.ahead(self.header)?;
         let field = |at| self.order.u32(header, at).ok_or(BadRecord::Truncated);
-        let (seconds, fraction, captured, wire) = (field(0)?, field(4)?, field(8)?, field(12)?);
+        let (seconds, fraction, mut captured, mut wire) = (field(0)?, field(4)?, field(8)?, field(12)?);
+        if self.minor < 3 || (self.minor == 3 && captured > wire) {
+            std::mem::swap(&mut captured, &mut wire);
+        }
         let captured = usize::try_from(captured).unwrap_or(usize::MAX);
         if captured > MAX_CAPTURED {
             return Err(BadRecord::Malformed("a packet is longer than any link carries"));

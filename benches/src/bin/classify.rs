@@ -1,37 +1,79 @@
-//! What `usher-agent classify` costs a packet: the whole command on captures made here, user CPU time, beside tcpdump and,
-//! where it is installed, softflowd on the same files.
+//! What `usher-agent classify` costs a packet and a flow: the whole command on captures made here, user CPU time and peak
+//! memory, beside tcpdump and softflowd on the same files.
 //!
 //! The captures: many short TLS flows (13 packets each) and fewer long ones (120 packets each), interleaved as a gateway
-//! sees them, in Ethernet frames of the sizes that such flows have. Each client's hello carries one of many names.
+//! sees them, in Ethernet frames of the sizes that such flows have; and a million flows that are all open at a time, each of
+//! another name, whose packets come in no order. What a flow takes of memory is what the command takes on a capture less what
+//! it takes on an empty one.
+//!
+//! `--check` fails where a bar is missed: a fifth of a rate's bar is given to the machine's moods, of memory's nothing.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufRead as _, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use usher_benches::{say, target_folder};
 
 /// Interleaved, so that the machine's moods meet all programs alike; the best of them counts, for noise only adds.
 const ROUNDS: usize = 5;
-/// Flows that are open at a time.
-const OPEN: u32 = 2_000;
+/// Of a rate's bar, what must be reached where a machine has other things to do.
+const CHECKED: f64 = 0.8;
+/// What the command may take where a million flows are open.
+const MEMORY_BAR: u64 = 300_000_000;
 
 /// A kind of capture.
 struct Shape {
     name: &'static str,
     flows: u32,
-    /// Packets of a flow, at least 8: a handshake, hellos, data.
+    /// Packets of a flow, at least 8: a handshake, hellos, data, farewells.
     packets: u32,
     /// Payload bytes of a data packet to the client.
     payload: usize,
+    /// Flows that are open at a time.
+    open: u32,
+    /// Bytes that a hello's extensions are padded to.
+    hello: usize,
+    /// Whether each flow is of a name of its own, and its packets come when they like.
+    wild: bool,
+    /// Packets a second to be reached, if any.
+    bar: Option<f64>,
 }
 
-const SHAPES: [Shape; 2] = [
-    Shape { name: "short-flows", flows: 80_000, packets: 13, payload: 200 },
-    Shape { name: "long-flows", flows: 10_000, packets: 120, payload: 600 },
+const SHAPES: [Shape; 3] = [
+    Shape {
+        name: "short-flows",
+        flows: 80_000,
+        packets: 13,
+        payload: 200,
+        open: 2_000,
+        hello: 396,
+        wild: false,
+        bar: Some(2.5e6),
+    },
+    Shape {
+        name: "long-flows",
+        flows: 10_000,
+        packets: 120,
+        payload: 600,
+        open: 2_000,
+        hello: 396,
+        wild: false,
+        bar: Some(5e6),
+    },
+    Shape {
+        name: "million-flows",
+        flows: 1_000_000,
+        packets: 8,
+        payload: 100,
+        open: 1_000_000,
+        hello: 0,
+        wild: true,
+        bar: None,
+    },
 ];
 
 /// What was measured of one capture.
@@ -43,11 +85,13 @@ struct Case {
     flows: u32,
     packets_per_s: f64,
     ns_per_packet: f64,
-    ns_per_flow: f64,
+    ns_per_named_flow: f64,
     /// Of the whole command, at its peak.
     peak_memory_bytes: u64,
-    tcpdump_packets_per_s: Option<f64>,
-    softflowd_packets_per_s: Option<f64>,
+    /// More of it than on an empty capture.
+    state_bytes_per_flow: f64,
+    tcpdump_packets_per_s: f64,
+    softflowd_packets_per_s: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,82 +107,118 @@ struct Cost {
 }
 
 fn main() -> anyhow::Result<()> {
+    let checks = match std::env::args().nth(1).as_deref() {
+        None => false,
+        Some("--check") => true,
+        Some(other) => bail!("unknown argument `{other}`: there is --check"),
+    };
     let folder = target_folder().join("bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let temporary =
+        |name: &str| Temporary(folder.join(format!("classify-{name}-{}.pcap", std::process::id())));
+    let empty = temporary("empty");
+    std::fs::write(&empty.0, PCAP_HEADER).with_context(|| format!("write {}", empty.0.display()))?;
+    let at_rest = run(agent()?.arg(&empty.0))?.peak_bytes;
     let mut report = Report { cases: Vec::new() };
     for shape in &SHAPES {
-        let capture = Temporary(folder.join(format!("{}-{}.pcap", shape.name, std::process::id())));
-        let measured = write_capture(&capture.0, shape).and_then(|()| measure(shape, &capture.0))?;
-        report.cases.push(measured);
+        let capture = temporary(shape.name);
+        write_capture(&capture.0, shape)?;
+        report.cases.push(measure(shape, &capture.0, at_rest)?);
     }
     print(&report);
     let path = folder.join("classify.json");
     let text = serde_json::to_string_pretty(&report).context("write the report")?;
     std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
     say(&format!("written to {}", path.display()));
+    if checks { check(&report) } else { Ok(()) }
+}
+
+/// Whether the bars are reached.
+fn check(report: &Report) -> anyhow::Result<()> {
+    for (shape, case) in SHAPES.iter().zip(&report.cases) {
+        if let Some(bar) = shape.bar {
+            let (rate, bar) = (case.packets_per_s / 1e6, bar * CHECKED / 1e6);
+            ensure!(rate >= bar, "{}: {rate:.2} M packets/s, and {bar:.2} M must be reached", case.name);
+        }
+        let peak = case.peak_memory_bytes;
+        ensure!(
+            peak <= MEMORY_BAR,
+            "{}: {peak} bytes of memory, of which {MEMORY_BAR} may be taken",
+            case.name
+        );
+    }
     Ok(())
 }
 
-fn measure(shape: &Shape, capture: &Path) -> anyhow::Result<Case> {
+/// The command that is measured, but for the capture.
+fn agent() -> anyhow::Result<Command> {
     let agent = target_folder().join("release/usher-agent");
     ensure!(agent.exists(), "{} is missing: cargo build --release -p usher-agent", agent.display());
-    let file = capture.as_os_str();
-    let mut ours: Option<Cost> = None;
-    let (mut tcpdump, mut softflowd) = (None, None);
+    let mut command = Command::new(agent);
+    command.args(["classify", "--format", "json"]);
+    Ok(command)
+}
+
+fn measure(shape: &Shape, capture: &Path, at_rest: u64) -> anyhow::Result<Case> {
+    let named = named_flows(capture)?;
+    ensure!(
+        named == shape.flows,
+        "{}: {named} of {} flows are listed with their names",
+        shape.name,
+        shape.flows
+    );
+    let (mut ours, mut tcpdump, mut softflowd) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let mut command = Command::new(&agent);
-        let run = run(command.args(["classify", "--format", "json"]).arg(file))?;
-        let run = run.with_context(|| format!("run {}", agent.display()))?;
-        if ours.is_none_or(|best| run.user_seconds < best.user_seconds) {
-            ours = Some(run);
-        }
-        let mut command = Command::new("tcpdump");
-        keep_best(&mut tcpdump, run_beside(command.arg("-r").arg(file).args(["-w", "-"]))?);
+        ours.push(run(agent()?.arg(capture))?);
+        tcpdump.push(run(Command::new("tcpdump").arg("-r").arg(capture).args(["-w", "-"]))?);
         let mut command = Command::new("softflowd");
-        keep_best(&mut softflowd, run_beside(command.arg("-r").arg(file).args(["-d", "-n", "127.0.0.1:9"]))?);
+        softflowd.push(run(command.arg("-r").arg(capture).args(["-d", "-n", "127.0.0.1:9"]))?);
     }
-    let cost = ours.context("nothing was measured")?;
+    let best = |costs: &[Cost]| costs.iter().map(|cost| cost.user_seconds).fold(f64::INFINITY, f64::min);
+    let seconds = best(&ours);
+    let peak_memory_bytes = ours.iter().map(|cost| cost.peak_bytes).max().unwrap_or_default();
     let packets = u64::from(shape.flows) * u64::from(shape.packets);
     let total = f64::from(shape.flows) * f64::from(shape.packets);
+    let state = u32::try_from(peak_memory_bytes.saturating_sub(at_rest)).unwrap_or(u32::MAX);
     Ok(Case {
         name: shape.name,
         packets,
         flows: shape.flows,
-        packets_per_s: total / cost.user_seconds,
-        ns_per_packet: cost.user_seconds * 1e9 / total,
-        ns_per_flow: cost.user_seconds * 1e9 / f64::from(shape.flows),
-        peak_memory_bytes: cost.peak_bytes,
-        tcpdump_packets_per_s: tcpdump.map(|seconds| total / seconds),
-        softflowd_packets_per_s: softflowd.map(|seconds| total / seconds),
+        packets_per_s: total / seconds,
+        ns_per_packet: seconds * 1e9 / total,
+        ns_per_named_flow: seconds * 1e9 / f64::from(shape.flows),
+        peak_memory_bytes,
+        state_bytes_per_flow: f64::from(state) / f64::from(shape.flows),
+        tcpdump_packets_per_s: total / best(&tcpdump),
+        softflowd_packets_per_s: total / best(&softflowd),
     })
 }
 
-fn keep_best(best: &mut Option<f64>, seconds: Option<f64>) {
-    *best = match (*best, seconds) {
-        (Some(best), Some(seconds)) => Some(best.min(seconds)),
-        (best, seconds) => best.or(seconds),
-    };
+/// How many rows have a name: a flow that is left out, split or merged with another would make the rest look fast.
+fn named_flows(capture: &Path) -> anyhow::Result<u32> {
+    let mut child = agent()?.arg(capture).stdout(Stdio::piped()).spawn().context("start usher-agent")?;
+    let mut named = 0;
+    if let Some(rows) = child.stdout.take() {
+        for row in BufReader::new(rows).lines() {
+            named += u32::from(row.context("read the rows")?.contains("\"via\":\"sni\""));
+        }
+    }
+    ensure!(child.wait().context("wait for usher-agent")?.success(), "usher-agent failed");
+    Ok(named)
 }
 
-/// A program this is measured beside; `None` where it is not installed or does not do it.
-fn run_beside(command: &mut Command) -> anyhow::Result<Option<f64>> {
-    Ok(run(command)?.map(|cost| cost.user_seconds))
-}
-
-/// Runs a command to its end, its output read by nobody. `None` where there is no such program or it fails.
-fn run(command: &mut Command) -> anyhow::Result<Option<Cost>> {
+/// Runs a command to its end, its output read by nobody.
+fn run(command: &mut Command) -> anyhow::Result<Cost> {
+    let program = command.get_program().to_string_lossy().into_owned();
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let child = match child {
-        Ok(child) => child,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).context("start a program to measure"),
-    };
+    let child = child.with_context(|| format!("start {program}, which scripts/install.sh bench installs"))?;
     let (status, usage) = wait(child.id())?;
+    ensure!(status == 0, "{program} failed");
     let user = usage.ru_utime;
     let seconds = f64::from(u32::try_from(user.tv_sec).unwrap_or(u32::MAX));
     let micros = f64::from(u32::try_from(user.tv_usec).unwrap_or_default());
     let peak_bytes = u64::try_from(usage.ru_maxrss).unwrap_or_default() * 1024;
-    Ok((status == 0).then_some(Cost { user_seconds: seconds + micros / 1e6, peak_bytes }))
+    Ok(Cost { user_seconds: seconds + micros / 1e6, peak_bytes })
 }
 
 /// A file that is gone when dropped.
@@ -167,18 +247,27 @@ fn wait(child: u32) -> anyhow::Result<(i32, libc::rusage)> {
 fn print(report: &Report) {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["case", "packets/s", "ns/packet", "ns/flow", "peak MB", "tcpdump -w", "softflowd"]);
+    table.set_header([
+        "case",
+        "packets/s",
+        "ns/packet",
+        "ns/named flow",
+        "state bytes/flow",
+        "peak MB",
+        "tcpdump -w",
+        "softflowd",
+    ]);
     let million = |rate: f64| format!("{:.2} M", rate / 1e6);
-    let beside = |rate: Option<f64>| rate.map_or_else(|| "not installed".to_owned(), million);
     for case in &report.cases {
         table.add_row([
             case.name.to_owned(),
             million(case.packets_per_s),
             format!("{:.0}", case.ns_per_packet),
-            format!("{:.0}", case.ns_per_flow),
+            format!("{:.0}", case.ns_per_named_flow),
+            format!("{:.0}", case.state_bytes_per_flow),
             (case.peak_memory_bytes / 1_000_000).to_string(),
-            beside(case.tcpdump_packets_per_s),
-            beside(case.softflowd_packets_per_s),
+            million(case.tcpdump_packets_per_s),
+            million(case.softflowd_packets_per_s),
         ]);
     }
     say(&table.to_string());
@@ -197,20 +286,27 @@ const NAMES: [&str; 8] = [
     "edge.telegram.org",
 ];
 
+/// pcap 2.4, microseconds, Ethernet.
+const PCAP_HEADER: [u8; 24] =
+    [0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0];
+/// A step through flows that meets each once, for it shares no factor with their number.
+const STRIDE: usize = 618_033;
+
 fn write_capture(path: &Path, shape: &Shape) -> anyhow::Result<()> {
     let file = File::create(path).with_context(|| format!("write {}", path.display()))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    // pcap 2.4, microseconds, Ethernet.
-    out.write_all(&[0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0])?;
+    out.write_all(&PCAP_HEADER)?;
     let mut micros = 0_u64;
     let mut next = 0;
     while next < shape.flows {
-        let last = shape.flows.min(next + OPEN);
-        let mut open: Vec<Flow> = (next..last).map(Flow::new).collect();
+        let last = shape.flows.min(next + shape.open);
+        let mut open: Vec<Flow> = (next..last).map(|number| Flow::new(number, shape)).collect();
         for step in 0..shape.packets {
-            for flow in &mut open {
+            let mut place = 0;
+            for _ in 0..open.len() {
                 micros += 2;
-                flow.packet(step, shape, micros, &mut out)?;
+                open[place].packet(step, shape, micros, &mut out)?;
+                place = (place + if shape.wild { STRIDE } else { 1 }) % open.len();
             }
         }
         next = last;
@@ -234,14 +330,15 @@ const PUSH: u8 = 0x18;
 const FIN: u8 = 0x11;
 
 impl Flow {
-    fn new(number: u32) -> Self {
+    fn new(number: u32, shape: &Shape) -> Self {
         let [_, a, b, c] = number.to_be_bytes();
         let name = NAMES[usize::from(c) % NAMES.len()];
+        let name = if shape.wild { format!("{number}.{name}") } else { name.to_owned() };
         Self {
             client: [10, a, b, c],
             server: [198, 18, b & 0x3f, c.wrapping_mul(7)],
             port: 32_768 + (u16::from_be_bytes([b, c]) & 0x3fff),
-            name: name.to_owned(),
+            name,
             sequence: [number.wrapping_mul(2_654_435_761), number.wrapping_mul(40_503)],
         }
     }
@@ -251,7 +348,7 @@ impl Flow {
         let (down, flags, payload) = match step {
             0 => (false, SYN, Vec::new()),
             1 => (true, SYN | ACK, Vec::new()),
-            3 => (false, PUSH, client_hello(&self.name, self.sequence[0])),
+            3 => (false, PUSH, client_hello(&self.name, self.sequence[0], shape.hello)),
             5 => (true, PUSH, data(shape.payload)),
             step if step + 2 == shape.packets => (false, FIN, Vec::new()),
             step if step + 1 == shape.packets => (true, FIN, Vec::new()),
@@ -300,8 +397,9 @@ impl Flow {
     }
 }
 
-/// A ClientHello of the size that browsers send without post-quantum shares (RFC 8446, 4.1.2), padded to 512 bytes.
-fn client_hello(name: &str, seed: u32) -> Vec<u8> {
+/// A ClientHello (RFC 8446, 4.1.2), its extensions padded (RFC 7685): to 396 bytes, it is of the size that browsers send
+/// without post-quantum shares.
+fn client_hello(name: &str, seed: u32, padded: usize) -> Vec<u8> {
     let sized =
         |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap_or_default().to_be_bytes()[..], bytes].concat();
     let extension = |kind: u16, body: &[u8]| [&kind.to_be_bytes()[..], &sized(body)].concat();
@@ -312,7 +410,7 @@ fn client_hello(name: &str, seed: u32) -> Vec<u8> {
     extensions.extend(extension(16, &sized(b"\x02h2\x08http/1.1")));
     extensions.extend(extension(43, &[4, 3, 4, 3, 3]));
     extensions.extend(extension(51, &sized(&[&[0, 0x1d][..], &sized(&random)].concat())));
-    extensions.extend(extension(21, &vec![0; 396_usize.saturating_sub(extensions.len())]));
+    extensions.extend(extension(21, &vec![0; padded.saturating_sub(extensions.len())]));
     let ciphers = [0x13, 1, 0x13, 2, 0x13, 3, 0xc0, 0x2b, 0xc0, 0x2f];
     let body =
         [&[3, 3][..], &random, &[32], &random, &sized(&ciphers), &[1, 0], &sized(&extensions)].concat();

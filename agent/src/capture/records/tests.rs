@@ -48,13 +48,14 @@ fn half(order: Order, half: u16) -> [u8; 2] {
     if order == Order::Big { half.to_be_bytes() } else { half.to_le_bytes() }
 }
 
-fn pcap_file(order: Order, magic: u32, packets: &[(u32, u32, Vec<u8>)]) -> Vec<u8> {
-    let versions = [half(order, 2), half(order, 4)].concat();
+fn pcap_file(order: Order, magic: u32, minor: u16, packets: &[(u32, u32, Vec<u8>)]) -> Vec<u8> {
+    let versions = [half(order, 2), half(order, minor)].concat();
     let mut file =
         [&word(order, magic)[..], &versions, &[0; 8], &word(order, 65_535), &word(order, 1)].concat();
     for (seconds, fraction, bytes) in packets {
         let length = u32::try_from(bytes.len()).unwrap();
-        for field in [*seconds, *fraction, length, length + 3] {
+        let lengths = if minor < 3 { [length + 3, length] } else { [length, length + 3] };
+        for field in [*seconds, *fraction, lengths[0], lengths[1]] {
             file.extend(word(order, field));
         }
         file.extend(bytes);
@@ -144,7 +145,7 @@ fn what_contradicts_itself_ends_the_reading_with_a_reason() {
     let mut lengths_differ = packet(order, 0, 1, b"abcd");
     let last = lengths_differ.len() - 4;
     lengths_differ[last] = 99;
-    let huge = pcap_file(order, 0xa1b2_c3d4, &[]);
+    let huge = pcap_file(order, 0xa1b2_c3d4, 4, &[]);
     let huge = [&huge[..], &[0; 8], &[0xff; 4], &[0; 4]].concat();
     for (file, expected) in [
         (with(&packet(order, 1, 1, b"a")), "interface that is not described"),
@@ -165,6 +166,7 @@ proptest! {
     #[test]
     fn files_are_read_as_libpcap_reads_them(
         big in any::<bool>(),
+        minor in 2_u16..5,
         magic in prop_oneof![Just(0xa1b2_c3d4_u32), Just(0xa1b2_3c4d)],
         resolution in prop_oneof![Just(6_u8), Just(9), Just(3), Just(0x94)],
         packets in proptest::collection::vec(
@@ -178,7 +180,7 @@ proptest! {
         let begun = [section(order), interface(order, 1, resolution)].concat();
         let (least, new) = (begun.len(), begun.into_iter().chain(blocks).collect());
         // libpcap refuses files in whose header the cut is.
-        for (file, least) in [(pcap_file(order, magic, &packets), 24), (new, least)] {
+        for (file, least) in [(pcap_file(order, magic, minor, &packets), 24), (new, least)] {
             let (expected, whole) = read_by_libpcap(&file);
             let (found, end) = read(&file);
             prop_assert_eq!(found, expected);
