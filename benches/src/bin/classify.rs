@@ -160,7 +160,8 @@ fn agent() -> anyhow::Result<Command> {
 }
 
 fn measure(shape: &Shape, capture: &Path, at_rest: u64) -> anyhow::Result<Case> {
-    let named = named_flows(capture)?;
+    let (rows, named) = rows(capture)?;
+    ensure!(rows == shape.flows, "{}: {rows} rows of {} flows", shape.name, shape.flows);
     ensure!(
         named == shape.flows,
         "{}: {named} of {} flows are listed with their names",
@@ -194,17 +195,18 @@ fn measure(shape: &Shape, capture: &Path, at_rest: u64) -> anyhow::Result<Case> 
     })
 }
 
-/// How many rows have a name: a flow that is left out, split or merged with another would make the rest look fast.
-fn named_flows(capture: &Path) -> anyhow::Result<u32> {
+/// How many rows there are, and with a name: flows left out, split or merged would make the rest look fast.
+fn rows(capture: &Path) -> anyhow::Result<(u32, u32)> {
     let mut child = agent()?.arg(capture).stdout(Stdio::piped()).spawn().context("start usher-agent")?;
-    let mut named = 0;
+    let (mut all, mut named) = (0, 0);
     if let Some(rows) = child.stdout.take() {
         for row in BufReader::new(rows).lines() {
+            all += 1;
             named += u32::from(row.context("read the rows")?.contains("\"via\":\"sni\""));
         }
     }
     ensure!(child.wait().context("wait for usher-agent")?.success(), "usher-agent failed");
-    Ok(named)
+    Ok((all, named))
 }
 
 /// Runs a command to its end, its output read by nobody.
