@@ -120,6 +120,7 @@ fn the_name_is_read_in_every_version_that_has_salts() {
         (V2, Version::V2),
         (DRAFT_29, Version::V1Draft),
         (0xff00_0020, Version::V1Draft),
+        (0xff00_0022, Version::V1),
         // mvfst; a vendor's; one that forces version negotiation.
         (0xface_b00e, Version::V1Draft),
         (0xface_b002, Version::V1),
