@@ -6,7 +6,7 @@ use usher_agent::capture::table::{Table, TableLimits};
 use usher_agent::classify::{Catalogue, Classifier, Limits};
 use usher_models::units::Micros;
 
-const LINK_TYPES: [i32; 8] = [1, 0, 9, 12, 101, 113, 228, 276];
+const LINK_TYPES: [i32; 16] = [1, 0, 9, 12, 101, 113, 228, 276, 50, 51, 104, 105, 108, 127, 166, 204];
 
 // Input: a byte that picks the link type, then frames, each after two bytes: its length and by how much it was cut.
 fuzz_target!(|data: &[u8]| {
@@ -26,8 +26,14 @@ fuzz_target!(|data: &[u8]| {
                 table.name_flow(&sample.flow, class, sampling);
             }
         }
+        for sample in table.overdue_fragments(now) {
+            classifier.observe(&sample);
+        }
         classifier.expire(now);
         assert!(classifier.held()[0].1 <= 4 && classifier.held()[1].1 <= 8_192);
         assert!(table.flows() <= 8);
+    }
+    for sample in table.rest_of_fragments() {
+        classifier.observe(&sample);
     }
 });
