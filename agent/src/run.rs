@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
+use thread_priority::ThreadPriority;
+use thread_priority::unix::{
+    DeadlineFlags, RealtimeThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,6 +32,13 @@ use crate::verdicts::{Order, Verdicts};
 
 /// Push steps and answers that may wait.
 const QUEUE: usize = 256;
+
+/// How much of every [`VERDICTS_PERIOD`] is the verdicts' thread's before any other thread's, and no more than that: half of
+/// one CPU, so that a flood of new flows cannot take the rest from forwarding. What it has no time for waits in the ring.
+const VERDICTS_SHARE: Duration = Duration::from_millis(1);
+
+/// The longest that the verdicts' thread waits for a CPU while it keeps within its share.
+const VERDICTS_PERIOD: Duration = Duration::from_millis(2);
 
 /// Orders to the verdicts' thread that may wait.
 const ORDERS: usize = 16;
@@ -217,6 +228,7 @@ fn start_verdicts(
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = async move {
+        reserve_time();
         let mut seconds = interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ended = Some(ended);
@@ -237,6 +249,26 @@ fn start_verdicts(
         }
     };
     std::thread::Builder::new().name("verdicts".to_owned()).spawn(move || runtime.block_on(work)).map(drop)
+}
+
+/// Reserves CPU time for this thread (SCHED_DEADLINE, sched(7)): a verdict that waits for other threads' turns is a
+/// megabyte in no class.
+fn reserve_time() {
+    let share = ThreadPriority::Deadline {
+        runtime: VERDICTS_SHARE,
+        deadline: VERDICTS_PERIOD,
+        period: VERDICTS_PERIOD,
+        flags: DeadlineFlags::RESET_ON_FORK,
+    };
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Deadline);
+    // Thread 0 is the one that asks.
+    if set_thread_priority_and_policy(0, share, policy).is_err() {
+        tracing::warn!(
+            why = %std::io::Error::last_os_error(),
+            "no CPU time is reserved for verdicts, they come late on a busy gateway: give the agent CAP_SYS_NICE, all CPUs, \
+             and in its unit RestrictRealtime=no"
+        );
+    }
 }
 
 /// Lets the uplink send what there is, for a while.

@@ -175,3 +175,75 @@ impl Verdicts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+    use tokio::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::capture::{Capture, Pace, Source};
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: cdn.streams.example\r\n\r\n";
+    /// The beginning of a ClientHello of 512 bytes (RFC 8446, 4.1.2).
+    const HALF_A_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 and the rest is lost";
+
+    /// The verdicts over a capture of flows from 10.0.0.2, each with these first bytes and in slot 3, at a wall clock.
+    fn over(first_bytes: &[&[u8]], queue: usize) -> (Capture, Verdicts, Receiver<Named>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("flows.pcap");
+        let dead = pcap::Capture::dead(pcap::Linktype::ETHERNET).unwrap();
+        let mut file = dead.savefile(&path).unwrap();
+        for (number, bytes) in (0_u16..).zip(first_bytes) {
+            let mut frame = Vec::new();
+            let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([10, 0, 0, 2], [192, 0, 2, 9], 64);
+            builder.tcp(40_000 + number, 443, 1, 1_000).ack(1).write(&mut frame, bytes).unwrap();
+            let length = u32::try_from(frame.len()).unwrap();
+            let ts = libc::timeval { tv_sec: 1_700_000_000, tv_usec: 0 };
+            let header = pcap::PacketHeader { ts, caplen: length, len: length };
+            file.write(&pcap::Packet { header: &header, data: &frame });
+        }
+        drop(file);
+        let (mut capture, flows) = Capture::open(&Source::File { path, pace: Pace::Fast }).unwrap();
+        capture.bind("10.0.0.2/32".parse().unwrap(), 3).unwrap();
+        let mut catalogue = Catalogue::built_in();
+        catalogue.extend("own.yaml", "prefixes: [{prefix: 192.0.2.0/24, app: mine, class: bulk}]").unwrap();
+        let (sender, named) = channel(queue);
+        let flows = Flows::Capture(Box::new(flows));
+        (capture, Verdicts::new(flows, Classifier::new(catalogue), sender, Metrics::new()), named)
+    }
+
+    async fn all(verdicts: &mut Verdicts) {
+        while verdicts.next(Micros::now).await {}
+        verdicts.finish(Micros::now());
+    }
+
+    #[tokio::test]
+    async fn a_flow_concluded_late_is_told_like_one_named_at_once() {
+        let (_capture, mut verdicts, mut named) = over(&[REQUEST, HALF_A_HELLO], 8);
+        all(&mut verdicts).await;
+        let (at_once, late) = (named.try_recv().unwrap(), named.try_recv().unwrap());
+        assert_eq!((at_once.slot, at_once.app.as_deref(), at_once.via), (3, Some("streams"), Via::Http));
+        assert_eq!((late.slot, late.app.as_deref(), late.via), (3, Some("mine"), Via::Prefix));
+        assert!(late.at >= late.first_packet);
+        assert!(named.try_recv().is_err(), "each is told once");
+    }
+
+    #[tokio::test]
+    async fn a_verdict_about_a_flow_that_is_forgotten_is_told_and_counted() {
+        let (mut capture, mut verdicts, mut named) = over(&[REQUEST], 8);
+        let sample = verdicts.flows.next_sample().await.unwrap();
+        assert_eq!(capture.sweep(sample.seen.after(std::time::Duration::from_hours(1))), 1);
+        verdicts.observe(&sample, &Micros::now);
+        assert_eq!(named.try_recv().unwrap().app.as_deref(), Some("streams"));
+        assert_eq!(verdicts.metrics.flows_gone.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn verdicts_that_nobody_takes_are_counted_and_hold_nothing_up() {
+        let (capture, mut verdicts, _named) = over(&[REQUEST, REQUEST, REQUEST], 1);
+        all(&mut verdicts).await;
+        assert_eq!(verdicts.metrics.flows_untold.get(), 2);
+        assert_eq!(capture.flows(), 3);
+    }
+}

@@ -76,7 +76,7 @@ impl ProbeConfig {
             max_flows: 262_144,
             max_subscribers: 16_384,
             max_prefixes: 65_536,
-            ring_bytes: 4 << 20,
+            ring_bytes: 16 << 20,
             sample_packets: 24,
             sample_bytes: 2_048,
             sample_rate: BitsPerSecond(40_000_000),

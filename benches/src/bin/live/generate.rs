@@ -2,7 +2,8 @@
 //!
 //! Of every [`WATCHED`]th flow the time is taken just before its deciding packet is sent, and its entry in the probe's
 //! flow table is looked at every [`LOOK`] until the verdict stands there. What is measured so is never less than
-//! the truth: it has the sending, the way to the probe and up to one look more in it.
+//! the truth: it has the sending, the way to the probe and up to one look more in it. Sender and witness stand for other
+//! machines and a stopwatch, so that CPU time is reserved for them where the kernel allows it ([`reserve`]).
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -11,6 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use thread_priority::ThreadPriority;
+use thread_priority::unix::{
+    DeadlineFlags, RealtimeThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy,
+};
 use usher_models::wire::Class;
 
 use crate::frames::{Ends, Kind, NAMES, openings};
@@ -68,7 +73,11 @@ pub(crate) async fn generate(task: &Task) -> Result<Sent> {
     line.filter("less 1", true)?;
     let flows = Flows::open(&task.pins)?;
     let (watch, watched) = channel();
-    let witness = std::thread::spawn(move || witness(&flows, &watched));
+    let witness = std::thread::spawn(move || {
+        reserve(Duration::from_micros(60), Duration::from_micros(300));
+        witness(&flows, &watched)
+    });
+    reserve(Duration::from_millis(1), Duration::from_millis(2));
     let mut sent = Sent {
         flows: 0,
         frames: 0,
@@ -166,6 +175,23 @@ fn witness(flows: &Flows, watched: &Receiver<Watched>) -> (Vec<Duration>, u64, u
             }
         });
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Reserves CPU time for the calling thread: `share` of every `period`.
+fn reserve(share: Duration, period: Duration) {
+    let priority = ThreadPriority::Deadline {
+        runtime: share,
+        deadline: period,
+        period,
+        flags: DeadlineFlags::RESET_ON_FORK,
+    };
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Deadline);
+    if set_thread_priority_and_policy(0, priority, policy).is_err() {
+        // On stderr: on stdout stands what was measured.
+        usher_tests::process::say(
+            "no CPU time could be reserved for the load: what it measures has its own delays in it",
+        );
     }
 }
 

@@ -183,9 +183,11 @@ impl Stage {
             let label = format!("reason=\"{reason}\"");
             lost_by_reason.push((reason.to_owned(), rise("usher_agent_packets_total", &[&label])));
         }
-        for metric in ["flows_untold", "flows_gone", "naming_failures", "no_verdict", "classifier_refusals"] {
-            say(&format!("{case}: {metric} {}", rise(&format!("usher_agent_{metric}_total"), &[])));
+        let mut aside = format!("{case}:");
+        for metric in ["flows_untold", "flows_gone", "naming_failures", "no_verdict"] {
+            let _ = write!(aside, " {metric} {}", rise(&format!("usher_agent_{metric}_total"), &[]));
         }
+        say(&aside);
         let decisions = Decisions::between(&before, &after);
         let ms = sent.as_ref().map_or(&[][..], |sent| &sent.verdict_ms);
         let first_megabyte = downloads.first_megabyte()?;
@@ -274,7 +276,8 @@ impl Load {
             })?;
         ensure!(status.success(), "the load ended ({status}): {}", self.0.last_words());
         let printed = self.0.printed();
-        let mut deserializer = serde_json::Deserializer::from_str(&printed);
+        let figures = printed.find('{').map_or("", |at| &printed[at..]);
+        let mut deserializer = serde_json::Deserializer::from_str(figures);
         let sent = Sent::deserialize(&mut deserializer).context("read what the load printed")?;
         Ok((Some(sent), cpu))
     }
@@ -423,7 +426,7 @@ fn print(figures: &Figures) {
     row("decision p99 / max below, ms (agent)", &|case| {
         format!("{} / {}", case.decision_p99_below_ms, case.decision_max_below_ms)
     });
-    row("samples lost", &|case| format!("{} {:?}", case.lost, case.lost_by_reason));
+    row("samples lost", &|case| format!("{:.0}", case.lost));
     row("CPU: agent (its verdicts' thread), load", &|case| {
         format!(
             "{:.2} ({:.2}), {:.2}",
