@@ -193,12 +193,10 @@ fn list<'a>(
     flows: impl Iterator<Item = &'a Flow>,
     lines: &mut Lines<'_>,
 ) -> Result<(), ClassifyError> {
-    let mut flows: Vec<(Micros, &Flow)> = flows.map(|flow| (flow.first, flow)).collect();
+    let mut flows: Vec<&Flow> = flows.collect();
     // They come almost in order, which a stable sort makes use of.
-    flows.sort_by(|(first, flow), (other_first, other)| {
-        first.cmp(other_first).then_with(|| flow.order().cmp(&other.order()))
-    });
-    for (_, flow) in flows {
+    flows.sort_by(|one, other| one.first.cmp(&other.first).then_with(|| one.order().cmp(&other.order())));
+    for flow in flows {
         lines.row(capture, flow)?;
     }
     Ok(())
