@@ -48,15 +48,19 @@ pub(crate) fn quic_task(certificates: &Path, fetches: Vec<(Ipv4Addr, String)>, e
 /// How the first megabytes were counted.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct FirstMegabyte {
-    pub(crate) first_megabyte_right: f64,
-    pub(crate) first_megabyte_bytes_right: f64,
-    pub(crate) tls: Right,
-    pub(crate) quic: Right,
+    /// Share of right flows.
+    #[serde(rename = "first_megabyte_right")]
+    pub(crate) flows_right: f64,
+    /// Share of right bytes.
+    #[serde(rename = "first_megabyte_bytes_right")]
+    pub(crate) bytes_right: f64,
+    pub(crate) tls: Counted,
+    pub(crate) quic: Counted,
 }
 
 /// Flows of one kind.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Right {
+pub(crate) struct Counted {
     pub(crate) flows: usize,
     /// With 95 % or more of the first megabyte in the right class.
     pub(crate) right: usize,
@@ -139,17 +143,16 @@ impl<'a> Downloads<'a> {
         let before: u64 =
             tls.before.min(MEGABYTE * tls.flows as u64) + quic.before.min(MEGABYTE * quic.flows as u64);
         Ok(FirstMegabyte {
-            first_megabyte_right: ratio(tls.right + quic.right, flows),
-            first_megabyte_bytes_right: 1.0
-                - ratio(usize::try_from(before)?, flows * usize::try_from(MEGABYTE)?),
+            flows_right: ratio(tls.right + quic.right, flows),
+            bytes_right: 1.0 - ratio(usize::try_from(before)?, flows * usize::try_from(MEGABYTE)?),
             tls,
             quic,
         })
     }
 }
 
-fn right(usage: &Usage, flows: impl Iterator<Item = (Ipv4Addr, (&'static str, Class))>) -> Result<Right> {
-    let mut sum = Right::default();
+fn right(usage: &Usage, flows: impl Iterator<Item = (Ipv4Addr, (&'static str, Class))>) -> Result<Counted> {
+    let mut sum = Counted::default();
     for (address, (_, class)) in flows {
         let by_class = usage.of(address)?;
         let all: u64 = by_class.iter().sum();

@@ -129,7 +129,7 @@ fn send(
         opening.protocol,
     );
     let mut at = Instant::now();
-    let is_watched = number % WATCHED == 0 && kind != Kind::Dns;
+    let is_watched = number.is_multiple_of(WATCHED) && kind != Kind::Dns;
     for frame in opening.frames(ends) {
         if is_watched {
             at = Instant::now();

@@ -51,7 +51,8 @@ const METRICS: &str = "127.0.0.1:9464";
 /// One measured case.
 #[derive(Debug, Serialize)]
 struct Case {
-    case: &'static str,
+    #[serde(rename = "case")]
+    name: &'static str,
     new_flows_per_s: f64,
     frames_per_s: f64,
     flows_named_per_s: f64,
@@ -193,7 +194,7 @@ impl Stage {
         let first_megabyte = downloads.first_megabyte()?;
         let sent_seconds = sent.as_ref().map_or(took, |sent| sent.seconds);
         Ok(Case {
-            case,
+            name: case,
             new_flows_per_s: sent.as_ref().map_or(0.0, |sent| per_second(sent.flows, sent.seconds)),
             frames_per_s: sent.as_ref().map_or(0.0, |sent| per_second(sent.frames, sent.seconds)),
             flows_named_per_s: rise("usher_agent_verdicts_total", &[]) / sent_seconds,
@@ -359,7 +360,9 @@ impl Decisions {
     fn between(before: &Page, after: &Page) -> Self {
         const METRIC: &str = "usher_agent_decision_seconds_bucket";
         let before = before.histogram(METRIC);
-        let counted = |bound: f64| before.iter().find(|(other, _)| *other == bound).map_or(0.0, |(_, n)| *n);
+        let counted = |bound: f64| {
+            before.iter().find(|(other, _)| other.total_cmp(&bound).is_eq()).map_or(0.0, |(_, n)| *n)
+        };
         let rise = after.histogram(METRIC).into_iter().map(|(bound, count)| (bound, count - counted(bound)));
         Self(rise.collect())
     }
@@ -409,7 +412,7 @@ fn cpu_seconds(process: &std::path::Path) -> Result<f64> {
 fn print(figures: &Figures) {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(std::iter::once("").chain(figures.cases.iter().map(|case| case.case)));
+    table.set_header(std::iter::once("").chain(figures.cases.iter().map(|case| case.name)));
     let mut row = |name: &str, value: &dyn Fn(&Case) -> String| {
         table.add_row(std::iter::once(name.to_owned()).chain(figures.cases.iter().map(value)));
     };
@@ -442,9 +445,7 @@ fn print(figures: &Figures) {
             case.first_megabyte.quic.flows
         )
     });
-    row("first megabytes' bytes right", &|case| {
-        format!("{:.3} %", case.first_megabyte.first_megabyte_bytes_right * 100.0)
-    });
+    row("first megabytes' bytes right", &|case| format!("{:.3} %", case.first_megabyte.bytes_right * 100.0));
     say(&table.to_string());
     say(&format!(
         "{} names; {} CPUs shared by load, agent, clients and servers; classes: {}",
