@@ -112,6 +112,11 @@ impl Clock {
         self.watermark = Some(self.watermark.map_or(mark, |before| before.max(mark)));
     }
 
+    /// As far as it was moved on.
+    pub(super) fn watermark(&self) -> Option<Micros> {
+        self.watermark
+    }
+
     /// When the silence of an agent would let the watermark go on without it.
     pub(super) fn next_idle(&self, now: Micros) -> Option<Micros> {
         if self.agents.len() < 2 {

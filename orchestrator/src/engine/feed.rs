@@ -69,9 +69,12 @@ impl Engine {
         }
     }
 
-    /// How far windows have room.
+    /// How far windows have room: everything up to the next boundary, and what may come with it.
     fn reach(&self) -> i64 {
-        self.boundary.map_or(i64::MAX, |boundary| boundary.saturating_add(self.world.layout.reach))
+        let layout = &self.world.layout;
+        self.boundary.map_or(i64::MAX, |boundary| {
+            layout.boundary_after(boundary).unwrap_or(boundary).saturating_add(layout.reach)
+        })
     }
 
     fn wait(&mut self, from: i64, batch: Batch) {
@@ -188,7 +191,7 @@ impl Engine {
             return;
         }
         // A verdict is told of at once: what is ahead of everything is so by the clocks' difference.
-        let at = named.at.get().min(self.boundary.map_or(i64::MAX, |boundary| boundary + layout.reach - 1));
+        let at = named.at.get().min(self.reach() - 1);
         let hash = APPS.hash_one(named.app.as_str());
         let (page, seat) = self.pages.page_mut(named.line);
         let mut listed = page.seats[seat].listed;

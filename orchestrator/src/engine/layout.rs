@@ -14,7 +14,7 @@ use usher_models::Class;
 
 use crate::policy::{Fact, Measure, Source, Stat, Window};
 
-/// How far ahead of what is closed, beyond the lateness, an agent's report may be before it has to wait.
+/// How far ahead of the next boundary, beyond the lateness, an agent's report may be before it has to wait.
 pub(super) const SLACK: Duration = Duration::from_secs(5);
 /// Blocks that live longer than this are kept apart from those that live shorter.
 const LONG: i64 = 3_600_000_000;
@@ -154,7 +154,7 @@ pub(super) struct Layout {
     pub(super) of_class: [Vec<usize>; Class::ALL.len()],
     /// Groups fed by an app.
     pub(super) of_app: BTreeMap<String, Vec<usize>>,
-    /// How far after the last boundary a report may end and still have its panes, micros.
+    /// How far after the next boundary a report may end and still have its panes, micros.
     pub(super) reach: i64,
 }
 
@@ -236,7 +236,7 @@ fn place(fact: &Fact, steps: &[i64], reach: i64) -> Placed {
         Stat::Percentile(_) => Keeps::Samples,
         Stat::Distinct => Keeps::Bits,
     };
-    let open = u32::try_from(reach / step).unwrap_or(u32::MAX).saturating_add(2);
+    let open = u32::try_from(reach / step).unwrap_or(u32::MAX).saturating_add(3);
     let (shape, room, lingers) = match (fact.window, fact.stat) {
         (_, Stat::Ewma { half_life }) => {
             let half_life = micros(half_life);

@@ -248,6 +248,35 @@ impl Engine {
         [agenda, self.clock.next_idle(self.now)].into_iter().flatten().min()
     }
 
+    /// Up to when everything was told, event time.
+    pub fn watermark(&self) -> Option<Micros> {
+        self.clock.watermark()
+    }
+
+    /// Every profile, but for its keys.
+    pub fn profiles(&self) -> impl Iterator<Item = Profile> {
+        let seats = self.pages.lines().filter_map(|line| self.pages.get(line));
+        seats.map(|seat| self.cards.profile(&seat.id, seat.card))
+    }
+
+    /// What makes an engine with these plans, countries and profiles of this one, where it was taken up again.
+    pub fn inputs_to(&self, directory: &Directory) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        if *directory.plans() != self.world.plans || *directory.countries() != self.world.countries {
+            let (plans, countries) = (directory.plans().clone(), directory.countries().clone());
+            inputs.push(Input::Tariffs { plans, countries });
+        }
+        let gone = self.profiles().filter(|profile| directory.profile(&profile.id).is_none());
+        inputs.extend(gone.map(|profile| Input::ProfileGone(profile.id)));
+        for profile in directory.profiles() {
+            let keyless = Profile { keys: BTreeSet::new(), ..profile.clone() };
+            if self.profile(&profile.id).is_none_or(|known| known != keyless) {
+                inputs.push(Input::Profile(keyless));
+            }
+        }
+        inputs
+    }
+
     /// The line of a subscriber with a profile.
     pub fn line(&self, id: &SubscriberId) -> Option<Line> {
         self.roster.find(&id.0, &self.pages)
@@ -327,6 +356,18 @@ impl Engine {
     pub fn profile(&self, id: &SubscriberId) -> Option<Profile> {
         let seat = self.pages.get(self.line(id)?)?;
         Some(self.cards.profile(&seat.id, seat.card))
+    }
+
+    /// Tells of every open session: its agent, its id, whose it is.
+    pub fn open_sessions(&self, mut tell: impl FnMut(&str, &str, Line)) {
+        for line in self.pages.lines() {
+            let Some(seat) = self.pages.get(line) else { continue };
+            for (agent, sessions) in &SubscriberState::unpack(&seat.state).sessions {
+                for session in sessions.keys() {
+                    tell(agent, session, line);
+                }
+            }
+        }
     }
 
     /// How many subscribers have a profile.

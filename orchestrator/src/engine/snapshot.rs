@@ -1,7 +1,7 @@
 //! All of an engine in one file: taken in no time, written at leisure, read back whole.
 //!
 //! ```text
-//! | "USHRSNAP" | format | policy revision | what is small | pages, 64 lines each | nothing | checksum |
+//! | "USHRSNAP" | format | position | policy revision | what is small | pages, 64 lines each | nothing | checksum |
 //! ```
 //!
 //! Each part is its length (32 bits) and its bytes (postcard). The checksum (BLAKE3) is over everything before it: a file
@@ -56,6 +56,8 @@ pub enum SnapshotError {
 /// An engine at one moment. Holds on to memory that the engine changes only by copy.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// The last input of the journal that is in it.
+    pub position: u64,
     revision: String,
     head: Vec<u8>,
     pages: Vec<Arc<Page>>,
@@ -78,8 +80,9 @@ struct Head {
 }
 
 impl Engine {
-    /// Everything as it is now. Between two steps; takes microseconds a thousand subscribers.
-    pub fn snapshot(&self) -> Snapshot {
+    /// Everything as it is now, after the input at `position` of the journal. Between two steps; takes microseconds a
+    /// thousand subscribers.
+    pub fn snapshot(&self, position: u64) -> Snapshot {
         let head = Head {
             cards: self.cards.clone(),
             clock: self.clock.clone(),
@@ -94,14 +97,15 @@ impl Engine {
             pages: self.pages.share().len(),
         };
         Snapshot {
+            position,
             revision: self.world.policy.revision().to_owned(),
             head: postcard::to_allocvec(&head).expect("numbers, words and lists can be packed"),
             pages: self.pages.share(),
         }
     }
 
-    /// An engine as it was when the snapshot was taken, under the same policy.
-    pub fn from_snapshot(policy: Policy, file: impl Read) -> Result<Self, SnapshotError> {
+    /// An engine as it was when the snapshot was taken, under the same policy, and at which position of the journal.
+    pub fn from_snapshot(policy: Policy, file: impl Read) -> Result<(Self, u64), SnapshotError> {
         let mut file = Checked { inner: file, hasher: blake3::Hasher::new() };
         let mut magic = [0; 8];
         file.exact(&mut magic)?;
@@ -109,6 +113,8 @@ impl Engine {
             return Err(SnapshotError::Foreign);
         }
         let mut part = Vec::new();
+        let mut position = [0; 8];
+        file.exact(&mut position)?;
         file.part(&mut part)?;
         if part != policy.revision().as_bytes() {
             let (found, expected) =
@@ -143,7 +149,7 @@ impl Engine {
         engine.world.stopped = head.stopped;
         engine.index(&pages);
         engine.pages = pages;
-        Ok(engine)
+        Ok((engine, u64::from_le_bytes(position)))
     }
 
     /// What is worked out from the seats.
@@ -173,6 +179,7 @@ impl Snapshot {
         let mut file = Hashed { inner: file, hasher: blake3::Hasher::new() };
         file.all(MAGIC)?;
         file.all(&FORMAT.to_le_bytes())?;
+        file.all(&self.position.to_le_bytes())?;
         file.part(self.revision.as_bytes())?;
         file.part(&self.head)?;
         for page in &self.pages {

@@ -7,6 +7,8 @@ use super::io::{Candidate, Decision, Desire, DirectionName, Gate, Mode, Observed
 use super::*;
 
 mod days;
+mod reference;
+mod snapshots;
 
 const POLICY: &str = r#"version: 1
 facts:

@@ -70,7 +70,7 @@ pub(super) struct Spread {
     pub(super) parts: Vec<(u32, f64, f64)>,
     /// Seconds of the whole.
     seconds: f64,
-    /// Where the part ends, micros.
+    /// Where the whole ends, micros.
     end: i64,
     /// It has the end of the whole in it.
     is_last: bool,
@@ -86,7 +86,7 @@ impl Spread {
     ) -> (Self, bool) {
         let whole = seconds(end - start);
         let first = from.max(closed.div_euclid(step).saturating_mul(step));
-        let mut spread = Self { parts: Vec::new(), seconds: whole, end: to, is_last: to >= end };
+        let mut spread = Self { parts: Vec::new(), seconds: whole, end, is_last: to >= end };
         if first < to {
             for pane in first.div_euclid(step)..=(to - 1).div_euclid(step) {
                 let part = seconds(to.min((pane + 1) * step) - first.max(pane * step));

@@ -27,10 +27,10 @@ pub struct Profile {
     #[serde(default)]
     pub complaint_open: bool,
     /// Employer or household the line belongs to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub organisation: Option<String>,
     /// IANA time zone where the person lives; the session's own goes first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub time_zone: Option<String>,
     /// Day of the month the bill is made up to, 1 to 28.
     #[serde(default = "first")]

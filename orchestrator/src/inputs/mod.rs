@@ -3,6 +3,8 @@
 //! Each input is stepped through the engine and made durable with everything it led to, in one transaction, before it
 //! is answered. What it led to is then carried out elsewhere, from the ledger, so that it survives the process.
 
+mod intake;
+mod keeping;
 mod sessions;
 mod task;
 #[cfg(test)]
@@ -17,6 +19,8 @@ use crate::identity::Directory;
 use crate::ledger::BatchMark;
 use crate::policy::{Policy, PolicyErrors};
 
+pub use intake::{Applied, Intake, Taken};
+pub use sessions::Kept;
 pub use task::{Bells, EngineTask, Queues, TaskError};
 
 /// Inputs that may wait. A sender waits when they do: an agent's batches then stay in its spool.

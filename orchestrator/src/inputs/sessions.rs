@@ -64,7 +64,7 @@ pub(super) struct Resolved {
 
 /// What the ledger keeps of a batch, subscribers still by line.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub struct Kept {
     agent: String,
     mark: BatchMark,
     start: Micros,
@@ -111,22 +111,35 @@ impl Kept {
 
 impl Sessions {
     /// As the ledger has them.
-    pub(super) fn restore(rows: Vec<SessionRow>, engine: &Engine) -> Self {
+    pub(super) fn restore(rows: impl IntoIterator<Item = SessionRow>, engine: &Engine) -> Self {
         let mut sessions = Self::default();
-        let mut closed: Vec<_> = rows
-            .iter()
-            .filter(|row| !row.open)
-            .map(|row| (row.changed, row.agent.clone(), row.session.clone()))
-            .collect();
-        closed.sort();
+        let mut closed = Vec::new();
         for row in rows {
+            if !row.open {
+                closed.push((row.changed, row.agent.clone(), row.session.clone()));
+            }
             let line = row.subscriber.as_ref().and_then(|id| engine.line(id)).unwrap_or(NOBODY);
             let of_agent = sessions.by_agent.entry(row.agent).or_default();
             of_agent.remember(&row.session, line, row.open);
         }
+        closed.sort();
         for (at, agent, session) in closed {
             sessions.by_agent.entry(agent).or_default().closed.push_back((at, session.into()));
         }
+        sessions
+    }
+
+    /// The sessions that are open in an engine.
+    pub(super) fn of_engine(engine: &Engine) -> Self {
+        let mut sessions = Self::default();
+        engine.open_sessions(|agent, session, line| {
+            if !sessions.by_agent.contains_key(agent) {
+                sessions.by_agent.insert(agent.to_owned(), OfAgent::default());
+            }
+            if let Some(of_agent) = sessions.by_agent.get_mut(agent) {
+                of_agent.remember(session, line, true);
+            }
+        });
         sessions
     }
 

@@ -1,14 +1,14 @@
 //! The engine task: one input at a time, stepped, made durable, answered.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
 use usher_models::units::{Micros, SubscriberId};
 
-use super::sessions::{Resolved, Sessions};
-use super::{Book, Refusal, Request};
+use super::intake::{Intake, Taken};
+use super::{Book, Refusal, Request, keeping};
 use crate::advice::{self, Offer, Tapped};
 use crate::agents::Batch;
 use crate::api;
@@ -23,8 +23,11 @@ use crate::policy::PolicyErrors;
 const TICK: Duration = Duration::from_secs(1);
 /// And at most this often where nothing comes in.
 const TICK_LEAST: Duration = Duration::from_millis(10);
-/// Boots of one agent remembered; beyond them the ledger's own selection is read again.
-const BOOTS_MAX: usize = 64;
+
+/// A snapshot is taken this often where anything happened, and after so many bytes of the journal: they are read again
+/// after a restart.
+const SNAPSHOT_EVERY: Duration = Duration::from_mins(1);
+const JOURNAL_MAX: usize = 64 << 20;
 
 /// Decisions are kept this long for people to look at: longer than any back-off or re-arm looks back.
 const DECISIONS_KEPT: Duration = Duration::from_hours(400 * 24);
@@ -66,18 +69,31 @@ pub enum TaskError {
 /// The task's own state.
 #[derive(Debug)]
 pub struct EngineTask {
-    engine: Engine,
+    intake: Intake,
     book: Arc<Book>,
     ledger: Ledger,
-    sessions: Sessions,
-    /// Last sequence applied, by agent and boot.
-    marks: HashMap<String, HashMap<Vec<u8>, u64>>,
     metrics: Metrics,
     bells: Bells,
     in_force: watch::Sender<Arc<Book>>,
     now: Micros,
     pruned: Micros,
     counted: Counters,
+    /// The last position of the journal.
+    position: u64,
+    keeping: Keeping,
+}
+
+/// When the next snapshot is to be taken, and the one being written.
+#[derive(Debug)]
+struct Keeping {
+    /// As soon as can be: there is none of this engine yet.
+    at_once: bool,
+    /// When the last one was taken, and where.
+    last: (Micros, u64),
+    /// Bytes of the journal since.
+    journaled: usize,
+    /// The one being written, and where it was taken.
+    writing: Option<(u64, JoinHandle<std::io::Result<()>>)>,
 }
 
 impl EngineTask {
@@ -91,30 +107,37 @@ impl EngineTask {
         bells: Bells,
     ) -> Result<Self, TaskError> {
         let (rows, marks) = ledger.with(|ledger| Ok((ledger.sessions()?, ledger.batch_marks()?))).await?;
-        let mut by_agent: HashMap<String, HashMap<Vec<u8>, u64>> = HashMap::new();
-        for (agent, mark) in marks {
-            by_agent.entry(agent).or_default().insert(mark.boot, mark.sequence);
-        }
-        let engine = engine_of(&book, &ledger).await?;
+        let (of_book, end) = (book.clone(), ledger.with(Ledger::journal_end).await?);
+        let taken_up = ledger.with(move |ledger| keeping::take_up(&of_book, ledger)).await?;
+        let is_new = taken_up.is_none();
+        let (engine, position) = match taken_up {
+            Some(taken_up) => taken_up,
+            None => (engine_of(&book, &ledger).await?, end),
+        };
+        let counted = engine.counters();
         let mut task = Self {
-            sessions: Sessions::restore(rows, &engine),
-            engine,
+            intake: Intake::new(engine, rows, marks),
             book,
             ledger,
-            marks: by_agent,
             metrics,
             bells,
             in_force,
             now: Micros::now(),
             pruned: Micros::default(),
-            counted: Counters::default(),
+            counted,
+            position,
+            keeping: Keeping { at_once: is_new, last: (Micros::now(), 0), journaled: 0, writing: None },
         };
         let stopped = task.ledger.with(Ledger::stopped).await?;
         if stopped {
             tracing::warn!("the kill switch is on: nothing is decided until `usher resume`");
         }
         let mut record = task.record();
-        record.effects = task.engine.step(task.now, Input::Stop(stopped));
+        record.journal_anew = is_new;
+        for input in task.intake.engine.inputs_to(&task.book.directory) {
+            task.step(&mut record, input);
+        }
+        task.step(&mut record, Input::Stop(stopped));
         task.reassign(&mut record).await?;
         task.commit(record).await?;
         Ok(task)
@@ -141,7 +164,7 @@ impl EngineTask {
 
     /// Until the engine next wants to be looked at.
     fn pause(&self) -> Duration {
-        let due = self.engine.next_due().map_or(TICK, |due| due.since(Micros::now()));
+        let due = self.intake.engine.next_due().map_or(TICK, |due| due.since(Micros::now()));
         due.clamp(TICK_LEAST, TICK)
     }
 
@@ -158,7 +181,14 @@ impl EngineTask {
     async fn tick(&mut self) -> Result<(), TaskError> {
         let now = self.advance();
         let mut record = self.record();
-        record.effects = self.engine.step(now, Input::Tick);
+        let engine = &self.intake.engine;
+        let (due, watermark) = (engine.next_due().is_some_and(|due| due <= now), engine.watermark());
+        self.step(&mut record, Input::Tick);
+        // Time that passed and changed nothing needs no remembering.
+        if !due && record.effects.is_empty() && self.intake.engine.watermark() == watermark {
+            self.position -= record.journal.len() as u64;
+            record.journal.clear();
+        }
         self.commit(record).await?;
         if now.since(self.pruned) >= PRUNE_EVERY {
             self.pruned = now;
@@ -194,68 +224,61 @@ impl EngineTask {
 
     async fn batch(&mut self, batch: Batch) -> Result<Result<BatchMark, Refusal>, TaskError> {
         let (agent, mark) = (batch.agent.clone(), batch.mark.clone());
-        let last = self.marks.get(&agent).and_then(|boots| boots.get(&mark.boot)).copied();
-        match last {
-            Some(last) if mark.sequence <= last => {
-                self.metrics.batches_duplicate.inc();
-                return Ok(Ok(BatchMark { boot: mark.boot, sequence: last }));
-            }
-            Some(last) if mark.sequence > last + 1 => {
-                return Ok(Err(Refusal::Gap { got: mark.sequence, expected: last + 1 }));
-            }
-            None if mark.sequence > 1 => {
-                let missing = mark.sequence - 1;
-                self.metrics.batches_missing.inc_by(missing);
-                tracing::warn!(agent, missing, "batches were acknowledged by a ledger that is not this one");
-            }
-            Some(_) | None => {}
-        }
         let now = self.advance();
-        let Resolved { kept, observed, ignored, verdicts } =
-            self.sessions.resolve(batch, &self.book.directory, &self.engine);
-        for (&reason, &times) in &ignored {
+        let applied = match self.intake.batch(batch, &self.book.directory, now) {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(Taken::Before(last)) => {
+                self.metrics.batches_duplicate.inc();
+                return Ok(Ok(last));
+            }
+            Ok(Taken::Now(applied)) => applied,
+        };
+        if applied.missing > 0 {
+            self.metrics.batches_missing.inc_by(applied.missing);
+            let missing = applied.missing;
+            tracing::warn!(agent, missing, "batches were acknowledged by a ledger that is not this one");
+        }
+        for (&reason, &times) in &applied.ignored {
             self.metrics.records_ignored.get_or_create(&Reason { reason }).inc_by(times);
         }
-        for took in verdicts {
+        for took in &applied.verdicts {
             self.metrics.verdict_seconds.observe(took.as_secs_f64());
         }
+        let kept = applied.kept;
         self.metrics.usage_records.inc_by(u64::try_from(kept.usage_records()).unwrap_or(u64::MAX));
         self.metrics.lateness_seconds.observe(now.since(kept.end()).as_secs_f64());
         let mut record = self.record();
-        record.effects = self.engine.step(now, Input::Observed(observed));
-        record.batch = Some(kept.record(&self.engine));
+        record.effects = applied.effects;
+        self.position += 1;
+        record.journal.push((self.position, applied.input));
+        record.batch = Some(kept.record(&self.intake.engine));
         self.commit(record).await?;
-        self.mark(agent, &mark).await?;
+        if self.intake.has_many_boots(&agent) {
+            let marks = self.ledger.with(Ledger::batch_marks).await?;
+            let of_agent = marks.into_iter().filter(|(of, _)| *of == agent).map(|(_, mark)| mark);
+            self.intake.set_boots(&agent, of_agent);
+        }
         self.metrics.batches_applied.inc();
         Ok(Ok(mark))
     }
 
-    async fn mark(&mut self, agent: String, mark: &BatchMark) -> Result<(), TaskError> {
-        let boots = self.marks.entry(agent.clone()).or_default();
-        boots.insert(mark.boot.clone(), mark.sequence);
-        if boots.len() > BOOTS_MAX {
-            let marks = self.ledger.with(Ledger::batch_marks).await?;
-            let kept = marks.into_iter().filter(|(of, _)| *of == agent);
-            *boots = kept.map(|(_, mark)| (mark.boot, mark.sequence)).collect();
-        }
-        Ok(())
-    }
-
     /// Puts another policy and other profiles in force, or changes nothing.
     async fn load(&mut self, book: Arc<Book>) -> Result<(), TaskError> {
-        let now = self.advance();
+        self.advance();
         let mut record = self.record();
         if book.policy.revision() == self.book.policy.revision() {
             book.policy.check(book.directory.plans())?;
             for input in book.directory.inputs_since(&self.book.directory) {
-                record.effects.extend(self.engine.step(now, input));
+                self.step(&mut record, input);
             }
         } else {
             // Windows begin anew: facts of another policy are other facts.
             let stopped = self.ledger.with(Ledger::stopped).await?;
-            self.engine = engine_of(&book, &self.ledger).await?;
+            self.intake.engine = engine_of(&book, &self.ledger).await?;
             self.counted = Counters::default();
-            record.effects = self.engine.step(now, Input::Stop(stopped));
+            record.journal_anew = true;
+            self.keeping.at_once = true;
+            self.step(&mut record, Input::Stop(stopped));
         }
         self.book = book;
         self.reassign(&mut record).await?;
@@ -268,9 +291,10 @@ impl EngineTask {
     async fn reassign(&mut self, record: &mut InputRecord) -> Result<(), TaskError> {
         let rows = self.ledger.with(Ledger::sessions).await?;
         let directory = &self.book.directory;
-        let (reassigned, observed) = self.sessions.reassign(rows, directory, &self.engine, self.now);
+        let (reassigned, observed) =
+            self.intake.sessions.reassign(rows, directory, &self.intake.engine, self.now);
         for observed in observed {
-            record.effects.extend(self.engine.step(self.now, Input::Observed(observed)));
+            self.step(record, Input::Observed(observed));
         }
         record.reassigned = reassigned;
         Ok(())
@@ -306,17 +330,17 @@ impl EngineTask {
             None => return Ok(Tapped::Unknown),
             Some(row) if row.tapped.is_some() => return Ok(Tapped::Already),
             Some(row) if row.say.expires <= at => return Ok(Tapped::Expired),
-            Some(_) if self.engine.mode() == Mode::Stop => return Ok(Tapped::Stopped),
+            Some(_) if self.intake.engine.mode() == Mode::Stop => return Ok(Tapped::Stopped),
             Some(_) => {}
         }
-        match self.engine.tap_state(&decision, now) {
+        match self.intake.engine.tap_state(&decision, now) {
             TapState::Open => {}
             TapState::Used => return Ok(Tapped::Already),
             TapState::Expired => return Ok(Tapped::Expired),
             TapState::Unknown => return Ok(Tapped::Unknown),
         }
         let mut record = self.record();
-        record.effects = self.engine.step(now, Input::Tapped(decision.clone()));
+        self.step(&mut record, Input::Tapped(decision.clone()));
         tracing::info!(%decision, "tap accepted");
         record.tap = Some(decision);
         self.commit(record).await?;
@@ -328,9 +352,9 @@ impl EngineTask {
             api::Ask::Stop { stop, answer } => {
                 let changed = self.ledger.with(Ledger::stopped).await? != stop;
                 if changed {
-                    let now = self.advance();
+                    self.advance();
                     let mut record = self.record();
-                    record.effects = self.engine.step(now, Input::Stop(stop));
+                    self.step(&mut record, Input::Stop(stop));
                     record.stop = Some(stop);
                     self.commit(record).await?;
                     tracing::warn!(stop, "kill switch turned");
@@ -338,9 +362,43 @@ impl EngineTask {
                 let _ = answer.send(changed);
             }
             api::Ask::Facts { subscriber, answer } => {
-                let _ = answer.send(self.engine.facts_of(&subscriber, Micros::now()));
+                let _ = answer.send(self.intake.engine.facts_of(&subscriber, Micros::now()));
             }
         }
+        Ok(())
+    }
+
+    /// Has the engine take in an input, now; what it leads to, and the input itself, is the record's.
+    fn step(&mut self, record: &mut InputRecord, input: Input) {
+        self.position += 1;
+        record.journal.push((self.position, keeping::encode(self.now, &input)));
+        record.effects.extend(self.intake.engine.step(self.now, input));
+    }
+
+    /// Takes a snapshot where it is time, to be written beside all else; the journal up to one that is written is over.
+    async fn keep(&mut self) -> Result<(), TaskError> {
+        if let Some((position, writing)) = self.keeping.writing.take_if(|(_, writing)| writing.is_finished())
+        {
+            match writing.await {
+                Ok(Ok(())) => self.ledger.with(move |ledger| ledger.journal_forget(position)).await?,
+                Ok(Err(error)) => tracing::warn!(%error, "the engine's snapshot cannot be written"),
+                Err(error) => tracing::warn!(%error, "the engine's snapshot was given up"),
+            }
+        }
+        let keeping = &mut self.keeping;
+        let is_time = self.now.since(keeping.last.0) >= SNAPSHOT_EVERY && self.position > keeping.last.1;
+        if keeping.writing.is_some() || !(keeping.at_once || is_time || keeping.journaled >= JOURNAL_MAX) {
+            return Ok(());
+        }
+        let snapshot = self.intake.engine.snapshot(self.position);
+        let path = keeping::file_of(self.ledger.path());
+        let writing = tokio::task::spawn_blocking(move || keeping::write(&snapshot, &path));
+        *keeping = Keeping {
+            at_once: false,
+            last: (self.now, self.position),
+            journaled: 0,
+            writing: Some((self.position, writing)),
+        };
         Ok(())
     }
 
@@ -348,7 +406,7 @@ impl EngineTask {
     /// ends the task and with it the process: memory is ahead of the ledger then, and the ledger is right.
     async fn commit(&mut self, mut record: InputRecord) -> Result<(), TaskError> {
         self.count_left_out();
-        for (subscriber, state) in self.engine.take_dirty() {
+        for (subscriber, state) in self.intake.engine.take_dirty() {
             match state {
                 Some(state) => {
                     let row = serde_json::to_string(&state).map_err(LedgerError::Encode)?;
@@ -361,6 +419,7 @@ impl EngineTask {
             return Ok(());
         }
         self.count_effects(&record.effects);
+        self.keeping.journaled += record.journal.iter().map(|(_, input)| input.len()).sum::<usize>();
         let began = Instant::now();
         let applied = self.ledger.with(move |ledger| ledger.apply(&record)).await?;
         self.metrics.ledger_seconds.observe(began.elapsed().as_secs_f64());
@@ -370,12 +429,12 @@ impl EngineTask {
         if !applied.messages.is_empty() {
             self.bells.messages.notify_one();
         }
-        Ok(())
+        self.keep().await
     }
 
     /// What the engine could make nothing of since the last look.
     fn count_left_out(&mut self) {
-        let (now, before) = (self.engine.counters(), self.counted);
+        let (now, before) = (self.intake.engine.counters(), self.counted);
         for (reason, now, before) in [
             ("engine_late", now.late, before.late),
             ("engine_misdated", now.misdated, before.misdated),

@@ -7,6 +7,7 @@
 //! Its methods block; async callers go through [`Ledger::with`]. Writers take one connection, readers another, so
 //! that a long listing never holds up a batch.
 
+mod journal;
 mod open;
 mod overview;
 pub mod pushes;
@@ -27,7 +28,7 @@ pub use record::{
 };
 
 /// Layout this build writes, kept in the file's `user_version`.
-pub const LAYOUT: i64 = 1;
+pub const LAYOUT: i64 = 2;
 
 /// Why the ledger could not do what was asked. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

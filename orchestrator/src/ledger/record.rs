@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
-use super::{Ledger, LedgerError, pushes, stored};
+use super::{Ledger, LedgerError, journal, pushes, stored};
 use crate::engine::io::{Decision, DecisionId, Effect, Say};
 
 /// Boots remembered of one agent. A boot beyond them is one whose gateway restarted that many times since.
@@ -35,6 +35,10 @@ pub struct InputRecord {
     pub engine_gone: Vec<SubscriberId>,
     /// What the engine wants done.
     pub effects: Vec<Effect>,
+    /// What the engine was given, encoded, by its place in the journal.
+    pub journal: Vec<(u64, Vec<u8>)>,
+    /// The journal begins anew: what is in it was for another engine.
+    pub journal_anew: bool,
 }
 
 /// A session that belongs to somebody else than before.
@@ -224,6 +228,7 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
     for subscriber in &record.engine_gone {
         transaction.prepare_cached("DELETE FROM engine WHERE subscriber = ?1")?.execute([&subscriber.0])?;
     }
+    journal::write(transaction, record)?;
     let mut applied = Applied::default();
     for effect in &record.effects {
         match effect {

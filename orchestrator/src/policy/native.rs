@@ -118,8 +118,17 @@ impl Native {
             Self::Read(place) => lookup(*place)?.into(),
             Self::Not(a) => Value::Truth(!a.truth(lookup)?),
             Self::Negate(a) => Value::Number(-a.number(lookup)?),
-            Self::And(a, b) => Value::Truth(a.truth(lookup)? && b.truth(lookup)?),
-            Self::Or(a, b) => Value::Truth(a.truth(lookup)? || b.truth(lookup)?),
+            // What cannot be said of one side does not matter where the other decides.
+            Self::And(a, b) => match a.truth(lookup) {
+                Some(false) => Value::Truth(false),
+                Some(true) => Value::Truth(b.truth(lookup)?),
+                None => (b.truth(lookup) == Some(false)).then_some(Value::Truth(false))?,
+            },
+            Self::Or(a, b) => match a.truth(lookup) {
+                Some(true) => Value::Truth(true),
+                Some(false) => Value::Truth(b.truth(lookup)?),
+                None => (b.truth(lookup) == Some(true)).then_some(Value::Truth(true))?,
+            },
             Self::If(parts) => {
                 let (condition, yes, no) = &**parts;
                 return if condition.truth(lookup)? { yes.value(lookup) } else { no.value(lookup) };

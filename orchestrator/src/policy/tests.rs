@@ -439,3 +439,64 @@ fn deep_and_long_expressions_are_refused_or_evaluated_and_never_overflow_the_sta
     }
     assert!(taken >= 3, "{taken}");
 }
+
+/// A condition over two facts, a number and a word of the plan and a truth, as text.
+fn condition() -> impl Strategy<Value = String> {
+    let number = prop_oneof![
+        Just("capped".to_owned()),
+        Just("plan.limit".to_owned()),
+        prop_oneof![Just("0.0"), Just("0.5"), Just("-1.5"), Just("2.0")].prop_map(str::to_owned),
+    ];
+    let number = number.prop_recursive(2, 6, 2, |inner| {
+        prop_oneof![
+            (inner.clone(), prop_oneof![Just("+"), Just("-"), Just("*"), Just("/")], inner.clone())
+                .prop_map(|(a, sign, b)| format!("({a} {sign} {b})")),
+            inner.prop_map(|a| format!("-({a})")),
+        ]
+    });
+    let signs = prop_oneof![Just("<"), Just("<="), Just(">"), Just(">="), Just("=="), Just("!=")];
+    let simple = prop_oneof![
+        4 => (number.clone(), signs.clone(), number).prop_map(|(a, sign, b)| format!("{a} {sign} {b}")),
+        1 => signs.prop_map(|sign| format!("plan.video {sign} 'hd'")),
+        1 => Just("sub.active".to_owned()),
+        1 => Just("'hdtv' in sub.addons".to_owned()),
+        1 => Just("true".to_owned()),
+    ];
+    simple.prop_recursive(3, 8, 3, |inner| {
+        prop_oneof![
+            (inner.clone(), prop_oneof![Just("&&"), Just("||")], inner.clone())
+                .prop_map(|(a, sign, b)| format!("({a} {sign} {b})")),
+            inner.clone().prop_map(|a| format!("!({a})")),
+            (inner.clone(), inner.clone(), inner).prop_map(|(a, b, c)| format!("({a} ? {b} : {c})")),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_fast_form_of_a_condition_says_what_cel_says(
+        condition in condition(),
+        capped in prop_oneof![Just(0.0), Just(0.5), Just(f64::NAN), Just(f64::INFINITY), -3.0..3.0],
+        limit in prop_oneof![Just(0.0), Just(2.0), -3.0..3.0],
+        hd in any::<bool>(), active in any::<bool>(), hdtv in any::<bool>(),
+    ) {
+        let text = SMALL.replace("capped > 0.8 && plan.video == 'sd'", &condition);
+        let Ok(policy) = Policy::parse("policy.yaml", &text) else { return Ok(()) };
+        let when = &policy.moments()["starved"].when;
+        let known = |read: &Read| match read {
+            Read::Fact(_) => Some(Known::Number(capped)),
+            Read::Plan(field) if field == "limit" => Some(Known::Number(limit)),
+            Read::Plan(_) => Some(Known::Word(if hd { "hd" } else { "sd" }.to_owned())),
+            Read::Sub("active") => Some(Known::Truth(active)),
+            Read::Sub(_) => Some(Known::Words(hdtv.then(|| "hdtv".to_owned()).into_iter().collect())),
+            _ => None,
+        };
+        let reads: Vec<Read> = when.reads().cloned().collect();
+        let native = when.native().expect("nothing in it but what a tree can say");
+        let fast = native.truth(&mut |place| known(&reads[place]));
+        prop_assert_eq!(fast == Some(true), when.truth(known) == Ok(true), "{}", condition);
+        // What may never hold, does not, whatever is known.
+        let none = |_: usize| None;
+        prop_assert!(native.may_hold(&none) || fast != Some(true));
+    }
+}

@@ -1,0 +1,87 @@
+//! How the engine comes back after the process is gone: a snapshot in a file, and the ledger's journal since.
+//!
+//! Each input is in the journal in the very transaction that holds what it led to. A snapshot says at which position of
+//! the journal it was taken, and counts only while the journal still has that position; what follows is stepped again,
+//! and its effects, which the ledger has, are dropped. Without a snapshot that fits, the engine is made of the ledger's
+//! rows: then only windows begin anew.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter};
+use std::path::{Path, PathBuf};
+
+use usher_models::units::Micros;
+
+use super::Book;
+use crate::engine::Engine;
+use crate::engine::io::Input;
+use crate::engine::snapshot::Snapshot;
+use crate::ledger::{Ledger, LedgerError};
+
+/// Inputs read of the journal at a time.
+const AT_ONCE: u32 = 256;
+/// Bytes of a file read or written at a time.
+const BUFFER: usize = 1 << 20;
+
+/// Where the snapshot of a ledger's engine is.
+pub(super) fn file_of(ledger: &Path) -> PathBuf {
+    ledger.with_file_name("engine.snapshot")
+}
+
+/// An input as the journal has it.
+pub(super) fn encode(at: Micros, input: &Input) -> Vec<u8> {
+    postcard::to_allocvec(&(at, input)).expect("numbers, words and lists can be packed")
+}
+
+/// The engine as the last process left it, and the position it is at; `None`: no snapshot fits.
+pub(super) fn take_up(book: &Book, ledger: &Ledger) -> Result<Option<(Engine, u64)>, LedgerError> {
+    let path = file_of(ledger.path());
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "the engine's snapshot cannot be opened: windows begin anew");
+            return Ok(None);
+        }
+    };
+    let read = Engine::from_snapshot(book.policy.clone(), BufReader::with_capacity(BUFFER, file));
+    let (mut engine, mut position) = match read {
+        Ok(taken) => taken,
+        Err(error) => {
+            // After a change of policy that is as it should be.
+            tracing::warn!("the snapshot {} {error}: windows begin anew", path.display());
+            return Ok(None);
+        }
+    };
+    if !ledger.journal_has(position)? {
+        tracing::info!("the snapshot is older than the journal: windows begin anew");
+        return Ok(None);
+    }
+    loop {
+        let inputs = ledger.journal_after(position, AT_ONCE)?;
+        if inputs.is_empty() {
+            // What changed is in the ledger.
+            engine.take_dirty();
+            return Ok(Some((engine, position)));
+        }
+        for (at_position, input) in inputs {
+            let (at, input): (Micros, Input) = postcard::from_bytes(&input).map_err(|error| {
+                LedgerError::Corrupt { what: format!("journal {at_position}"), why: error.to_string() }
+            })?;
+            engine.step(at, input);
+            position = at_position;
+        }
+    }
+}
+
+/// Writes a snapshot in place of the last one: whole, or not at all.
+pub(super) fn write(snapshot: &Snapshot, path: &Path) -> io::Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    let mut file = BufWriter::with_capacity(BUFFER, File::create(&unfinished)?);
+    snapshot.write(&mut file)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
