@@ -3,7 +3,8 @@
 use usher_models::Class;
 use usher_models::wire::Direction;
 
-use super::dns::{self, Asker};
+use super::answers::Asker;
+use super::dns;
 use super::in_progress::InProgress;
 use super::knowledge::Proof;
 use super::packet::Segment;

@@ -11,8 +11,8 @@ use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
 use super::aged::Aged;
+use super::answers::{Answers, Asker};
 use super::catalogue::Catalogue;
-use super::dns::{Answers, Asker};
 use super::signature::{Signature, Whose};
 use super::verdict::{GUESSED, INFERRED, SIGNED, SURE, Strength, UNOWNED, Verdict, Via};
 use super::{Limits, name, packet};

@@ -19,6 +19,7 @@
 //! ```
 
 pub(crate) mod aged;
+mod answers;
 mod beginnings;
 pub mod catalogue;
 mod conversations;
@@ -50,9 +51,10 @@ use std::time::Duration;
 use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
+pub use self::answers::AnswerLimits;
+use self::answers::Asker;
 use self::beginnings::Beginnings;
 pub use self::catalogue::{Catalogue, CatalogueError};
-use self::dns::{AnswerLimits, Asker};
 use self::handshakes::{Handshake, Handshakes};
 use self::held::Held;
 use self::in_progress::InProgress;

@@ -7,7 +7,8 @@ use usher_models::Class;
 use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
-use super::dns::{self, Asker};
+use super::answers::Asker;
+use super::dns;
 use super::in_progress::InProgress;
 use super::knowledge::{Proof, Proven, Scene};
 use super::looks::{self, Glimpse, Looks};

@@ -5,7 +5,7 @@
 
 use usher_models::wire::FlowKey;
 
-use super::dns::Asker;
+use super::answers::Asker;
 use super::held::Held;
 
 /// Most flows that wait for the same clue.

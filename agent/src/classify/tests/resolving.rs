@@ -1,9 +1,98 @@
-//! DNS beyond one datagram: over TCP, and after what is none.
+//! What DNS tells about the flows after it: in datagrams, over TCP, and after what is none.
 
 use super::*;
 
 fn prefixed(message: &[u8]) -> Vec<u8> {
     [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat()
+}
+
+#[test]
+fn an_address_learnt_by_dns_names_a_flow_that_carries_no_name() {
+    let mut classifier = classifier();
+    let (asked, answered) = resolve(&mut classifier, 7, "seg.streams.example", 60);
+    let Observation::Named(verdict) = &asked else { panic!("{asked:?}") };
+    assert_eq!((verdict.class, verdict.name.as_deref()), (Class::System, Some("seg.streams.example")));
+    assert_eq!(asked.instruction(), Some((Class::System, true)), "the answer is wanted");
+    assert_eq!(answered, Observation::Again { class: Class::System, sampling: true });
+
+    let quic = key(17, SERVER, 6_000, 443);
+    let Observation::Named(verdict) = classifier.observe(&udp(quic, 7, Direction::Up, at(2), b"\xc0quic"))
+    else {
+        panic!("not named")
+    };
+    assert_eq!((verdict.class, verdict.via), (Class::Video, Via::Dns));
+    assert!(verdict.confidence < SURE);
+
+    // Another subscriber's flow to the same address knows nothing of it, nor does this one's after the session.
+    let others = key(17, SERVER, 6_001, 443);
+    assert!(gave_up(&classifier.observe(&udp(others, 8, Direction::Up, at(2), b"x"))));
+    classifier.forget(7);
+    let later = key(17, SERVER, 6_002, 443);
+    assert!(gave_up(&classifier.observe(&udp(later, 7, Direction::Up, at(3), b"x"))));
+}
+
+#[test]
+fn an_unknown_name_learnt_by_dns_is_of_the_web_on_ports_of_the_web_alone() {
+    let mut classifier = classifier();
+    resolve(&mut classifier, 7, "host.unheard.test", 60);
+    for (port, class) in [(443, Class::Web), (27_015, Class::Other)] {
+        let observation =
+            classifier.observe(&udp(key(17, SERVER, 6_000, port), 7, Direction::Up, at(1), b"x"));
+        assert_eq!(observation.instruction(), Some((class, true)), "its bytes may prove more");
+        assert!(matches!(observation, Observation::Named(_)));
+    }
+}
+
+#[test]
+fn an_answer_is_believed_if_it_was_asked_for_and_comes_from_a_server() {
+    let forged = answer("seg.streams.example", &[SERVER], 60);
+    let (unicast, multicast) = (key(17, RESOLVER, 5_000, 53), key(17, RESOLVER, 5_353, 5_353));
+    let mut other_port = unicast;
+    other_port.subscriber_port += 1;
+    let asked = query("seg.streams.example");
+    let asked_otherwise = query("pages.example");
+    for (packets, why) in [
+        (vec![(unicast, Direction::Down, &forged)], "nobody asked"),
+        (vec![(other_port, Direction::Up, &asked), (unicast, Direction::Down, &forged)], "not on this flow"),
+        (
+            vec![(unicast, Direction::Up, &asked_otherwise), (unicast, Direction::Down, &forged)],
+            "not for this",
+        ),
+        (vec![(unicast, Direction::Up, &asked), (unicast, Direction::Up, &forged)], "said by the subscriber"),
+        (vec![(multicast, Direction::Up, &asked), (multicast, Direction::Down, &forged)], "multicast"),
+    ] {
+        let mut classifier = classifier();
+        for (flow, direction, message) in packets {
+            classifier.observe(&udp(flow, 7, direction, at(0), message));
+        }
+        let flow = key(17, SERVER, 6_000, 443);
+        let observation = classifier.observe(&udp(flow, 7, Direction::Up, at(1), b"x"));
+        assert!(gave_up(&observation), "{why}: {observation:?}");
+    }
+}
+
+#[test]
+fn what_is_no_dns_on_its_port_is_not_of_the_system() {
+    let mut classifier = classifier();
+    let flow = key(17, RESOLVER, 5_000, 53);
+    let observed = [(); 5].map(|()| classifier.observe(&udp(flow, 7, Direction::Up, at(0), b"tunnel")));
+    assert_eq!(observed[..3], [const { Observation::NeedMore }; 3]);
+    assert_eq!(observed[3], Observation::GiveUp { keeps_sampling: false });
+    assert_eq!(observed[4], Observation::Again { class: Class::Other, sampling: false });
+    assert!(classifier.counters().contains(&("malformed_dns", 5)));
+}
+
+#[test]
+fn anonymous_addresses_share_no_answers() {
+    let mut classifier = classifier();
+    resolve(&mut classifier, ANONYMOUS, "seg.streams.example", 60);
+    let own = key(17, SERVER, 6_000, 443);
+    let named = classifier.observe(&udp(own, ANONYMOUS, Direction::Up, at(1), b"x"));
+    assert!(matches!(named, Observation::Named(_)));
+    let mut other = own;
+    other.subscriber[15] = 99;
+    let observation = classifier.observe(&udp(other, ANONYMOUS, Direction::Up, at(1), b"x"));
+    assert!(gave_up(&observation), "{observation:?}");
 }
 
 #[test]
