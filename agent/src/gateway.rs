@@ -135,7 +135,7 @@ impl Gateway {
                 app: named.app.as_deref().unwrap_or_default().to_owned(),
                 class: telemetry::Class::from(named.class).into(),
                 via: named.via.name().to_owned(),
-                confidence: named.confidence,
+                confidence: named.confidence.get(),
                 first_packet_us: named.first_packet.get(),
                 verdict_us: named.at.get(),
             });

@@ -12,7 +12,7 @@ use usher_models::Class;
 use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
-use crate::classify::{Catalogue, Classifier, Concluded, Observation, Verdict, Via};
+use crate::classify::{Catalogue, Classifier, Concluded, Confidence, Observation, Verdict, Via};
 use crate::dataplane::{DataPlaneError, Flows, Sample};
 use crate::metrics::Metrics;
 
@@ -40,7 +40,7 @@ pub struct Named {
     /// What that rests on.
     pub via: Via,
     /// How sure it is, 0 to 1.
-    pub confidence: f64,
+    pub confidence: Confidence,
     /// When the flow's first packet was seen.
     pub first_packet: Micros,
     /// When it was named.

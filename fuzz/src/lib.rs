@@ -126,7 +126,7 @@ pub fn check(observation: &Observation) {
         // A host name, with the brackets of an address and a port.
         assert!(!name.is_empty() && name.len() <= 260, "{name:?}");
         assert!(name.chars().all(|character| !character.is_control() && character != ' '), "{name:?}");
-        assert!((0.0..=1.0).contains(confidence));
+        assert!((0.0..=1.0).contains(&confidence.get()));
     }
 }
 

@@ -64,7 +64,9 @@ use self::packet::{Packet, Payload, Segment};
 use self::signature::Signature;
 use self::told::Told;
 use self::verdict::Strength;
-pub use self::verdict::{Concluded, GUESSED, INFERRED, Observation, SIGNED, SURE, UNOWNED, Verdict, Via};
+pub use self::verdict::{
+    Concluded, Confidence, GUESSED, INFERRED, Observation, SIGNED, SURE, UNOWNED, Verdict, Via,
+};
 use self::waiting::Waiting;
 use crate::dataplane::Sample;
 

@@ -94,8 +94,8 @@ pub struct Verdict {
     pub class: Class,
     /// What the verdict rests on.
     pub via: Via,
-    /// How sure the app is, 0 to 1; see [`Via`].
-    pub confidence: f64,
+    /// How sure the app is; see [`Via`].
+    pub confidence: Confidence,
     /// The host name, canonical; of HTTP, the authority as the request writes it, which may have a port and be an address.
     /// Stays on the gateway.
     pub name: Option<Box<str>>,
@@ -103,17 +103,38 @@ pub struct Verdict {
     pub keeps_sampling: bool,
 }
 
+/// How sure an app is, 0 to 1, in hundredths: nobody can tell finer, and a million flows hold one each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Confidence(u8);
+
+impl Confidence {
+    /// The number, 0 to 1.
+    pub fn get(self) -> f64 {
+        f64::from(self.0) / 100.0
+    }
+}
+
+impl fmt::Display for Confidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0 / 100, self.0 % 100) {
+            (whole, 0) => write!(f, "{whole}"),
+            (whole, part) if part % 10 == 0 => write!(f, "{whole}.{}", part / 10),
+            (whole, part) => write!(f, "{whole}.{part:02}"),
+        }
+    }
+}
+
 /// Confidence in a name that the flow itself carries.
-pub const SURE: f64 = 0.98;
+pub const SURE: Confidence = Confidence(98);
 /// Confidence in a protocol, or a part of one, that one app speaks.
-pub const SIGNED: f64 = 0.97;
+pub const SIGNED: Confidence = Confidence(97);
 /// Confidence in a name by which a DNS answer called the address: addresses are shared by many names. And in an app that a
 /// flow's port spoke to another address by.
-pub const INFERRED: f64 = 0.85;
+pub const INFERRED: Confidence = Confidence(85);
 /// Confidence in a prefix of addresses.
-pub const GUESSED: f64 = 0.6;
+pub const GUESSED: Confidence = Confidence(60);
 /// Confidence in a protocol that many apps speak, told as an app of its own: the class is right, whose it is is not known.
-pub const UNOWNED: f64 = 0.5;
+pub const UNOWNED: Confidence = Confidence(50);
 
 /// What a sample told.
 #[derive(Debug, Clone, PartialEq)]
@@ -160,6 +181,19 @@ impl Observation {
             Self::Named(verdict) | Self::Upgraded(verdict) => Some((verdict.class, verdict.keeps_sampling)),
             Self::GiveUp { keeps_sampling } => Some((Class::Other, *keeps_sampling)),
             Self::Again { class, sampling } => Some((*class, *sampling)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confidence_is_written_as_the_number_it_is() {
+        for hundredths in 0..=100 {
+            let confidence = Confidence(hundredths);
+            assert_eq!(confidence.to_string(), confidence.get().to_string());
         }
     }
 }

@@ -13,7 +13,7 @@ use usher_models::wire::Direction;
 use super::Format;
 use super::text::Text;
 use crate::capture::table::Flow;
-use crate::classify::packet;
+use crate::classify::{Confidence, packet};
 
 /// Bytes of lines that are written at once.
 const OUT_BUFFER: usize = 64 * 1024;
@@ -49,8 +49,7 @@ enum Value<'a> {
     Endpoint(SocketAddr),
     /// Tags and tunnels around the flow's first packet, outermost first.
     Layers(&'a Flow),
-    /// 0 to 1.
-    Confidence(f64),
+    Confidence(Confidence),
     Number(u64),
     /// RFC 3339, as exact as the stamp.
     Time(Micros),
@@ -138,7 +137,7 @@ impl<'a> Lines<'a> {
             match *value {
                 Value::Text(value) => text.json_string(value),
                 Value::Unknown => text.put(b"null"),
-                Value::Confidence(value) => text.float(value),
+                Value::Confidence(value) => text.display(&value),
                 Value::Number(value) => text.number(value),
                 Value::Layers(flow) => {
                     text.put(b"[");
@@ -199,7 +198,7 @@ fn put(text: &mut Text, value: &Value<'_>) {
                 text.display(&layer);
             }
         }
-        Value::Confidence(value) => text.float(value),
+        Value::Confidence(value) => text.display(&value),
         Value::Number(value) => text.number(value),
         Value::Time(at) => text.time(at),
     }

@@ -52,7 +52,7 @@ mod tests {
             app: Some("app".into()),
             class: Class::Web,
             via: Via::Sni,
-            confidence: 0.95,
+            confidence: crate::classify::SURE,
             name: Some(name.into()),
             keeps_sampling: false,
         };

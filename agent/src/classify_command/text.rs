@@ -17,8 +17,6 @@ pub(super) struct Text {
     bytes: Vec<u8>,
     /// The last second written, and how: rows come in the order of their times.
     second: Option<(i64, String)>,
-    /// The last confidence written, and how: there are few.
-    float: Option<(f64, String)>,
 }
 
 impl Text {
@@ -41,15 +39,6 @@ impl Text {
 
     pub(super) fn number(&mut self, number: u64) {
         self.put(itoa::Buffer::new().format(number).as_bytes());
-    }
-
-    pub(super) fn float(&mut self, number: f64) {
-        if self.float.as_ref().is_none_or(|(last, _)| last.to_bits() != number.to_bits()) {
-            self.float = Some((number, number.to_string()));
-        }
-        if let Some((_, written)) = &self.float {
-            self.bytes.extend_from_slice(written.as_bytes());
-        }
     }
 
     /// Address and port, an IPv6 address in brackets and in its canonical form (RFC 5952).
