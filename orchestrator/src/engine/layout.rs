@@ -236,7 +236,11 @@ fn place(fact: &Fact, steps: &[i64], reach: i64) -> Placed {
         Stat::Percentile(_) => Keeps::Samples,
         Stat::Distinct => Keeps::Bits,
     };
-    let open = u32::try_from(reach / step).unwrap_or(u32::MAX).saturating_add(3);
+    // Open at a time is what may come up to `reach` after the next boundary of the finest grid; where that grid's
+    // boundaries are not among this one's, one pane more is begun.
+    let finest = steps.first().copied().unwrap_or(step);
+    let begun = if step % finest == 0 { (reach - 1) / step + 2 } else { reach / step + 3 };
+    let open = u32::try_from(begun).unwrap_or(u32::MAX);
     let (shape, room, lingers) = match (fact.window, fact.stat) {
         (_, Stat::Ewma { half_life }) => {
             let half_life = micros(half_life);

@@ -75,7 +75,7 @@ impl Look<'_> {
                 Agents::None => false,
                 Agents::One(agent) => clock.covers(agent, from, to),
                 Agents::Several => {
-                    let state = SubscriberState::unpack(&seat.state);
+                    let state = SubscriberState::unpack(&seat.state, self.cards);
                     let mut agents = state.sessions.keys();
                     agents.all(|agent| clock.find(agent).is_some_and(|agent| clock.covers(agent, from, to)))
                 }
@@ -144,7 +144,7 @@ impl Look<'_> {
                 if self.opened.is_none() {
                     let seat = self.seat();
                     let profile = self.cards.profile(&seat.id, card);
-                    let state = SubscriberState::unpack(&seat.state);
+                    let state = SubscriberState::unpack(&seat.state, self.cards);
                     let organisation = card.organisation;
                     let subscriber = Subscriber { state, organisation, ..Subscriber::default() };
                     self.opened = Some(Box::new((profile, subscriber)));

@@ -234,7 +234,7 @@ impl Engine {
         let dirty = std::mem::take(&mut self.dirty);
         let state = |line: u32| {
             let seat = self.pages.get(Line(line))?;
-            Some((SubscriberId(seat.id.to_string()), Some(SubscriberState::unpack(&seat.state))))
+            Some((SubscriberId(seat.id.to_string()), Some(SubscriberState::unpack(&seat.state, &self.cards))))
         };
         gone.chain(dirty.into_iter().filter_map(state)).collect()
     }
@@ -300,7 +300,7 @@ impl Engine {
     /// The message of a decision, while it is remembered.
     pub fn contact(&self, decision: &DecisionId) -> Option<SentMessage> {
         let seat = self.pages.get(*self.by_decision.get(decision)?)?;
-        let contacts = SubscriberState::unpack(&seat.state).contacts;
+        let contacts = SubscriberState::unpack(&seat.state, &self.cards).contacts;
         contacts.into_iter().find(|contact| contact.decision == *decision)
     }
 
@@ -349,7 +349,7 @@ impl Engine {
     /// The durable state of a subscriber.
     pub fn state_of(&self, id: &SubscriberId) -> Option<SubscriberState> {
         let seat = self.pages.get(self.line(id)?)?;
-        Some(SubscriberState::unpack(&seat.state))
+        Some(SubscriberState::unpack(&seat.state, &self.cards))
     }
 
     /// What is known of a subscriber, but for the keys.
@@ -362,7 +362,7 @@ impl Engine {
     pub fn open_sessions(&self, mut tell: impl FnMut(&str, &str, Line)) {
         for line in self.pages.lines() {
             let Some(seat) = self.pages.get(line) else { continue };
-            for (agent, sessions) in &SubscriberState::unpack(&seat.state).sessions {
+            for (agent, sessions) in &SubscriberState::unpack(&seat.state, &self.cards).sessions {
                 for session in sessions.keys() {
                     tell(agent, session, line);
                 }
@@ -516,7 +516,7 @@ impl Engine {
         let zone = (card.zone, profile.time_zone.as_deref());
         let mut cycle = Cycle { cycles: &mut self.cycles, zone, bill_day: profile.bill_day };
         let subscriber = Subscriber {
-            state: SubscriberState::unpack(&seat.state),
+            state: SubscriberState::unpack(&seat.state, &self.cards),
             facts: Vec::new(),
             cycle_left: Some(cycle.left(self.now.get().max(0))),
             organisation: card.organisation,
@@ -557,7 +557,7 @@ impl Engine {
             _ => Agents::Several,
         };
         let roaming = opened.subscriber.whereabouts().is_some_and(|session| session.roaming);
-        let packed = state.pack();
+        let packed = state.pack(&mut self.cards);
         let seat = self.pages.seat_mut(opened.line);
         (seat.state, seat.agents, seat.roaming) = (packed, agents, roaming);
         self.dirty.insert(opened.line.0);

@@ -82,6 +82,7 @@ pub(super) struct Cards {
     addons: Shared<BTreeSet<String>>,
     organisations: Shared<String>,
     zones: Shared<String>,
+    settings: Shared<Vec<(String, String)>>,
     /// What the back office has worked out for one subscriber; its seat's own, in no order.
     offers: BTreeMap<u32, Offer>,
     next_offer: u32,
@@ -135,6 +136,16 @@ impl Cards {
             moved: card.has_moved(),
             offer: self.offers.get(&card.offer).cloned().unwrap_or_default(),
         }
+    }
+
+    /// The number of settings that many have alike; 0: none.
+    pub(super) fn number_of_settings(&mut self, settings: &Vec<(String, String)>) -> u32 {
+        if settings.is_empty() { 0 } else { self.settings.number(settings) }
+    }
+
+    /// The settings of a number.
+    pub(super) fn settings(&self, number: u32) -> &[(String, String)] {
+        self.settings.get(number).map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn plan(&self, card: Card) -> &str {

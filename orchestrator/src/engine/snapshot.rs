@@ -166,7 +166,7 @@ impl Engine {
                 organisation.members.insert(line.0);
                 organisation.moved += usize::from(seat.card.has_moved());
             }
-            let decisions = SubscriberState::contacts_of(&seat.state);
+            let decisions = SubscriberState::contacts_of(&seat.state, &self.cards);
             self.by_decision
                 .extend(decisions.into_iter().map(|decision: DecisionId| (decision, Line(line.0))));
         }

@@ -6,6 +6,7 @@ use usher_models::setting::Setting;
 use usher_models::units::Micros;
 
 use super::io::DecisionId;
+use super::roster::Cards;
 
 /// Most messages remembered of one subscriber. The quotas of a policy look back over these, and a policy that would need
 /// more is refused.
@@ -94,17 +95,22 @@ pub struct OpenSession {
 
 impl SubscriberState {
     /// As it is kept in memory and in snapshots.
-    pub(super) fn pack(&self) -> Box<[u8]> {
+    pub(super) fn pack(&self, cards: &mut Cards) -> Box<[u8]> {
         if *self == Self::default() {
             return Box::default();
         }
-        let desired = self.desired.iter().map(|(name, setting)| {
-            let otherwise = (setting.otherwise != setting.value).then(|| setting.otherwise.clone());
-            (name.clone(), setting.value.clone(), setting.until, otherwise)
-        });
+        let (mut of_plan, mut desired) = (Vec::new(), Vec::new());
+        for (name, setting) in &self.desired {
+            if *setting == Setting::of_plan(setting.value.as_str()) {
+                of_plan.push((name.clone(), setting.value.clone()));
+            } else {
+                desired.push((name.clone(), setting.clone().into()));
+            }
+        }
         let packed = Packed {
             revision: self.revision,
-            desired: desired.collect(),
+            of_plan: cards.number_of_settings(&of_plan),
+            desired,
             overlays: self.overlays.clone(),
             moments: self.moments.clone(),
             contacts: self.contacts.clone(),
@@ -114,18 +120,17 @@ impl SubscriberState {
     }
 
     /// The state that was packed.
-    pub(super) fn unpack(packed: &[u8]) -> Self {
+    pub(super) fn unpack(packed: &[u8], cards: &Cards) -> Self {
         if packed.is_empty() {
             return Self::default();
         }
         let packed: Packed = postcard::from_bytes(packed).expect("it was packed here");
-        let desired = packed.desired.into_iter().map(|(name, value, until, otherwise)| {
-            let otherwise = otherwise.unwrap_or_else(|| value.clone());
-            (name, Setting { value, until, otherwise })
-        });
+        let of_plan = cards.settings(packed.of_plan).iter();
+        let of_plan = of_plan.map(|(name, value)| (name.clone(), Setting::of_plan(value.as_str())));
+        let changed = packed.desired.into_iter().map(|(name, setting)| (name, setting.into()));
         Self {
             revision: packed.revision,
-            desired: desired.collect(),
+            desired: of_plan.chain(changed).collect(),
             overlays: packed.overlays,
             moments: packed.moments,
             contacts: packed.contacts,
@@ -134,8 +139,8 @@ impl SubscriberState {
     }
 
     /// The decisions whose messages are remembered.
-    pub(super) fn contacts_of(packed: &[u8]) -> Vec<DecisionId> {
-        Self::unpack(packed).contacts.into_iter().map(|contact| contact.decision).collect()
+    pub(super) fn contacts_of(packed: &[u8], cards: &Cards) -> Vec<DecisionId> {
+        Self::unpack(packed, cards).contacts.into_iter().map(|contact| contact.decision).collect()
     }
 
     /// Sessions open on any agent, in a fixed order.
@@ -148,10 +153,32 @@ impl SubscriberState {
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Packed {
     revision: u64,
-    /// Name, value, end, and what follows where it is another.
-    desired: Vec<(String, String, Option<Micros>, Option<String>)>,
+    /// Number of the settings that are as a plan gives them: the same for many.
+    of_plan: u32,
+    /// Those that are not.
+    desired: Vec<(String, Changed)>,
     overlays: BTreeMap<String, Overlay>,
     moments: BTreeMap<String, Fired>,
     contacts: Vec<SentMessage>,
     sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
+}
+
+/// A setting with an end, or that is followed by another value.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Changed {
+    value: String,
+    until: Option<Micros>,
+    otherwise: String,
+}
+
+impl From<Setting> for Changed {
+    fn from(setting: Setting) -> Self {
+        Self { value: setting.value, until: setting.until, otherwise: setting.otherwise }
+    }
+}
+
+impl From<Changed> for Setting {
+    fn from(changed: Changed) -> Self {
+        Self { value: changed.value, until: changed.until, otherwise: changed.otherwise }
+    }
 }

@@ -92,6 +92,24 @@ impl Rig {
         changed.await.unwrap()
     }
 
+    async fn facts(&self, subscriber: &str) -> BTreeMap<String, Option<f64>> {
+        let (answer, facts) = oneshot::channel();
+        let subscriber = SubscriberId(subscriber.to_owned());
+        self.api.send(api::Ask::Facts { subscriber, answer }).await.unwrap();
+        let mut facts = facts.await.unwrap();
+        // What is of the person goes by our clock.
+        facts.retain(|name, _| !name.starts_with("sub."));
+        facts
+    }
+
+    /// Returns once the first snapshot is on the disk: until then windows begin anew.
+    async fn is_kept(&self) {
+        let file = keeping::file_of(self.ledger.path());
+        while !file.exists() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn totals(&self) -> BTreeMap<Option<String>, u64> {
         let rows = self.ledger.usage().unwrap();
         rows.into_iter().map(|row| (row.subscriber.map(|id| id.0), row.bytes.0)).collect()
@@ -322,6 +340,67 @@ proptest! {
                 pushes.iter().map(|push| (push.push.subscriber.clone(), push.push.settings.revision)).collect();
             let distinct: BTreeSet<_> = revisions.iter().collect();
             assert_eq!(distinct.len(), revisions.len(), "no revision is pushed twice: {revisions:?}");
+        });
+    }
+}
+
+/// The second that batch `sequence` tells of, so many seconds before now, which is the same for all of a test.
+fn second(sequence: u64, now: Micros, at_cap: f32) -> Batch {
+    let start = now.before(Duration::from_secs(36 - sequence));
+    let batch = Batch {
+        agent: "gw-1".into(),
+        mark: BatchMark { boot: BOOT.to_vec(), sequence },
+        start,
+        end: start.after(Duration::from_secs(1)),
+        timed: true,
+        sessions: if sequence == 1 { open_all(1).sessions } else { Vec::new() },
+        ..Batch::default()
+    };
+    batch.with_usage([("s-a".to_owned(), Usage::video(1_000, Some(at_cap)))])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Windows, holds and silences of an engine that is killed again and again are those of one that never was.
+    #[test]
+    fn windows_survive_kills_at_any_instant(
+        seconds in proptest::collection::vec((0_u8..=4, 0_u8..4), 8..30),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (dir, whole_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let now = Micros::now();
+            let whole = Rig::start(whole_dir.path()).await;
+            let mut rig = Rig::start(dir.path()).await;
+            rig.inbox.batch(second(1, now, 0.5)).await.unwrap();
+            whole.inbox.batch(second(1, now, 0.5)).await.unwrap();
+            rig.is_kept().await;
+            for ((quarters, kill), sequence) in seconds.iter().zip(2..) {
+                let next = || second(sequence, now, f32::from(*quarters) / 4.0);
+                for _ in 0..*kill {
+                    let (sent, batch) = (rig.inbox.clone(), next());
+                    let sending = tokio::spawn(async move { sent.batch(batch).await });
+                    for _ in 0..*kill * 3 {
+                        tokio::task::yield_now().await;
+                    }
+                    rig.kill().await;
+                    sending.abort();
+                    rig = Rig::start(dir.path()).await;
+                }
+                assert_eq!(rig.inbox.batch(next()).await.unwrap().sequence, sequence);
+                whole.inbox.batch(next()).await.unwrap();
+                assert_eq!(rig.facts("sub-a").await, whole.facts("sub-a").await, "after batch {sequence}");
+            }
+            assert!(rig.facts("sub-a").await["video_capped"].is_some());
+            let decisions = |rig: &Rig| -> Vec<_> {
+                let rows = rig.ledger.decisions(None, 100).unwrap().into_iter();
+                rows.map(|row| (row.decision.id, row.decision.facts, row.decision.chosen)).collect()
+            };
+            let (mut found, mut expected) = (decisions(&rig), decisions(&whole));
+            found.sort_by(|a, b| a.0.cmp(&b.0));
+            expected.sort_by(|a, b| a.0.cmp(&b.0));
+            assert_eq!(found, expected);
         });
     }
 }
