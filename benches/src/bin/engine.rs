@@ -227,18 +227,23 @@ fn scatter(number: u32, subscribers: u32) -> u32 {
     u32::try_from(scattered).unwrap_or_default()
 }
 
-/// How many of an agent's subscribers have use in a second: a quarter.
-fn active(agent: u32, subscribers: u32) -> u32 {
-    OF_AGENT.min(subscribers - agent * OF_AGENT).div_ceil(4)
+/// One subscriber in so many has use in a second.
+fn one_in(subscribers: u32) -> u32 {
+    if subscribers > 2_000_000 { 32 } else { 4 }
 }
 
-/// One second of one agent: a quarter of its subscribers, another one each time.
+/// How many of an agent's subscribers have use in a second.
+fn active(agent: u32, subscribers: u32) -> u32 {
+    OF_AGENT.min(subscribers - agent * OF_AGENT).div_ceil(one_in(subscribers))
+}
+
+/// One second of one agent: a part of its subscribers, another one each time.
 fn batch(agent: u32, at: i64, subscribers: u32) -> telemetry::Batch {
     let count = OF_AGENT.min(subscribers - agent * OF_AGENT);
     let turn = u32::try_from(at).unwrap_or_default();
     let mut usage = Vec::new();
     for index in 0..active(agent, subscribers) {
-        let place = (index * 4 + turn) % count;
+        let place = (index * one_in(subscribers) + turn) % count;
         let number = scatter(agent * OF_AGENT + place, subscribers);
         let first = match number % 10 {
             0..5 => telemetry::Class::Video,
