@@ -1,73 +1,135 @@
 //! The probe's parser, on the host: the kernel's source itself, driven with bytes from anywhere.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
+use usher_agent::capture::frame;
+use usher_agent::classify::packet::address;
 use usher_models::wire::{Direction, FlowKey, Reason};
 
 #[path = "../ebpf/src/parse.rs"]
 #[expect(clippy::inline_always, unreachable_pub, reason = "the probe's file, held to the kernel's needs")]
 mod parse;
+#[path = "../ebpf/src/walk.rs"]
+#[expect(
+    clippy::inline_always,
+    clippy::unnecessary_wraps,
+    clippy::cast_possible_truncation,
+    clippy::verbose_bit_mask,
+    unreachable_pub,
+    reason = "the probe's file, held to the kernel's needs"
+)]
+mod walk;
 
-use parse::{Frame, Packet, parse};
+use parse::{Fragment, Frame, Packet, plain};
+use walk::{ETHERNET_HEADER, IP_HEADER, walk};
 
 /// A frame in memory.
 struct Bytes<'a> {
-    bytes: &'a [u8],
+    frame: &'a [u8],
     super_packet: bool,
+    kept: RefCell<Vec<Packet>>,
+}
+
+impl<'a> Bytes<'a> {
+    fn new(frame: &'a [u8], super_packet: bool) -> Self {
+        Self { frame, super_packet, kept: RefCell::default() }
+    }
+
+    /// All packets that a walk finds.
+    fn walked(self, first: u32) -> Result<Vec<Packet>, Reason> {
+        let found = walk(&self, first)?;
+        let kept = self.kept.into_inner();
+        assert_eq!(usize::try_from(found), Ok(kept.len()));
+        Ok(kept)
+    }
 }
 
 impl Frame for Bytes<'_> {
     fn length(&self) -> u32 {
-        u32::try_from(self.bytes.len()).expect("short")
+        u32::try_from(self.frame.len()).expect("short")
     }
 
     fn is_super_packet(&self) -> bool {
         self.super_packet
     }
 
-    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+    fn words_at_hand<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
         let from = usize::try_from(at).expect("small");
-        let bytes = self.bytes.get(from..from.checked_add(N * 4)?)?;
+        let bytes = self.frame.get(from..from.checked_add(N * 4)?)?;
         let mut words = [0; N];
         for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
             *word = u32::from_ne_bytes(bytes.try_into().expect("four bytes"));
         }
         Some(words)
     }
+
+    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        assert!(at.is_multiple_of(2), "the kernel reads words at even places only");
+        self.words_at_hand(at)
+    }
+
+    fn forget(&self, number: u32) -> u32 {
+        number
+    }
+
+    fn keep(&self, place: u32, packet: &Packet) {
+        let mut kept = self.kept.borrow_mut();
+        assert_eq!(usize::try_from(place), Ok(kept.len()), "each place is used once, in order");
+        kept.push(*packet);
+    }
 }
 
-fn read(bytes: &[u8], direction: Direction) -> Result<Packet, Reason> {
-    parse(&Bytes { bytes, super_packet: false }, direction)
+/// All packets of an Ethernet frame.
+fn packets(bytes: &[u8]) -> Result<Vec<Packet>, Reason> {
+    Bytes::new(bytes, false).walked(ETHERNET_HEADER)
+}
+
+/// The innermost packet of an Ethernet frame.
+fn read(bytes: &[u8]) -> Result<Packet, Reason> {
+    packets(bytes).map(|found| *found.last().expect("one at least"))
 }
 
 /// What must hold for any bytes.
 fn holds_together(bytes: &[u8], super_packet: bool) {
-    let up = parse(&Bytes { bytes, super_packet }, Direction::Up);
-    let down = parse(&Bytes { bytes, super_packet }, Direction::Down);
-    match (up, down) {
-        (Ok(up), Ok(down)) => {
-            let end = usize::try_from(up.ip_at + up.ip_bytes).expect("small");
-            assert!(end <= bytes.len(), "counts no byte that is not there");
-            assert!((20..=up.ip_bytes).contains(&up.header_bytes), "{up:?}");
-            assert!(up.trouble.is_none_or(|reason| !reason.outside_usage()), "{up:?}");
-            assert!(!(up.trouble.is_some() && up.worth_a_sample), "{up:?}");
-            assert_eq!(up.flow.zero, [0; 3]);
-            let turned = FlowKey {
-                subscriber: down.flow.remote,
-                remote: down.flow.subscriber,
-                subscriber_port: down.flow.remote_port,
-                remote_port: down.flow.subscriber_port,
-                ..down.flow
-            };
-            assert_eq!(up, Packet { flow: turned, ..down }, "both directions are one flow");
+    for first in [ETHERNET_HEADER, IP_HEADER] {
+        match Bytes::new(bytes, super_packet).walked(first) {
+            Ok(found) => {
+                assert!((1..=4).contains(&found.len()));
+                let mut around = (0, u32::try_from(bytes.len()).expect("short"));
+                for packet in found {
+                    let (begin, end) = (packet.ip_at, packet.ip_at + packet.ip_bytes);
+                    assert!(
+                        around.0 <= begin && end <= around.1,
+                        "counts no byte that is not there: {packet:?}"
+                    );
+                    assert!((20..=packet.ip_bytes).contains(&packet.header_bytes), "{packet:?}");
+                    assert!(packet.trouble.is_none_or(|reason| !reason.outside_usage()), "{packet:?}");
+                    assert!(!(packet.trouble.is_some() && packet.worth_a_sample), "{packet:?}");
+                    around = (begin + packet.header_bytes, end);
+                    let (up, down) = (packet.flow(Direction::Up), packet.flow(Direction::Down));
+                    let turned = FlowKey {
+                        subscriber: down.remote,
+                        remote: down.subscriber,
+                        subscriber_port: down.remote_port,
+                        remote_port: down.subscriber_port,
+                        ..down
+                    };
+                    assert_eq!(up, turned, "both directions are one flow");
+                }
+            }
+            Err(reason) => assert!(reason.outside_usage(), "{reason:?}"),
         }
-        (Err(up), Err(down)) => {
-            assert_eq!(up, down);
-            assert!(up.outside_usage(), "{up:?}");
-        }
-        (up, down) => panic!("{up:?} but {down:?}"),
+    }
+    let frame = Bytes::new(bytes, super_packet);
+    if let Some(packet) = plain(&frame) {
+        assert_eq!(
+            frame.walked(ETHERNET_HEADER),
+            Ok(vec![packet]),
+            "the short way and the long one say the same"
+        );
     }
 }
 
@@ -205,6 +267,152 @@ fn is_mapped(address: [u8; 16]) -> bool {
     address[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
 }
 
+/// What is put around a packet.
+#[derive(Debug, Clone, Copy)]
+enum Around {
+    IpInIp,
+    Gre { checksum: bool, key: bool, sequence: bool },
+    GreBridge,
+    Gtpu { flags: u8, extensions: u8 },
+    Vxlan,
+}
+
+fn around() -> impl Strategy<Value = Around> {
+    prop_oneof![
+        Just(Around::IpInIp),
+        any::<(bool, bool, bool)>().prop_map(|(checksum, key, sequence)| Around::Gre {
+            checksum,
+            key,
+            sequence
+        }),
+        Just(Around::GreBridge),
+        (0_u8..8, 0_u8..3).prop_map(|(flags, extensions)| Around::Gtpu { flags, extensions }),
+        Just(Around::Vxlan),
+    ]
+}
+
+/// What is put before the outermost packet.
+fn links() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        Just(vec![]),
+        Just(vec![1]),
+        Just(vec![1, 2]),
+        Just(vec![3]),
+        Just(vec![3, 3]),
+        Just(vec![4]),
+        Just(vec![1, 4])
+    ]
+}
+
+impl Around {
+    /// An IP packet around `inner`, which is another one.
+    fn wrap(self, inner: &[u8], v6: bool) -> Vec<u8> {
+        let is_v6 = inner[0] >> 4 == 6;
+        let ethertype: [u8; 2] = if is_v6 { [0x86, 0xdd] } else { [0x08, 0x00] };
+        let (protocol, before) = match self {
+            Self::IpInIp => (if is_v6 { 41 } else { 4 }, vec![]),
+            Self::Gre { checksum, key, sequence } => {
+                let mut header = vec![0, 0, ethertype[0], ethertype[1]];
+                for (present, bit) in [(checksum, 0x80), (key, 0x20), (sequence, 0x10)] {
+                    if present {
+                        header[0] |= bit;
+                        header.extend([9; 4]);
+                    }
+                }
+                (47, header)
+            }
+            Self::GreBridge => {
+                let mut header = vec![0, 0, 0x65, 0x58];
+                header.extend([2; 12]);
+                header.extend(ethertype);
+                (47, header)
+            }
+            Self::Gtpu { flags, extensions } => {
+                let mut header = vec![0x30 | flags, 0xff, 0, 0, 0, 0, 0, 7];
+                if flags != 0 {
+                    let mut types = vec![0x85; if flags & 4 == 0 { 0 } else { usize::from(extensions) }];
+                    types.push(0);
+                    header.extend([0, 1, 0, types[0]]);
+                    for next in &types[1..] {
+                        header.extend([1, 9, 9, *next]);
+                    }
+                }
+                (17, udp(2152, &header, inner.len()))
+            }
+            Self::Vxlan => {
+                let mut header = vec![8, 0, 0, 0, 0, 0, 7, 0];
+                header.extend([2; 12]);
+                header.extend(ethertype);
+                (17, udp(4789, &header, inner.len()))
+            }
+        };
+        let length = before.len() + inner.len();
+        let mut packet = Vec::new();
+        if v6 {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(u16::try_from(length).expect("short").to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend([0x20; 16]);
+            packet.extend([0x21; 16]);
+        } else {
+            packet.extend([0x45, 0]);
+            packet.extend(u16::try_from(length + 20).expect("short").to_be_bytes());
+            packet.extend([0, 0, 0, 0, 64, protocol, 0, 0, 172, 16, 0, 1, 172, 16, 0, 2]);
+        }
+        packet.extend(before);
+        packet.extend(inner);
+        packet
+    }
+}
+
+/// A UDP header to `port`, and the tunnel's after it.
+fn udp(port: u16, header: &[u8], inner: usize) -> Vec<u8> {
+    let length = u16::try_from(8 + header.len() + inner).expect("short");
+    let mut out = Vec::new();
+    for field in [40_000, port, length, 0] {
+        out.extend(field.to_be_bytes());
+    }
+    out.extend(header);
+    out
+}
+
+/// An Ethernet frame with tags (1, 2), MPLS labels (3) and a PPPoE session (4) before a packet.
+fn linked(links: &[u8], packet: &[u8]) -> Vec<u8> {
+    let v6 = packet[0] >> 4 == 6;
+    let mut frame = vec![2; 12];
+    let mut last = true;
+    for (place, link) in links.iter().enumerate() {
+        let bottom = u8::from(links.get(place + 1).is_none());
+        match link {
+            1 => frame.extend([0x81, 0, 0, 7]),
+            2 => frame.extend([0x88, 0xa8, 0, 8]),
+            3 if place == 0 => frame.extend([0x88, 0x47, 0, 1, bottom, 64]),
+            3 => frame.extend([0, 1, bottom, 64]),
+            _ => {
+                let length = u16::try_from(packet.len() + 2).expect("short").to_be_bytes();
+                frame.extend([
+                    0x88,
+                    0x64,
+                    0x11,
+                    0,
+                    0,
+                    9,
+                    length[0],
+                    length[1],
+                    0,
+                    if v6 { 0x57 } else { 0x21 },
+                ]);
+            }
+        }
+        last = matches!(link, 1 | 2);
+    }
+    if last {
+        frame.extend(if v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
+    }
+    frame.extend(packet);
+    frame
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4_096, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -233,9 +441,9 @@ proptest! {
     fn a_good_frame_is_read_as_etherparse_reads_it(recipe in recipe()) {
         prop_assume!(!recipe.v6 || !(is_mapped(recipe.source) || is_mapped(recipe.destination)));
         let frame = recipe.frame();
-        let packet = read(&frame, Direction::Up).expect("well-formed");
+        let packet = read(&frame).expect("well-formed");
         let (flow, ip_bytes) = reference(&frame).expect("etherparse reads it");
-        prop_assert_eq!(packet.flow, flow);
+        prop_assert_eq!(packet.flow(Direction::Up), flow);
         prop_assert_eq!(packet.ip_bytes, ip_bytes);
         prop_assert_eq!(packet.trouble, None);
         let payload = u32::try_from(recipe.payload.len()).expect("short");
@@ -249,14 +457,14 @@ proptest! {
         let mut frame = recipe.frame();
         let at = 14 + recipe.tags * 4 + 6;
         frame[at..at + 2].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
-        let packet = read(&frame, Direction::Up).expect("well-formed");
+        let packet = read(&frame).expect("well-formed");
         let (flow, ip_bytes) = reference(&frame).expect("etherparse reads it");
         // Where there are more to come, etherparse reads no ports of the first one either; the probe does.
         if offset != 0 {
-            prop_assert_eq!(packet.flow, flow);
+            prop_assert_eq!(packet.flow(Direction::Up), flow);
             prop_assert!(!packet.worth_a_sample);
         } else {
-            prop_assert_eq!((packet.flow.subscriber_port, packet.flow.remote_port), recipe.ports);
+            prop_assert_eq!(<(u16, u16)>::from(packet.ports), recipe.ports);
         }
         prop_assert_eq!(packet.ip_bytes, ip_bytes);
     }
@@ -267,9 +475,100 @@ proptest! {
         let mut frame = recipe.frame();
         let at = 14 + recipe.tags * 4 + 2;
         frame[at..at + 2].copy_from_slice(&said.to_be_bytes());
-        let packet = parse(&Bytes { bytes: &frame, super_packet: true }, Direction::Up).expect("well-formed");
+        let found = Bytes::new(&frame, true).walked(ETHERNET_HEADER).expect("well-formed");
+        let packet = found[0];
         prop_assert_eq!(usize::try_from(packet.ip_at + packet.ip_bytes).expect("small"), frame.len());
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tunnels_in_tunnels_are_opened_as_the_agent_opens_them(
+        recipe in recipe(), around in proptest::collection::vec((around(), any::<bool>()), 0..5), links in links(),
+        bends in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..2),
+    ) {
+        prop_assume!(!recipe.v6 || !(is_mapped(recipe.source) || is_mapped(recipe.destination)));
+        let recipe = Recipe { tags: 0, padding: 0, ..recipe };
+        let mut packet = recipe.frame().split_off(14);
+        let innermost = packet.len();
+        for (around, v6) in &around {
+            packet = around.wrap(&packet, *v6);
+        }
+        let mut frame = linked(&links, &packet);
+        // The agent takes what is below MPLS for Ethernet where it looks like that.
+        prop_assume!(!links.contains(&3) || ![0x08, 0x81, 0x86, 0x88].contains(&packet[12]));
+        let theirs = |frame: &[u8]| {
+            frame::packets(1, frame, frame.len())
+                .map_while(Result::ok)
+                .map(|found| (found.packet.source, found.packet.destination, found.packet.protocol))
+                .take(4)
+                .collect::<Vec<_>>()
+        };
+        let ours = |frame: &[u8]| {
+            packets(frame).map(|found| found.iter().map(|packet| {
+                let key = packet.flow(Direction::Up);
+                (address(key.subscriber), address(key.remote), key.protocol)
+            }).collect::<Vec<_>>())
+        };
+        let found = packets(&frame).expect("well-formed");
+        prop_assert_eq!(found.len(), (around.len() + 1).min(4));
+        if around.len() < 4 {
+            let packet = found.last().expect("one at least");
+            prop_assert_eq!(usize::try_from(packet.ip_bytes), Ok(innermost));
+            prop_assert_eq!(<(u16, u16)>::from(packet.ports), recipe.ports);
+        }
+        prop_assert_eq!(ours(&frame), Ok(theirs(&frame)));
+        holds_together(&frame, false);
+        for (at, byte) in bends {
+            let at = at.index(frame.len());
+            frame[at] = byte;
+        }
+        holds_together(&frame, false);
+        holds_together(&frame, true);
+    }
+}
+
+#[test]
+fn more_layers_than_are_looked_through_are_refused_only_where_nothing_was_found() {
+    let tcp = {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [192, 0, 2, 1], 64)
+            .tcp(1, 2, 3, 4)
+            .write(&mut bytes, b"x")
+            .expect("writes");
+        bytes
+    };
+    assert_eq!(packets(&linked(&[1; 8], &tcp)).map(|found| found.len()), Ok(1));
+    assert_eq!(packets(&linked(&[1; 9], &tcp)), Err(Reason::TooManyTags));
+    let deep = Around::IpInIp.wrap(&tcp, false);
+    assert_eq!(
+        packets(&linked(&[1; 8], &deep)).map(|found| found.len()),
+        Ok(1),
+        "the outer one is there all the same"
+    );
+}
+
+#[test]
+fn fragments_tell_which_packet_they_are_of() {
+    let mut udp = Vec::new();
+    etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [192, 0, 2, 1], 64)
+        .udp(1, 2)
+        .write(&mut udp, b"abcdefgh")
+        .expect("writes");
+    udp[4..6].copy_from_slice(&[0x12, 0x34]);
+    udp[6..8].copy_from_slice(&[0x20, 0]);
+    assert_eq!(
+        read(&linked(&[], &udp)).map(|packet| (packet.fragment, packet.ports)),
+        Ok((Fragment::First(0x1234), [1, 2]))
+    );
+    udp[6..8].copy_from_slice(&[0, 9]);
+    assert_eq!(
+        read(&linked(&[], &udp)).map(|packet| (packet.fragment, packet.ports)),
+        Ok((Fragment::Later(0x1234), [0, 0]))
+    );
+    assert!(plain(&Bytes::new(&linked(&[], &udp), false)).is_none());
 }
 
 #[test]
@@ -286,7 +585,7 @@ fn a_mapped_address_in_ipv6_is_nobodys() {
         payload: Vec::new(),
         padding: 0,
     };
-    assert_eq!(read(&recipe.frame(), Direction::Up), Err(Reason::BadIp));
+    assert_eq!(read(&recipe.frame()), Err(Reason::BadIp));
     let turned = Recipe { source: recipe.destination, destination: recipe.source, ..recipe };
-    assert_eq!(read(&turned.frame(), Direction::Up), Err(Reason::BadIp));
+    assert_eq!(read(&turned.frame()), Err(Reason::BadIp));
 }

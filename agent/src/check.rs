@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use usher_models::wire::{Buckets, Enforcement, Flow, FlowKey, SlotUsage};
+use usher_models::wire::{FlowDetails, FlowLine, Lane, SLOT_LANES, SlotUsage, WAYS};
 
 use crate::capture::CaptureError;
 use crate::capture::file::CaptureFile;
@@ -14,8 +14,10 @@ use crate::dataplane::probe_config;
 use crate::sessions::{Sessions, SessionsError};
 use crate::uplink::{UplinkError, client};
 
-/// What the kernel keeps beside each entry of a hash map: links, hash, padding.
+/// What the kernel keeps of a prefix in the session table.
 const HASH_OVERHEAD: u64 = 48;
+/// What the probe remembers of the session table on each CPU.
+const RECENT_BYTES: u64 = 1 << 20;
 
 /// Why the agent would not start.
 #[derive(Debug, thiserror::Error)]
@@ -153,12 +155,12 @@ pub fn probe_memory(probe: &ProbeSource, cpus: u64) -> u64 {
     let sizes = probe_config(probe);
     let slots = u64::from(sizes.max_subscribers);
     let bytes = |size: usize| size as u64;
-    let usage = slots * cpus * bytes(size_of::<SlotUsage>());
-    let enforcement = slots * bytes(size_of::<Enforcement>() + size_of::<Buckets>());
-    let flow = bytes(size_of::<FlowKey>() + size_of::<Flow>()) + HASH_OVERHEAD;
-    let flows = u64::from(sizes.max_flows) * flow;
+    let lanes = slots * bytes(size_of::<Lane>() * SLOT_LANES + size_of::<u64>());
+    let line = size_of::<FlowLine>() + size_of::<[FlowDetails; WAYS]>();
+    let flows = u64::from(FlowLine::lines(sizes.max_flows)) * bytes(line);
     let prefixes = u64::from(sizes.max_prefixes) * HASH_OVERHEAD * 2;
-    usage + enforcement + flows + prefixes + u64::from(sizes.ring_bytes)
+    let per_cpu = cpus * (bytes(size_of::<SlotUsage>()) + RECENT_BYTES);
+    lanes + flows + prefixes + per_cpu + u64::from(sizes.ring_bytes)
 }
 
 /// CPUs that may ever come up: what per-CPU maps are sized by.
@@ -181,9 +183,8 @@ mod tests {
             max_subscribers,
         };
         let small = probe_memory(&probe(1_000), 2);
-        assert!(probe_memory(&probe(1_000), 64) > small + 62 * 1_000 * 512);
-        assert!(probe_memory(&probe(200_000), 2) > small + 199_000 * 1_024);
-        assert!(Size(probe_memory(&probe(200_000), 64)) > Size(6 << 30));
+        assert!(probe_memory(&probe(1_000), 64) > small + (62 << 20));
+        assert!(probe_memory(&probe(200_000), 2) > small + 199_000 * 1_152);
     }
 
     #[test]

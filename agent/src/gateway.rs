@@ -407,7 +407,7 @@ fn enforcement(pushes: &Pushes, session: &str, roaming: bool, now: Micros) -> En
 
 fn difference(wanted: &Enforcement, found: &Enforcement) -> String {
     if wanted.gate != found.gate {
-        return format!("gate {}, not {}", found.gate, wanted.gate);
+        return format!("gate {:?}, not {:?}", found.gate, wanted.gate);
     }
     let lanes = wanted.rates.iter().flatten().zip(found.rates.iter().flatten());
     lanes

@@ -309,7 +309,7 @@ mod tests {
     fn a_roamer_without_word_from_the_orchestrator_is_held_to_the_roaming_gate() {
         let service = service();
         let roaming = service.enforcement(&Settings::default(), true, NOW).unwrap();
-        assert_eq!((roaming.gate, down(&roaming, LINE)), (Gate::Limit as u32, SLOW.0));
+        assert_eq!((roaming.gate, down(&roaming, LINE)), (Gate::Limit, SLOW.0));
         let home = service.enforcement(&Settings::default(), false, NOW).unwrap();
         assert_eq!(home, Enforcement::default());
     }
@@ -320,7 +320,7 @@ mod tests {
         let day = settings(&[("roam_pass", Setting::of_plan("day"))]);
         assert_eq!(service.enforcement(&day, true, NOW).unwrap(), Enforcement::default());
         let none = settings(&[("roam_pass", Setting::of_plan("none"))]);
-        assert_eq!(service.enforcement(&none, true, NOW).unwrap().gate, Gate::Limit as u32);
+        assert_eq!(service.enforcement(&none, true, NOW).unwrap().gate, Gate::Limit);
         assert_eq!(service.enforcement(&none, false, NOW).unwrap(), Enforcement::default());
     }
 

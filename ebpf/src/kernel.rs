@@ -1,38 +1,45 @@
 //! The maps, the packet and the clocks: everything of the kernel's, behind functions that cannot be used wrongly.
 //!
-//! The only file with raw pointers. What the agent or another CPU may write meanwhile is read and written word by word,
+//! With [`skb`] the only place with raw pointers. What the agent or another CPU may write meanwhile is read and written word by word,
 //! never through a reference. Sizes of maps are the agent's to choose when it loads them.
 
+mod skb;
+
 use core::arch::asm;
-use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut};
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, RingBuf};
 use usher_models::wire::{
-    ANONYMOUS, Binding, Buckets, Cell, Class, Config, Direction, Enforcement, FirstBytes, Flow, FlowKey,
-    MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, UNLIMITED_SAMPLES,
+    ANONYMOUS, Action, Cell, Class, Config, Direction, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine,
+    FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, WAYS,
 };
 
-use crate::parse::{Frame, Packet};
+pub use self::skb::{Skb, found, ports};
+use crate::parse::Packet;
+
+/// BPF_F_MMAPABLE (linux/bpf.h): the agent sees the map as memory; and its values begin on a page, hence on a cache line.
+const MMAPABLE: u32 = 1 << 10;
 
 #[map(name = "usher_config")]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map(name = "usher_sessions")]
 static SESSIONS: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1, 0);
 #[map(name = "usher_flows")]
-static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, 0);
-#[map(name = "usher_usage")]
-static USAGE: PerCpuArray<SlotUsage> = PerCpuArray::with_max_entries(1, 0);
-#[map(name = "usher_enforce")]
-static ENFORCEMENT: Array<Enforcement> = Array::with_max_entries(1, 0);
-#[map(name = "usher_buckets")]
-static BUCKETS: Array<Buckets> = Array::with_max_entries(1, 0);
+static FLOWS: Array<FlowLine> = Array::with_max_entries(1, MMAPABLE);
+#[map(name = "usher_details")]
+static DETAILS: Array<FlowDetails> = Array::with_max_entries(1, MMAPABLE);
+#[map(name = "usher_lanes")]
+static LANES: Array<Lane> = Array::with_max_entries(1, MMAPABLE);
+/// What is nobody's, by CPU: it comes on all of them.
+#[map(name = "usher_anonymous")]
+static ANONYMOUS_USAGE: PerCpuArray<SlotUsage> = PerCpuArray::with_max_entries(1, 0);
+/// When each slot's share of the ring is used up.
+#[map(name = "usher_rations")]
+static RATIONS: Array<u64> = Array::with_max_entries(1, 0);
 #[map(name = "usher_tallies")]
 static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries((Reason::COUNT * 2) as u32, 0);
 #[map(name = "usher_samples")]
@@ -40,85 +47,26 @@ static SAMPLES: RingBuf = RingBuf::with_byte_size(65_536, 0);
 /// Where a sample is put together: too large for the stack. Not shared between runs, hence not pinned.
 #[map(name = "usher_scratch")]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// What the session table said lately, by CPU: a search of it is the dearest thing that can happen to a packet. Good for an
+/// epoch, hence not pinned.
+#[map(name = "usher_recent")]
+static RECENT: PerCpuArray<[Recent; RECENT_PAGE]> = PerCpuArray::with_max_entries(RECENT_PAGES, 0);
+
+/// An address and its slot.
+#[repr(C)]
+struct Recent {
+    address: u64,
+    state: FlowState,
+}
+
+/// Addresses remembered on each CPU: 1 MB of them.
+const RECENT_PAGES: u32 = 256;
+const RECENT_PAGE: usize = 256;
 
 #[repr(C)]
 struct Scratch {
     head: FirstBytes,
     packet: [u8; MAX_FIRST_BYTES],
-}
-
-/// BPF_NOEXIST: add, never replace.
-const NOEXIST: u64 = 1;
-
-/// The furthest a header is looked for. No bound of the parser's reaches it; the verifier wants to see one.
-const FURTHEST: u32 = 0x3fff;
-
-/// A packet as the kernel hands it to a program.
-pub struct Skb {
-    context: TcContext,
-    data: usize,
-    end: usize,
-}
-
-impl Skb {
-    #[inline(always)]
-    pub fn new(context: TcContext) -> Self {
-        let (data, end) = (context.data(), context.data_end());
-        Self { context, data, end }
-    }
-
-    #[inline(always)]
-    fn raw(&self) -> *mut __sk_buff {
-        self.context.skb.skb
-    }
-
-    /// Bytes of payload in each segment of a super-packet; 0 for a plain packet.
-    #[inline(always)]
-    pub fn segment_bytes(&self) -> u32 {
-        // SAFETY: the kernel hands every program a valid context, and rewrites this read of it.
-        unsafe { (*self.raw()).gso_size }
-    }
-
-    /// Segments of a super-packet as the kernel counted them; 0 where it did not.
-    #[inline(always)]
-    pub fn segments(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.raw()).gso_segs }
-    }
-}
-
-impl Frame for Skb {
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        self.context.len()
-    }
-
-    #[inline(always)]
-    fn is_super_packet(&self) -> bool {
-        self.segment_bytes() != 0
-    }
-
-    #[inline(always)]
-    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
-        if at > FURTHEST {
-            return None;
-        }
-        let from = self.data + at as usize;
-        if from + N * 4 <= self.end {
-            // SAFETY: `from` to `from + 4 N` is within the packet's linear part, as the verifier checks again. IP headers are
-            // at even addresses only, but the kernel takes word reads there on every architecture that runs BPF at speed.
-            return Some(unsafe { *(from as *const [u32; N]) });
-        }
-        // Headers beyond the linear part: rare, and the helper copies them from wherever they are.
-        let mut words = MaybeUninit::<[u32; N]>::uninit();
-        // SAFETY: `words` has room for what is asked for; the helper refuses to read beyond the packet, and fills all of
-        // `words` where it does not refuse.
-        unsafe {
-            let to = words.as_mut_ptr().cast();
-            let refused = bpf_skb_load_bytes(self.context.as_ptr(), at, to, (N * 4) as u32) != 0;
-            if refused { None } else { Some(words.assume_init()) }
-        }
-    }
 }
 
 /// What the agent tells about all packets.
@@ -131,15 +79,37 @@ pub fn config() -> Option<ConfigEntry> {
 }
 
 impl ConfigEntry {
+    /// The time of look-ups that are good now, see [`FlowState::time`].
     #[inline(always)]
-    pub fn epoch(&self) -> u32 {
+    pub fn time(&self) -> u64 {
         // SAFETY: a map value is valid for the length of a run; the same for all below.
-        unsafe { addr_of!((*self.0).epoch).read_volatile() }
+        let epoch = unsafe { addr_of!((*self.0).epoch).read_volatile() };
+        let generation = unsafe { addr_of!((*self.0).generation).read_volatile() };
+        FlowState::time(epoch, generation)
+    }
+
+    /// The random numbers behind fingerprints.
+    #[inline(always)]
+    pub fn hash_keys(&self) -> &HashKeys {
+        // SAFETY: written once, before the programs are attached.
+        unsafe { &(*self.0).hash_keys }
     }
 
     #[inline(always)]
-    pub fn generation(&self) -> u32 {
-        unsafe { addr_of!((*self.0).generation).read_volatile() }
+    fn line_mask(&self) -> u32 {
+        unsafe { addr_of!((*self.0).line_mask).read_volatile() }
+    }
+
+    /// Subscriber slots.
+    #[inline(always)]
+    fn slots(&self) -> u32 {
+        unsafe { addr_of!((*self.0).slots).read_volatile() }
+    }
+
+    /// Whether frames begin with an IP header.
+    #[inline(always)]
+    pub fn no_link_layer(&self) -> bool {
+        unsafe { addr_of!((*self.0).no_link_layer).read_volatile() != 0 }
     }
 
     #[inline(always)]
@@ -147,11 +117,10 @@ impl ConfigEntry {
         unsafe { addr_of!((*self.0).bypass).read_volatile() != 0 }
     }
 
-    /// Packets of a new flow handed to the agent; never [`UNLIMITED_SAMPLES`].
+    /// Packets of a new flow handed to the agent.
     #[inline(always)]
-    pub fn sample_packets(&self) -> u16 {
-        let packets = unsafe { addr_of!((*self.0).sample_packets).read_volatile() };
-        packets.min(u32::from(UNLIMITED_SAMPLES) - 1) as u16
+    pub fn sample_packets(&self) -> u32 {
+        unsafe { addr_of!((*self.0).sample_packets).read_volatile() }
     }
 
     /// Bytes of one subscriber slot handed to the agent.
@@ -167,113 +136,271 @@ impl ConfigEntry {
     }
 }
 
-/// The subscriber slot of an address: that of its longest prefix, else nobody's.
+/// The subscriber slot of an address at this time: that of its longest prefix, else nobody's.
 #[inline(always)]
-pub fn session(subscriber: &[u8; 16]) -> u32 {
-    SESSIONS.get(Key::new(PREFIX_BITS, *subscriber)).map_or(ANONYMOUS, |slot| *slot)
+pub fn session(config: &ConfigEntry, time: u64, subscriber: &[u32; 4]) -> u32 {
+    let address = Fingerprint::of_address(config.hash_keys(), subscriber);
+    let place = address.get() as u32;
+    let recent = RECENT.get_ptr_mut(place % RECENT_PAGES).map(|page| {
+        let mut entry = (place / RECENT_PAGES) as usize & (RECENT_PAGE - 1);
+        believed(&mut entry, RECENT_PAGE - 1);
+        // SAFETY: the entry is one of the page's, which is valid for the length of a run.
+        unsafe { page.cast::<Recent>().add(entry) }
+    });
+    let Some(recent) = recent else { return ANONYMOUS };
+    // SAFETY: within the page, and this CPU's alone.
+    unsafe {
+        if (*recent).address == address.get()
+            && let Some(slot) = (*recent).state.slot(time)
+        {
+            return slot;
+        }
+        let slot = SESSIONS
+            .get(Key::new(PREFIX_BITS, crate::parse::address(*subscriber)))
+            .map_or(ANONYMOUS, |slot| *slot);
+        let state = FlowState::default().bound(address, slot, time);
+        *recent = Recent { address: address.get(), state };
+        slot
+    }
 }
 
 /// A flow in the table.
-pub struct FlowEntry(*mut Flow);
-
-#[inline(always)]
-pub fn flow(key: &FlowKey) -> Option<FlowEntry> {
-    FLOWS.get_ptr_mut(key).map(FlowEntry)
+#[derive(Clone, Copy)]
+pub struct FlowEntry {
+    of: Fingerprint,
+    flow: *mut Flow,
+    /// Its place among all.
+    place: u32,
 }
 
-/// Enters a flow; false where the table is full. One that another CPU entered meanwhile is in.
+/// The two lines a flow may be in.
 #[inline(always)]
-pub fn remember(key: &FlowKey, flow: &Flow) -> bool {
-    const EEXIST: i32 = -17;
-    match FLOWS.insert(key, flow, NOEXIST) {
-        Ok(()) => true,
-        Err(error) => error == EEXIST,
+fn lines(config: &ConfigEntry, of: Fingerprint) -> [u32; 2] {
+    let line = of.line(config.line_mask());
+    [line, line ^ 1]
+}
+
+/// A flow that is in the table.
+#[inline(always)]
+pub fn flow(config: &ConfigEntry, of: Fingerprint) -> Option<FlowEntry> {
+    for line in lines(config, of) {
+        let ways = FLOWS.get_ptr_mut(line)?.cast::<Flow>();
+        // Which way it is depends on who came first: nothing a CPU could foresee, hence no branch for each. The verifier, too,
+        // has one place to think about instead of eight.
+        let mut way = 0;
+        for place in 0..WAYS {
+            // SAFETY: a line has that many ways, and is valid for the length of a run; the same for all below.
+            let fingerprint = unsafe { addr_of!((*ways.add(place)).fingerprint).read_volatile() };
+            way |= equal(fingerprint, of.get()) * place as u64;
+        }
+        let mut way = way as usize;
+        believed(&mut way, WAYS - 1);
+        let flow = unsafe { ways.add(way) };
+        if unsafe { addr_of!((*flow).fingerprint).read_volatile() } == of.get() {
+            return Some(FlowEntry { of, flow, place: line * WAYS as u32 + way as u32 });
+        }
     }
+    None
+}
+
+/// Enters a flow in the first free place of its lines, unless they are full. A place is taken by putting the fingerprint into it; the
+/// rest of it is zero then, which is how a flow begins. One that another CPU entered meanwhile is in.
+#[inline(always)]
+pub fn enter(config: &ConfigEntry, of: Fingerprint) {
+    for line in lines(config, of) {
+        let Some(ways) = FLOWS.get_ptr_mut(line) else { return };
+        for way in 0..WAYS {
+            // SAFETY: as above.
+            let fingerprint = unsafe { addr_of_mut!((*ways.cast::<Flow>().add(way)).fingerprint) };
+            match compare_exchange(fingerprint, Fingerprint::FREE, of.get()) {
+                Ok(()) => {
+                    if let Some(details) = DETAILS.get_ptr_mut(line * WAYS as u32 + way as u32) {
+                        // SAFETY: as above.
+                        unsafe { addr_of_mut!((*details).first_packet_ns).write_volatile(now_ns()) }
+                    }
+                    return;
+                }
+                Err(found) if found == of.get() => return,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// 1 where two words are equal, else 0, without a branch.
+#[inline(always)]
+fn equal(a: u64, b: u64) -> u64 {
+    let mut difference = a ^ b;
+    // SAFETY: arithmetic on its own registers. Assembly, because the compiler makes a branch of anything that comes to this.
+    unsafe {
+        asm!(
+            "{negative} = {difference}",
+            "{negative} = -{negative}",
+            "{difference} |= {negative}",
+            "{difference} >>= 63",
+            "{difference} ^= 1",
+            difference = inout(reg) difference,
+            negative = out(reg) _,
+            options(pure, nomem, nostack),
+        );
+    }
+    difference
 }
 
 impl FlowEntry {
+    /// What is known of the flow; nothing where the agent cleared it this very moment.
     #[inline(always)]
-    pub fn binding(&self) -> Binding {
-        // SAFETY: a map value is valid for the length of a run, even if its flow is forgotten meanwhile; the same for all
-        // below. One that is used again for another flow by then may get this one's class or a sample less: a label.
-        unsafe { addr_of!((*self.0).binding).read_volatile() }
+    pub fn state(&self) -> FlowState {
+        // SAFETY: a map value is valid for the length of a run; the same for all below.
+        let state = unsafe { addr_of!((*self.flow).state).read_volatile() };
+        if state.is_of(self.of) { state } else { FlowState::default() }
+    }
+
+    /// Notes whose the flow is, and that it lives, unless something else was noted since `seen` was: then the next packet does.
+    #[inline(always)]
+    pub fn bind(&self, seen: FlowState, slot: u32, time: u64) {
+        self.change(seen, seen.bound(self.of, slot, time));
     }
 
     #[inline(always)]
-    pub fn bind(&self, binding: Binding) {
-        unsafe { addr_of_mut!((*self.0).binding).write_volatile(binding) }
+    fn change(&self, seen: FlowState, next: FlowState) {
+        let word = unsafe { addr_of_mut!((*self.flow).state) }.cast();
+        let _ = compare_exchange(word, seen.0, next.0);
     }
 
     #[inline(always)]
-    pub fn class(&self) -> Class {
-        Class::from_u8(unsafe { addr_of!((*self.0).class).read_volatile() })
+    fn details(&self) -> Option<*mut FlowDetails> {
+        DETAILS.get_ptr_mut(self.place)
     }
 
+    /// Takes a sample off a budget: when the flow's first packet was seen, or none where the budget is used up. Then the flow is settled,
+    /// until the agent wants to go on, and its next packets do without this.
     #[inline(always)]
-    pub fn first_packet_ns(&self) -> u64 {
-        unsafe { addr_of!((*self.0).first_packet_ns).read_volatile() }
-    }
-
-    /// Notes that the flow lives. Writes only what changes: the entry's cache line stays shared between CPUs.
-    #[inline(always)]
-    pub fn touch(&self, generation: u32) {
+    pub fn takes_sample(&self, budget: u32) -> Option<u64> {
+        let details = self.details()?;
         unsafe {
-            let field = addr_of_mut!((*self.0).generation);
-            if field.read_volatile() != generation {
-                field.write_volatile(generation);
+            let samples = addr_of_mut!((*details).samples);
+            let taken = samples.read_volatile();
+            if taken >= budget {
+                let seen = self.state();
+                self.change(seen, seen.settle());
+                return None;
+            }
+            samples.write_volatile(taken + 1);
+            Some(addr_of!((*details).first_packet_ns).read_volatile())
+        }
+    }
+}
+
+/// Makes the verifier believe that `place` is at most `mask`, which is one less than a power of two. The compiler knows that it is and
+/// drops any check, so the check is written where it does not look.
+#[inline(always)]
+fn believed(place: &mut usize, mask: usize) {
+    // SAFETY: changes nothing but its operand, and that not at all: it is not larger.
+    unsafe {
+        asm!("{place} &= {mask}", place = inout(reg) *place, mask = in(reg) mask, options(pure, nomem, nostack))
+    };
+}
+
+/// Moves a word from `seen` to `next`, atomically; gives what it is instead where another CPU was faster.
+#[inline(always)]
+fn compare_exchange(word: *mut u64, seen: u64, next: u64) -> Result<(), u64> {
+    let found: u64;
+    // SAFETY: callers pass aligned words of map values, valid for the length of a run. Assembly, because the compiler's model of this
+    // target has no compare-exchange although the instruction set has from version 3 on.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {next})",
+            word = in(reg) word,
+            next = in(reg) next,
+            inout("r0") seen => found,
+        );
+    }
+    if found == seen { Ok(()) } else { Err(found) }
+}
+
+/// Adds to a word, atomically.
+#[inline(always)]
+fn add(word: *mut u64, value: u64) {
+    // SAFETY: as above.
+    unsafe { asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value) };
+}
+
+/// A class of a slot in one direction: what is counted and enforced of it.
+pub struct LaneEntry(*mut Lane);
+
+#[inline(always)]
+pub fn lane(config: &ConfigEntry, slot: u32, class: Class, direction: Direction) -> Option<LaneEntry> {
+    lane_at(config, slot, class.index(), direction)
+}
+
+#[inline(always)]
+fn lane_at(config: &ConfigEntry, slot: u32, lane: usize, direction: Direction) -> Option<LaneEntry> {
+    let slots = config.slots();
+    if slot >= slots {
+        return None;
+    }
+    LANES.get_ptr_mut(Lane::place(slots, slot, lane, direction)).map(LaneEntry)
+}
+
+/// The lane of a slot's whole line.
+#[inline(always)]
+pub fn line(config: &ConfigEntry, slot: u32, direction: Direction) -> Option<LaneEntry> {
+    lane_at(config, slot, LINE, direction)
+}
+
+impl LaneEntry {
+    #[inline(always)]
+    pub fn action(&self) -> Action {
+        // SAFETY: a map value is valid for the length of a run; the same for all below.
+        unsafe { addr_of!((*self.0).action).read_volatile() }
+    }
+
+    /// The lane's rate. One that the agent changes meanwhile may be read half old, half new: for one packet.
+    #[inline(always)]
+    pub fn rate(&self) -> Rate {
+        unsafe {
+            Rate {
+                bits_per_second: 0,
+                cost: addr_of!((*self.0).cost).read_volatile(),
+                burst: u64::from(addr_of!((*self.0).burst).read_volatile()) * Rate::BURST_UNIT,
             }
         }
     }
 
-    /// Whether a sample of this packet is wanted; takes it off the budget.
     #[inline(always)]
-    pub fn takes_sample(&self) -> bool {
+    pub fn bucket(&self) -> Bucket {
+        Bucket(unsafe { addr_of_mut!((*self.0).empty_at) })
+    }
+
+    /// Adds to the counters.
+    #[inline(always)]
+    pub fn count(&self, dropped: bool, bytes: u32, packets: u32) {
         unsafe {
-            if addr_of!((*self.0).sampling).read_volatile() == 0 {
-                return false;
-            }
-            let left = addr_of_mut!((*self.0).samples_left);
-            match left.read_volatile() {
-                0 => false,
-                UNLIMITED_SAMPLES => true,
-                some => {
-                    left.write_volatile(some - 1);
-                    true
-                }
+            let cell = addr_of_mut!((*self.0).cell);
+            if dropped {
+                add(addr_of_mut!((*cell).dropped_bytes), u64::from(bytes));
+                add(addr_of_mut!((*cell).dropped_packets), u64::from(packets));
+            } else {
+                add(addr_of_mut!((*cell).bytes), u64::from(bytes));
+                add(addr_of_mut!((*cell).packets), u64::from(packets));
             }
         }
     }
 }
 
-/// A class's place in arrays, in a form the verifier believes: the compiler knows that there are but eight and drops any
-/// check, so the check is written where it does not look. It then does not know either: index with pointers, for a slice's
-/// check would leave a panic in the program.
+/// Adds to nobody's counters.
 #[inline(always)]
-pub fn place(class: Class) -> usize {
+pub fn count_anonymous(class: Class, direction: Direction, dropped: bool, bytes: u32, packets: u32) {
+    let Some(usage) = ANONYMOUS_USAGE.get_ptr_mut(0) else { return };
     const { assert!(Class::COUNT == 8) };
     let mut place = class.index();
-    // SAFETY: changes nothing but its operand, and that not at all: no class has a higher number.
-    unsafe { asm!("{place} &= 7", place = inout(reg) place, options(pure, nomem, nostack)) };
-    place
-}
-
-/// Adds to a slot's counters. A slot outside the map is counted as nobody's.
-#[inline(always)]
-pub fn count(slot: u32, class: Class, direction: Direction, dropped: bool, bytes: u32, packets: u32) {
-    let usage = match USAGE.get_ptr_mut(slot) {
-        Some(usage) => usage,
-        None => {
-            tally(Reason::NoSuchSlot, direction, bytes);
-            match USAGE.get_ptr_mut(ANONYMOUS) {
-                Some(usage) => usage,
-                None => return,
-            }
-        }
-    };
-    // SAFETY: the value is valid for the length of a run, class and direction are within it, and this CPU alone writes it.
+    believed(&mut place, 7);
+    // SAFETY: the value is valid for the length of a run, class and direction are within it, and this CPU alone writes it. By pointer,
+    // for a slice's check would leave a panic in the program.
     unsafe {
         let cells = addr_of_mut!((*usage).cells).cast::<[Cell; 2]>();
-        let cell = cells.add(place(class)).cast::<Cell>().add(direction.index());
+        let cell = cells.add(place).cast::<Cell>().add(direction.index());
         if dropped {
             (*cell).dropped_bytes += u64::from(bytes);
             (*cell).dropped_packets += u64::from(packets);
@@ -297,89 +424,32 @@ pub fn tally(reason: Reason, direction: Direction, bytes: u32) {
     }
 }
 
-/// What is enforced for a slot.
-pub struct Rules(*const Enforcement);
-
-#[inline(always)]
-pub fn rules(slot: u32) -> Option<Rules> {
-    ENFORCEMENT.get_ptr(slot).map(Rules)
-}
-
-impl Rules {
-    /// A [`usher_models::wire::Gate`]'s number.
-    #[inline(always)]
-    pub fn gate(&self) -> u32 {
-        // SAFETY: a map value is valid for the length of a run; the same for all below.
-        unsafe { addr_of!((*self.0).gate).read_volatile() }
-    }
-
-    /// Whether any rate is set.
-    #[inline(always)]
-    pub fn limited(&self) -> bool {
-        unsafe { addr_of!((*self.0).limited).read_volatile() != 0 }
-    }
-
-    #[inline(always)]
-    pub fn rate(&self, lane: usize, direction: Direction) -> Rate {
-        // SAFETY: lanes are constants or a class's place, all within the array. A rate the agent changes meanwhile may be
-        // read half old, half new: for one packet.
-        unsafe {
-            let rates = addr_of!((*self.0).rates).cast::<[Rate; 2]>();
-            rates.add(lane).cast::<Rate>().add(direction.index()).read_volatile()
-        }
-    }
-}
-
 /// A bucket's time.
 pub struct Bucket(*mut u64);
 
-#[inline(always)]
-pub fn bucket(slot: u32, lane: usize, direction: Direction) -> Option<Bucket> {
-    BUCKETS.get_ptr_mut(slot).map(|buckets| {
-        // SAFETY: lanes are constants or a class's place, all within the value, which is valid for the length of a run.
-        Bucket(unsafe {
-            let times = addr_of_mut!((*buckets).empty_at).cast::<[u64; 2]>();
-            times.add(lane).cast::<u64>().add(direction.index())
-        })
-    })
-}
-
 /// The bucket of what a slot hands to the agent.
 #[inline(always)]
-pub fn sample_bucket(slot: u32) -> Option<Bucket> {
-    // SAFETY: within the value, which is valid for the length of a run.
-    BUCKETS.get_ptr_mut(slot).map(|buckets| Bucket(unsafe { addr_of_mut!((*buckets).samples_empty_at) }))
+pub fn ration(slot: u32) -> Option<Bucket> {
+    RATIONS.get_ptr_mut(slot).map(Bucket)
 }
 
 impl Bucket {
     #[inline(always)]
     pub fn empty_at(&self) -> u64 {
-        // SAFETY: valid and aligned, as above.
+        // SAFETY: a word of a map value, valid for the length of a run.
         unsafe { self.0.read_volatile() }
     }
 
     /// Moves the time from `seen` to `next`, atomically; gives what it is instead where another CPU was faster.
     #[inline(always)]
     pub fn exchange(&self, seen: u64, next: u64) -> Result<(), u64> {
-        let found: u64;
-        // SAFETY: valid and aligned, as above. Assembly, because the compiler's model of this target has no compare-exchange
-        // although the instruction set has from version 3 on.
-        unsafe {
-            asm!(
-                "r0 = cmpxchg_64({time} + 0, r0, {next})",
-                time = in(reg) self.0,
-                next = in(reg) next,
-                inout("r0") seen => found,
-            );
-        }
-        if found == seen { Ok(()) } else { Err(found) }
+        compare_exchange(self.0, seen, next)
     }
 
     /// Moves the time on by `ticks`, whatever it is, atomically.
     #[inline(always)]
     pub fn advance(&self, ticks: u64) {
-        // SAFETY: as above.
-        unsafe { asm!("lock *(u64 *)({time} + 0) += {ticks}", time = in(reg) self.0, ticks = in(reg) ticks) };
+        add(self.0, ticks);
     }
 }
 
@@ -420,7 +490,7 @@ pub fn sample(
             return false;
         }
         addr_of_mut!((*scratch).head).write(FirstBytes {
-            flow: packet.flow,
+            flow: packet.flow(direction),
             first_packet_ns,
             seen_ns: now_ns(),
             slot,

@@ -1,7 +1,7 @@
 //! The probe: one program for each direction of a subscriber-facing interface.
 //!
-//! A packet's way, forwards: [`entry`] -> [`parse::parse`] -> [`carry`]: its flow, or the longest prefix for a flow's first
-//! packet -> [`police::police`] -> its counters -> perhaps a sample to the agent. What goes wrong is counted by reason,
+//! A packet's way, forwards: [`entry`] -> [`parse::plain`], or [`walk::walk`] where the frame is not plain -> [`carry`]: its
+//! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent. What goes wrong is counted by reason,
 //! and the packet passes: forwarding goes first.
 //!
 //! Owns what happens to a packet. Refuses raw pointers, which are [`kernel`]'s.
@@ -13,12 +13,13 @@
 mod kernel;
 mod parse;
 mod police;
+mod walk;
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use usher_models::wire::{Binding, Class, Direction, Flow, Reason, UNLIMITED_SAMPLES};
+use usher_models::wire::{ANONYMOUS, Class, Direction, Fingerprint, FlowState, Reason};
 
-use kernel::{ConfigEntry, FlowEntry, Skb};
+use kernel::{ConfigEntry, Skb};
 use parse::{Frame as _, Packet};
 
 /// The packet goes on: TCX_NEXT, which to clsact is TC_ACT_UNSPEC. Other programs still see it.
@@ -48,80 +49,116 @@ enum Verdict {
     Drop,
 }
 
-/// Whose packet the agent may be shown.
-enum FirstBytes {
-    /// That of a flow in the table, while it has samples left.
-    OfKnown(FlowEntry),
-    /// That of a flow entered just now.
-    OfNew { first_packet_ns: u64 },
-    /// Nobody's: the table was full.
-    None,
-}
-
 #[inline(always)]
 fn entry(skb: &Skb, direction: Direction) -> i32 {
-    match parse::parse(skb, direction).map(|packet| carry(skb, &packet, direction)) {
-        Ok(Verdict::Pass) => PASS,
-        Ok(Verdict::Drop) => DROP,
+    // There always is one: an array's entries are there from its making.
+    let Some(config) = kernel::config() else { return PASS };
+    let plain = if config.no_link_layer() { None } else { parse::plain(skb) };
+    let verdict = match plain {
+        Some(packet) => carry(skb, &config, &packet, direction),
+        None => search(skb, &config, direction),
+    };
+    match verdict {
+        Verdict::Pass => PASS,
+        Verdict::Drop => DROP,
+    }
+}
+
+/// Looks for the subscriber's packet in a frame that is not plain, and carries it.
+#[inline(always)]
+fn search(skb: &Skb, config: &ConfigEntry, direction: Direction) -> Verdict {
+    let first = if config.no_link_layer() { walk::IP_HEADER } else { walk::ETHERNET_HEADER };
+    let found = match walk::walk(skb, first) {
+        Ok(found) => found,
         Err(reason) => {
             kernel::tally(reason, direction, skb.length());
-            PASS
+            return Verdict::Pass;
+        }
+    };
+    let Some(innermost) = kernel::found(found - 1) else { return Verdict::Pass };
+    let mut packet = *subscribers(config, found, direction).unwrap_or(innermost);
+    packet.ports = kernel::ports(&packet);
+    if let Some(trouble) = packet.trouble {
+        kernel::tally(trouble, direction, skb.length());
+    }
+    // What is around the innermost packet is around each of its segments.
+    packet.header_bytes = innermost.ip_at + innermost.header_bytes - packet.ip_at;
+    carry(skb, config, &packet, direction)
+}
+
+/// Of packets in packets the innermost that is a session's.
+#[inline(always)]
+fn subscribers(config: &ConfigEntry, found: u32, direction: Direction) -> Option<&'static Packet> {
+    for outward in 1..=walk::MAX_PACKETS {
+        let packet = kernel::found(found.checked_sub(outward)?)?;
+        let ([subscriber, _], _) = packet.ends_and_ports(direction);
+        if kernel::session(config, config.time(), &subscriber) != ANONYMOUS {
+            return Some(packet);
         }
     }
+    None
 }
 
 /// Counts a packet for its subscriber and class, holds it to their rates, and shows it to the agent if that asked.
 #[inline(always)]
-fn carry(skb: &Skb, packet: &Packet, direction: Direction) -> Verdict {
-    if let Some(trouble) = packet.trouble {
-        kernel::tally(trouble, direction, skb.length());
-    }
-    // There always is one: an array's entries are there from its making.
-    let Some(config) = kernel::config() else { return Verdict::Pass };
-    // The epoch is read before the session table: a binding made meanwhile is then looked up again.
-    let epoch = config.epoch();
-    let (slot, class, first_bytes) = match kernel::flow(&packet.flow) {
-        Some(flow) => {
-            let binding = flow.binding();
-            let slot = if binding.epoch() == epoch {
-                binding.slot()
-            } else {
-                let slot = kernel::session(&packet.flow.subscriber);
-                flow.bind(Binding::new(epoch, slot));
-                slot
-            };
-            flow.touch(config.generation());
-            (slot, flow.class(), FirstBytes::OfKnown(flow))
-        }
+fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction) -> Verdict {
+    // The time is read before the session table: a binding made meanwhile is then looked up again.
+    let time = config.time();
+    let ([subscriber, remote], [subscriber_port, remote_port]) = packet.ends_and_ports(direction);
+    let rest = Fingerprint::rest(subscriber_port, remote_port, packet.protocol);
+    let fingerprint = Fingerprint::of(config.hash_keys(), &[subscriber, remote], rest);
+    let flow = kernel::flow(config, fingerprint).or_else(|| {
+        kernel::enter(config, fingerprint);
+        kernel::flow(config, fingerprint)
+    });
+    let state = flow.map_or(FlowState::default(), |flow| flow.state());
+    let slot = match state.slot(time) {
+        Some(slot) => slot,
         None => {
-            let slot = kernel::session(&packet.flow.subscriber);
-            let now = kernel::now_ns();
-            let known = remember(packet, &config, Binding::new(epoch, slot), now);
-            if !known {
-                kernel::tally(Reason::FlowTableFull, direction, skb.length());
+            let slot = kernel::session(config, time, &subscriber);
+            match flow {
+                Some(flow) => flow.bind(state, slot, time),
+                None => kernel::tally(Reason::FlowTableFull, direction, skb.length()),
             }
-            (
-                slot,
-                Class::Other,
-                if known { FirstBytes::OfNew { first_packet_ns: now } } else { FirstBytes::None },
-            )
+            slot
         }
     };
 
     let (bytes, packets) = on_the_wire(skb, packet);
-    let verdict = if config.bypass() { Verdict::Pass } else { police::police(slot, class, direction, bytes) };
-    kernel::count(slot, class, direction, verdict == Verdict::Drop, bytes, packets);
+    let verdict = account(config, slot, state.class(), direction, bytes, packets);
 
     // What is held back comes again; its sample is taken, and paid for, when it passes.
-    if verdict == Verdict::Pass && packet.worth_a_sample {
-        let first_packet_ns = match first_bytes {
-            FirstBytes::OfKnown(flow) => flow.takes_sample().then(|| flow.first_packet_ns()),
-            FirstBytes::OfNew { first_packet_ns } => Some(first_packet_ns),
-            FirstBytes::None => None,
-        };
-        if let Some(first_packet_ns) = first_packet_ns {
-            show(skb, packet, &config, slot, direction, first_packet_ns);
+    if verdict == Verdict::Pass && packet.worth_a_sample && !state.settled() {
+        let budget = if remote_port == DOMAIN { u32::MAX } else { config.sample_packets() };
+        if let Some(first_packet_ns) = flow.and_then(|flow| flow.takes_sample(budget)) {
+            show(skb, packet, config, slot, direction, first_packet_ns);
         }
+    }
+    verdict
+}
+
+/// Holds a packet to what is enforced, and counts it as let through or held back.
+#[inline(always)]
+fn account(
+    config: &ConfigEntry,
+    slot: u32,
+    class: Class,
+    direction: Direction,
+    bytes: u32,
+    packets: u32,
+) -> Verdict {
+    let Some(lane) = kernel::lane(config, slot, class, direction) else {
+        kernel::tally(Reason::NoSuchSlot, direction, bytes);
+        kernel::count_anonymous(class, direction, false, bytes, packets);
+        return Verdict::Pass;
+    };
+    let verdict =
+        if config.bypass() { Verdict::Pass } else { police::police(config, slot, &lane, direction, bytes) };
+    let dropped = verdict == Verdict::Drop;
+    if slot == ANONYMOUS {
+        kernel::count_anonymous(class, direction, dropped, bytes, packets);
+    } else {
+        lane.count(dropped, bytes, packets);
     }
     verdict
 }
@@ -141,28 +178,6 @@ fn show(
     } else if !kernel::sample(skb, packet, config, slot, direction, first_packet_ns) {
         kernel::tally(Reason::SampleLost, direction, skb.length());
     }
-}
-
-/// Enters a flow in the table; false where that is full.
-#[inline(always)]
-fn remember(packet: &Packet, config: &ConfigEntry, binding: Binding, now: u64) -> bool {
-    let samples = if packet.flow.remote_port == DOMAIN {
-        UNLIMITED_SAMPLES
-    } else {
-        // One less: this packet is the first of them.
-        config.sample_packets().saturating_sub(u16::from(packet.worth_a_sample))
-    };
-    kernel::remember(
-        &packet.flow,
-        &Flow {
-            binding,
-            first_packet_ns: now,
-            generation: config.generation(),
-            samples_left: samples,
-            class: Class::Other as u8,
-            sampling: 1,
-        },
-    )
 }
 
 /// Bytes and packets as they are on the wire, where a super-packet's segments each have the headers.

@@ -1,9 +1,9 @@
 //! Whether a packet fits its subscriber's gate and rates. Called only where nothing bypasses enforcement.
 
-use usher_models::wire::{Class, Direction, Gate, LINE, Rate, Reason};
+use usher_models::wire::{Direction, Gate, Rate, Reason};
 
 use crate::Verdict;
-use crate::kernel::{self, Bucket, ConfigEntry};
+use crate::kernel::{self, Bucket, ConfigEntry, LaneEntry};
 
 /// How often a bucket's time is tried to be moved before it is moved blindly.
 const TRIES: u32 = 4;
@@ -12,31 +12,37 @@ const TRIES: u32 = 4;
 ///
 /// A packet is charged to both or to none: one that the line holds back does not use up its class.
 #[inline(always)]
-pub fn police(slot: u32, class: Class, direction: Direction, bytes: u32) -> Verdict {
-    let Some(rules) = kernel::rules(slot) else { return Verdict::Pass };
-    if Gate::from_u32(rules.gate()) == Gate::Block {
+pub fn police(
+    config: &ConfigEntry,
+    slot: u32,
+    lane: &LaneEntry,
+    direction: Direction,
+    bytes: u32,
+) -> Verdict {
+    let action = lane.action();
+    if action.gate() == Gate::Block {
         return Verdict::Drop;
     }
-    if !rules.limited() {
+    let rate = lane.rate();
+    if !action.line_limited() {
+        if !rate.limits() {
+            return Verdict::Pass;
+        }
+        let now = kernel::coarse_ns() << Rate::TICK_SHIFT;
+        if !admits(&rate, &lane.bucket(), now) {
+            return Verdict::Drop;
+        }
+        charge(&rate, &lane.bucket(), now, direction, bytes);
         return Verdict::Pass;
     }
-    let lane = kernel::place(class);
-    let class_rate = rules.rate(lane, direction);
-    let line_rate = rules.rate(LINE, direction);
-    if !class_rate.limits() && !line_rate.limits() {
-        return Verdict::Pass;
-    }
-    let (Some(class_bucket), Some(line_bucket)) =
-        (kernel::bucket(slot, lane, direction), kernel::bucket(slot, LINE, direction))
-    else {
-        return Verdict::Pass;
-    };
+    let Some(line) = kernel::line(config, slot, direction) else { return Verdict::Pass };
+    let line_rate = line.rate();
     let now = kernel::coarse_ns() << Rate::TICK_SHIFT;
-    if !admits(&class_rate, &class_bucket, now) || !admits(&line_rate, &line_bucket, now) {
+    if !admits(&rate, &lane.bucket(), now) || !admits(&line_rate, &line.bucket(), now) {
         return Verdict::Drop;
     }
-    charge(&class_rate, &class_bucket, now, direction, bytes);
-    charge(&line_rate, &line_bucket, now, direction, bytes);
+    charge(&rate, &lane.bucket(), now, direction, bytes);
+    charge(&line_rate, &line.bucket(), now, direction, bytes);
     Verdict::Pass
 }
 
@@ -44,7 +50,7 @@ pub fn police(slot: u32, class: Class, direction: Direction, bytes: u32) -> Verd
 #[inline(always)]
 pub fn rationed(config: &ConfigEntry, slot: u32, direction: Direction, bytes: u32) -> bool {
     let rate = config.sample_rate();
-    let Some(bucket) = kernel::sample_bucket(slot) else { return false };
+    let Some(bucket) = kernel::ration(slot) else { return false };
     let now = kernel::coarse_ns() << Rate::TICK_SHIFT;
     if !admits(&rate, &bucket, now) {
         return true;

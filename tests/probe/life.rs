@@ -60,7 +60,7 @@ fn the_next_agent_adopts_counters_flows_sessions_and_enforcement() {
     run(&probe, Up, &tcp(Up, 4000, b"x"));
     assert_eq!(cell(&probe, SLOT, Class::Other, Up).packets, 1);
     assert_eq!(cell(&probe, SLOT, Class::Game, Up).packets, 1);
-    assert_eq!(probe.enforcement(7).expect("reads").gate, Gate::Block as u32);
+    assert_eq!(probe.enforcement(7).expect("reads").gate, Gate::Block);
     let mut bindings = probe.bindings().expect("lists");
     bindings.sort_unstable();
     assert_eq!(bindings, [(net("10.0.0.2/32"), SLOT), (net("2001:db8:1::/48"), SLOT)]);
@@ -126,7 +126,7 @@ fn maps_of_another_size_are_refused_and_left_alone() {
     let error = usher_agent::probe::Probe::load(settings).expect_err("another size");
     let text = error.to_string();
     assert!(matches!(error, ProbeError::OtherSize { pinned: 16, ours: 32, .. }), "{text}");
-    assert!(text.contains("16") && text.contains("32") && text.contains("usage"), "{text}");
+    assert!(text.contains("16") && text.contains("32") && text.contains("rations"), "{text}");
     let probe = rig.load().expect("still there");
     assert_eq!(probe.boot(), boot);
     assert_eq!(cell(&probe, SLOT, Class::Other, Up).packets, 1);
@@ -205,7 +205,7 @@ fn a_missing_interface_is_named() {
 fn a_probe_that_cannot_be_loaded_leaves_nothing_behind() {
     on_a_kernel!("a_probe_that_cannot_be_loaded_leaves_nothing_behind");
     let rig = Rig::new();
-    let settings = ProbeConfig { max_flows: 0, ..rig.settings.clone() };
+    let settings = ProbeConfig { max_prefixes: 0, ..rig.settings.clone() };
     usher_agent::probe::Probe::load(settings).expect_err("a map without entries");
     assert!(!rig.settings.pin_dir.exists());
 }

@@ -255,7 +255,7 @@ fn a_source_that_cannot_be_opened_is_named_with_the_remedy() {
 async fn what_would_be_enforced_is_read_back_as_it_was_given() {
     let (mut capture, _flows) = File::new(ETHERNET).write().open(Pace::Fast);
     assert!(capture.dry_run());
-    let blocked = Enforcement { gate: Gate::Block as u32, ..Enforcement::default() };
+    let blocked = Enforcement { gate: Gate::Block, ..Enforcement::default() };
     capture.enforce(4, &blocked);
     assert_eq!(capture.enforcement(4), blocked);
     assert_eq!(capture.enforcement(5), Enforcement::default());

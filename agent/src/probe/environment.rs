@@ -13,17 +13,40 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Where a bpffs is by convention, and where the agent mounts one that is missing.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The index of an interface that can carry the probe.
+/// An interface that can carry the probe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Interface {
+    /// The kernel's number for it.
+    pub(super) index: u32,
+    /// Whether its frames begin with an IP header.
+    pub(super) no_link_layer: bool,
+}
+
+/// ARPHRD numbers (linux/if_arp.h) of interfaces whose frames begin with an IP header when programs see them: PPP, raw IP, tunnels of
+/// IP in IP and GRE, and those of user space (TUN) and of WireGuard, which have none.
+const NO_LINK_LAYER: [u16; 8] = [
+    libc::ARPHRD_PPP,
+    519,
+    libc::ARPHRD_TUNNEL,
+    libc::ARPHRD_TUNNEL6,
+    libc::ARPHRD_SIT,
+    libc::ARPHRD_IPGRE,
+    823,
+    libc::ARPHRD_NONE,
+];
+
+/// The interface of a name, if it can carry the probe.
 ///
 /// Asks the kernel, not /sys: in a network namespace entered without its own mounts, /sys shows another one's interfaces.
-pub(super) fn interface(name: &str) -> Result<u32, ProbeError> {
+pub(super) fn interface(name: &str) -> Result<Interface, ProbeError> {
     let missing = || ProbeError::NoInterface { name: name.to_owned(), present: interfaces() };
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|error| ProbeError::kernel("open a socket")(io::Error::from(error).into()))?;
     let index = rustix::net::netdevice::name_to_index(&socket, name).map_err(|_| missing())?;
     match link_type(&socket, name) {
-        Ok(libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) => Ok(index),
-        Ok(link_type) => Err(ProbeError::NotEthernet { name: name.to_owned(), link_type }),
+        Ok(libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) => Ok(Interface { index, no_link_layer: false }),
+        Ok(link_type) if NO_LINK_LAYER.contains(&link_type) => Ok(Interface { index, no_link_layer: true }),
+        Ok(link_type) => Err(ProbeError::UnknownLink { name: name.to_owned(), link_type }),
         Err(error) => Err(ProbeError::kernel("ask for the interface's link type")(error.into())),
     }
 }

@@ -16,11 +16,11 @@ pub enum ProbeError {
         /// Those there are.
         present: Vec<String>,
     },
-    /// The interface does not carry Ethernet frames.
+    /// The interface carries frames of another kind.
     #[error(
-        "attach to `{name}`: it carries no Ethernet frames (link type {link_type}), and the probe reads no others"
+        "attach to `{name}`: it carries neither Ethernet frames nor bare IP packets (link type {link_type}), and the probe reads no others"
     )]
-    NotEthernet {
+    UnknownLink {
         /// The interface asked for.
         name: String,
         /// Its ARPHRD number.
@@ -99,14 +99,6 @@ pub enum ProbeError {
     PrefixTooWide {
         /// The prefix.
         prefix: IpNet,
-    },
-    /// A record that is not what the agent writes.
-    #[error("write enforcement of slot {slot}: `limited` is {limited}, but the rates say otherwise")]
-    BadEnforcement {
-        /// The slot.
-        slot: u32,
-        /// What the record says.
-        limited: u32,
     },
     /// The object has no map or program of a name.
     #[error("use the probe's object: it has no `{name}`; it was not built from this source")]

@@ -6,30 +6,32 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::maps::{Array, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
 use aya::{Ebpf, EbpfLoader, Pod};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use usher_models::wire::{
-    Buckets, Class, Config, Direction, Enforcement, Flow, FlowKey, LAYOUT, PREFIX_BITS, Rate, Reason,
-    SlotUsage, Tally,
+    ANONYMOUS, Config, Direction, FlowDetails, FlowLine, LAYOUT, Lane, PREFIX_BITS, Reason, SLOT_LANES,
+    SlotUsage, Tally, WAYS,
 };
 
 use super::attach::LINKS;
 use super::error::errno;
-use super::{ProbeConfig, ProbeError, Swept};
+use super::lanes::Lanes;
+use super::table::FlowTable;
+use super::{ProbeConfig, ProbeError};
 
 const CONFIG: &str = "usher_config";
 const SESSIONS: &str = "usher_sessions";
 const FLOWS: &str = "usher_flows";
-const USAGE: &str = "usher_usage";
-const ENFORCEMENT: &str = "usher_enforce";
-const BUCKETS: &str = "usher_buckets";
+const DETAILS: &str = "usher_details";
+const LANES: &str = "usher_lanes";
+const ANONYMOUS_USAGE: &str = "usher_anonymous";
+const RATIONS: &str = "usher_rations";
 const TALLIES: &str = "usher_tallies";
 pub(super) const SAMPLES: &str = "usher_samples";
-const FLOWS_PIN: &str = "flows";
 
-/// BPF_EXIST (linux/bpf.h): replace, never add.
-const EXIST: u64 = 2;
+/// Sizes that the config had, and the layout of the maps beside it.
+const FORMER_LAYOUTS: [(u32, u32); 1] = [(72, 1)];
 
 /// The compiled programs, as `scripts/probe.sh` left them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/usher-probe.o");
@@ -48,7 +50,7 @@ macro_rules! record {
     )+};
 }
 
-record!(Config, FlowKey, Flow, SlotUsage, Enforcement, Buckets, Tally);
+record!(Config, SlotUsage, Tally);
 
 /// A pinned map: its name in the object, its pin, and its sizes.
 struct Shape {
@@ -60,17 +62,21 @@ struct Shape {
 }
 
 /// All pinned maps; `config` first, for the others mean nothing without it.
-fn shapes(settings: &ProbeConfig) -> [Shape; 8] {
+fn shapes(settings: &ProbeConfig) -> [Shape; 9] {
     let shape = |name, pin, key, value, entries| Shape { name, pin, key, value, entries };
     let reasons = u32::try_from(Reason::COUNT * Direction::BOTH.len()).unwrap_or(u32::MAX);
     let slots = settings.max_subscribers.max(1);
+    let lines = FlowLine::lines(settings.max_flows);
+    let ways = u32::try_from(WAYS).unwrap_or(u32::MAX);
+    let slot_lanes = u32::try_from(SLOT_LANES).unwrap_or(u32::MAX);
     [
         shape(CONFIG, "config", 4, size_of::<Config>(), 1),
         shape(SESSIONS, "sessions", size_of::<Key<[u8; 16]>>(), 4, settings.max_prefixes),
-        shape(FLOWS, FLOWS_PIN, size_of::<FlowKey>(), size_of::<Flow>(), settings.max_flows),
-        shape(USAGE, "usage", 4, size_of::<SlotUsage>(), slots),
-        shape(ENFORCEMENT, "enforcement", 4, size_of::<Enforcement>(), slots),
-        shape(BUCKETS, "buckets", 4, size_of::<Buckets>(), slots),
+        shape(FLOWS, "flows", 4, size_of::<FlowLine>(), lines),
+        shape(DETAILS, "details", 4, size_of::<FlowDetails>(), lines.saturating_mul(ways)),
+        shape(RATIONS, "rations", 4, 8, slots),
+        shape(LANES, "lanes", 4, size_of::<Lane>(), slots.saturating_mul(slot_lanes)),
+        shape(ANONYMOUS_USAGE, "anonymous", 4, size_of::<SlotUsage>(), 1),
         shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons),
         shape(SAMPLES, "samples", 0, 0, ring_bytes(settings.ring_bytes)),
     ]
@@ -124,6 +130,9 @@ fn pinned_layout(pin: &Path) -> Result<Option<u32>, ProbeError> {
         return Ok(None);
     }
     let size = MapInfo::from_pin(pin).map_err(kernel("look at a pinned map"))?.value_size();
+    if let Some((_, layout)) = FORMER_LAYOUTS.into_iter().find(|(former, _)| *former == size) {
+        return Ok(Some(layout));
+    }
     let doing = "read the pinned config";
     if usize::try_from(size) != Ok(size_of::<Config>()) {
         // Another layout for certain, and one whose number cannot be read with this one's record: its size tells it.
@@ -182,25 +191,31 @@ pub(super) fn kernel<E: std::error::Error + Send + Sync + 'static>(
 pub(super) struct Maps {
     config: Array<MapData, Record<Config>>,
     sessions: LpmTrie<MapData, [u8; 16], u32>,
-    flows: HashMap<MapData, Record<FlowKey>, Record<Flow>>,
-    usage: PerCpuArray<MapData, Record<SlotUsage>>,
-    enforcement: Array<MapData, Record<Enforcement>>,
-    buckets: Array<MapData, Record<Buckets>>,
+    anonymous: PerCpuArray<MapData, Record<SlotUsage>>,
     tallies: PerCpuArray<MapData, Record<Tally>>,
+    pub(super) lanes: Lanes,
+}
+
+/// The flow table, whose flows are found as the config says.
+pub(super) fn flow_table(
+    ebpf: &mut Ebpf,
+    settings: &ProbeConfig,
+    config: &Config,
+) -> Result<FlowTable, ProbeError> {
+    FlowTable::take(ebpf, [FLOWS, DETAILS], FlowLine::lines(settings.max_flows), config.hash_keys)
 }
 
 impl Maps {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, ProbeError> {
+    pub(super) fn take(ebpf: &mut Ebpf, settings: &ProbeConfig) -> Result<Self, ProbeError> {
+        let lanes = Lanes::take(ebpf, LANES, settings.max_subscribers.max(1))?;
         let mut take = |name| ebpf.take_map(name).ok_or(ProbeError::NotInObject { name });
         let doing = "open the probe's maps";
         Ok(Self {
             config: take(CONFIG)?.try_into().map_err(kernel(doing))?,
             sessions: take(SESSIONS)?.try_into().map_err(kernel(doing))?,
-            flows: take(FLOWS)?.try_into().map_err(kernel(doing))?,
-            usage: take(USAGE)?.try_into().map_err(kernel(doing))?,
-            enforcement: take(ENFORCEMENT)?.try_into().map_err(kernel(doing))?,
-            buckets: take(BUCKETS)?.try_into().map_err(kernel(doing))?,
+            anonymous: take(ANONYMOUS_USAGE)?.try_into().map_err(kernel(doing))?,
             tallies: take(TALLIES)?.try_into().map_err(kernel(doing))?,
+            lanes,
         })
     }
 
@@ -212,8 +227,12 @@ impl Maps {
         self.config.set(0, Record(config), 0).map_err(kernel("write the probe's config"))
     }
 
+    /// The counters of a slot; nobody's are kept by CPU.
     pub(super) fn usage(&self, slot: u32) -> Result<SlotUsage, ProbeError> {
-        let per_cpu = self.usage.get(&slot, 0).map_err(|error| self.slot_error(slot, error))?;
+        if slot != ANONYMOUS {
+            return self.lanes.usage(slot);
+        }
+        let per_cpu = self.anonymous.get(&0, 0).map_err(kernel("read the counters of the anonymous"))?;
         let mut sum = SlotUsage::default();
         for Record(part) in per_cpu.iter() {
             for (cells, more) in sum.cells.iter_mut().flatten().zip(part.cells.iter().flatten()) {
@@ -250,48 +269,6 @@ impl Maps {
         Ok(bindings)
     }
 
-    pub(super) fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
-        let limits = enforcement.rates.iter().flatten().any(Rate::limits);
-        if limits != (enforcement.limited != 0) {
-            return Err(ProbeError::BadEnforcement { slot, limited: enforcement.limited });
-        }
-        let before = self.enforcement(slot)?;
-        self.enforcement
-            .set(slot, Record(*enforcement), 0)
-            .map_err(kernel("write enforcement of a subscriber slot"))?;
-        self.empty_changed_buckets(slot, &before, enforcement)
-    }
-
-    /// A bucket of another rate begins empty: what was owed at the old rate would hold the new one back.
-    ///
-    /// What the probe charges to the slot's other buckets in these microseconds is forgotten.
-    fn empty_changed_buckets(
-        &mut self,
-        slot: u32,
-        before: &Enforcement,
-        after: &Enforcement,
-    ) -> Result<(), ProbeError> {
-        let doing = "empty the buckets of a changed rate";
-        if before.rates == after.rates {
-            return Ok(());
-        }
-        let Record(mut buckets) = self.buckets.get(&slot, 0).map_err(kernel(doing))?;
-        let rates = before.rates.iter().flatten().zip(after.rates.iter().flatten());
-        for (empty_at, (before, after)) in buckets.empty_at.iter_mut().flatten().zip(rates) {
-            if before != after {
-                *empty_at = 0;
-            }
-        }
-        self.buckets.set(slot, Record(buckets), 0).map_err(kernel(doing))
-    }
-
-    pub(super) fn enforcement(&self, slot: u32) -> Result<Enforcement, ProbeError> {
-        match self.enforcement.get(&slot, 0) {
-            Ok(Record(enforcement)) => Ok(enforcement),
-            Err(error) => Err(self.slot_error(slot, error)),
-        }
-    }
-
     pub(super) fn tallies(&self) -> Result<Vec<(Reason, Direction, Tally)>, ProbeError> {
         let mut tallies = Vec::with_capacity(Reason::COUNT * 2);
         for reason in Reason::ALL {
@@ -307,75 +284,6 @@ impl Maps {
             }
         }
         Ok(tallies)
-    }
-
-    /// Flows known now.
-    pub(super) fn flows(&self) -> Result<usize, ProbeError> {
-        let mut count = 0;
-        for key in self.flows.keys() {
-            key.map_err(kernel("list the flows"))?;
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Forgets flows of generations before `oldest`.
-    pub(super) fn sweep(&mut self, oldest: u32) -> Result<Swept, ProbeError> {
-        let mut idle = Vec::new();
-        let mut kept = 0;
-        for entry in &self.flows {
-            let (key, Record(flow)) = entry.map_err(kernel("list the flows"))?;
-            // Generations wrap after decades; a difference is right across it.
-            if oldest.wrapping_sub(flow.generation).cast_signed() > 0 {
-                idle.push(key);
-            } else {
-                kept += 1;
-            }
-        }
-        let mut forgotten = 0;
-        for key in idle {
-            match self.flows.remove(&key) {
-                Ok(()) => forgotten += 1,
-                Err(error) if absent(&error) => {}
-                Err(error) => return Err(kernel("forget a flow")(error)),
-            }
-        }
-        Ok(Swept { kept, forgotten })
-    }
-
-    fn slot_error(&self, slot: u32, error: MapError) -> ProbeError {
-        match error {
-            MapError::OutOfBounds { .. } => ProbeError::NoSuchSlot { slot, slots: self.usage.len() },
-            error => kernel("use a subscriber slot")(error),
-        }
-    }
-}
-
-/// The flow table as whoever names flows has it: by a descriptor of its own, for [`Maps`] may be busy with a sweep.
-pub(super) struct FlowTable(HashMap<MapData, Record<FlowKey>, Record<Flow>>);
-
-impl FlowTable {
-    pub(super) fn pinned(settings: &ProbeConfig) -> Result<Self, ProbeError> {
-        let doing = "open the flow table";
-        let map = MapData::from_pin(settings.pin_dir.join(FLOWS_PIN)).map_err(kernel(doing))?;
-        HashMap::try_from(Map::HashMap(map)).map(Self).map_err(kernel(doing))
-    }
-
-    /// Gives a flow its class; false where it is not known any more.
-    pub(super) fn name(&mut self, key: &FlowKey, class: Class, sampling: bool) -> Result<bool, ProbeError> {
-        let Record(flow) = match self.0.get(&Record(*key), 0) {
-            Ok(flow) => flow,
-            Err(error) if absent(&error) => return Ok(false),
-            Err(error) => return Err(kernel("read a flow")(error)),
-        };
-        // What the probe writes meanwhile is lost, and none of it matters: an old binding is looked up again for its epoch,
-        // an old generation is set by the next packet, and a few samples more or less are as good.
-        let named = Flow { class: class as u8, sampling: u8::from(sampling), ..flow };
-        match self.0.insert(Record(*key), Record(named), EXIST) {
-            Ok(()) => Ok(true),
-            Err(error) if absent(&error) => Ok(false),
-            Err(error) => Err(kernel("name a flow")(error)),
-        }
     }
 }
 

@@ -4,9 +4,9 @@
 //! maps of another layout or size, and knows neither sessions nor settings: it is told prefixes, slots and enforcement.
 //!
 //! ```text
-//! pins      config  sessions  flows  usage  enforcement  buckets  tallies  samples  link_up  link_down
-//! agent      rw      rw        rw     r      rw           -        r        r
-//! programs   r       r         rw     w      r            rw       w        w
+//! pins      config  sessions  flows  details  lanes  anonymous  rations  tallies  samples  link_up  link_down
+//! agent      rw      rw        rw     w        rw     r          -        r        r
+//! programs   r       r         rw     rw       rw     w          rw       w        w
 //! ```
 //!
 //! Everything is pinned: dropping a [`Probe`] leaves counting and enforcement running, and the next [`Probe::load`] on the
@@ -16,20 +16,25 @@ mod attach;
 mod clock;
 mod environment;
 mod error;
+mod lanes;
+mod mapped;
 mod maps;
 mod samples;
+mod table;
 mod trial;
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::Ebpf;
 use ipnet::IpNet;
 use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{
-    ANONYMOUS, Config, Direction, Enforcement, LAYOUT, MAX_FIRST_BYTES, Rate, Reason, SlotUsage, Tally,
+    ANONYMOUS, Config, Direction, Enforcement, FlowLine, FlowState, HashKeys, LAYOUT, MAX_FIRST_BYTES, Rate,
+    Reason, SlotUsage, Tally,
 };
 
 pub use attach::Attach;
@@ -38,7 +43,9 @@ pub use samples::Flows;
 pub use trial::{Trial, TrialOutcome, Verdict};
 
 use crate::dataplane::Boot;
+use environment::Interface;
 use maps::Maps;
+use table::FlowTable;
 
 /// What a probe is attached to and how large its maps are. Sizes are fixed for the life of the pinned maps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,13 +93,20 @@ impl ProbeConfig {
     }
 }
 
-/// How often a sweep's generation is remembered: older flows are idle for as long as the oldest one remembered.
-const GENERATIONS: usize = 4_096;
+/// Generations that begin, at the most, in the time after which a flow is idle. Far fewer than there are numbers for, so that an old
+/// one is never taken for a new one.
+const GENERATIONS: u32 = 64;
+
+/// The generation after another.
+const fn next_generation(generation: u32) -> u32 {
+    generation % FlowState::LAST_GENERATION + 1
+}
 
 /// The probe, loaded and attached.
 pub struct Probe {
     ebpf: Ebpf,
     maps: Maps,
+    flows: Arc<FlowTable>,
     config: Config,
     settings: ProbeConfig,
     /// When each of the latest generations began, oldest first; the last is the one now.
@@ -128,28 +142,37 @@ impl Probe {
         loaded
     }
 
-    fn take_over(settings: ProbeConfig, interface: u32, lock: File) -> Result<(Self, Flows), ProbeError> {
+    fn take_over(
+        settings: ProbeConfig,
+        interface: Interface,
+        lock: File,
+    ) -> Result<(Self, Flows), ProbeError> {
         maps::check_pins(&settings)?;
         let mut ebpf = maps::load(&settings)?;
         for program in attach::PROGRAMS {
             attach::load(&mut ebpf, program)?;
         }
-        let mut maps = Maps::take(&mut ebpf)?;
-        let flows = Flows::take(&mut ebpf, &settings)?;
+        let mut maps = Maps::take(&mut ebpf, &settings)?;
         let mut config = maps.config()?;
         let attached_to = config.interface;
         if config.layout == 0 {
-            config = Config { layout: LAYOUT, boot: *uuid::Uuid::new_v4().as_bytes(), ..Config::default() };
+            let boot = *uuid::Uuid::new_v4().as_bytes();
+            config = Config { layout: LAYOUT, boot, epoch: 1, hash_keys: hash_keys(), ..Config::default() };
         }
+        let table = Arc::new(maps::flow_table(&mut ebpf, &settings, &config)?);
+        let flows = Flows::take(&mut ebpf, Arc::clone(&table))?;
+        config.line_mask = FlowLine::lines(settings.max_flows) - 1;
+        config.slots = settings.max_subscribers;
+        config.no_link_layer = u32::from(interface.no_link_layer);
         config.sample_packets = settings.sample_packets;
         config.sample_bytes = settings.sample_bytes.min(u32::try_from(MAX_FIRST_BYTES).unwrap_or(u32::MAX));
         config.sample_rate = Rate::per_second(settings.sample_rate.0, u64::from(settings.ring_bytes / 2));
-        config.interface = interface;
-        config.generation = config.generation.wrapping_add(1).max(1);
+        config.interface = interface.index;
+        config.generation = next_generation(config.generation);
         maps.set_config(config)?;
-        attach::attach(&mut ebpf, &settings, attached_to == interface)?;
+        attach::attach(&mut ebpf, &settings, attached_to == interface.index)?;
         let generations = VecDeque::from([(config.generation, Micros::now())]);
-        Ok((Self { ebpf, maps, config, settings, generations, _lock: lock }, flows))
+        Ok((Self { ebpf, maps, flows: table, config, settings, generations, _lock: lock }, flows))
     }
 
     /// The life of the counters: survives agents, ends with the pins.
@@ -196,12 +219,12 @@ impl Probe {
 
     /// Puts enforcement of a slot in force with the next packet.
     pub fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
-        self.maps.enforce(slot, enforcement)
+        self.maps.lanes.enforce(slot, enforcement)
     }
 
     /// The enforcement in force for a slot, read back from the kernel.
     pub fn enforcement(&self, slot: u32) -> Result<Enforcement, ProbeError> {
-        self.maps.enforcement(slot)
+        self.maps.lanes.enforcement(slot)
     }
 
     /// Turns all enforcement off, or on again. Counting goes on.
@@ -225,27 +248,20 @@ impl Probe {
     /// the interval between two calls.
     pub fn sweep(&mut self, now: Micros) -> Result<Swept, ProbeError> {
         // A flow last seen in generation g was idle since the beginning of g + 1 at the latest.
-        let oldest_alive = self
-            .generations
-            .iter()
-            .zip(self.generations.iter().skip(1))
-            .filter(|(_, (_, next_began))| now.since(*next_began) >= self.settings.flow_idle)
-            .map(|((generation, _), _)| generation.wrapping_add(1))
-            .next_back();
-        let swept = match oldest_alive {
-            Some(oldest) => self.maps.sweep(oldest)?,
-            None => Swept { kept: self.maps.flows()?, forgotten: 0 },
-        };
-        while self.generations.len() >= GENERATIONS
-            || self
-                .generations
-                .get(1)
-                .is_some_and(|(next, _)| oldest_alive.is_some_and(|oldest| *next <= oldest))
-        {
-            self.generations.pop_front();
+        let idle = self.settings.flow_idle;
+        let over = self.generations.iter().skip(1).rposition(|(_, began)| now.since(*began) >= idle);
+        if let Some(last) = over {
+            self.generations.drain(..=last);
         }
-        self.change(|config| config.generation = config.generation.wrapping_add(1).max(1))?;
-        self.generations.push_back((self.config.generation, now));
+        let swept = match (over, self.generations.front()) {
+            (Some(_), Some((oldest, _))) => self.flows.sweep(*oldest, self.config.generation),
+            _ => Swept { kept: self.flows.count(), forgotten: 0 },
+        };
+        let began = self.generations.back().map_or(now, |(_, began)| *began);
+        if now.since(began) >= idle / GENERATIONS {
+            self.change(|config| config.generation = next_generation(config.generation))?;
+            self.generations.push_back((self.config.generation, now));
+        }
         Ok(swept)
     }
 
@@ -267,7 +283,7 @@ impl Probe {
     }
 
     fn next_epoch(&mut self) -> Result<(), ProbeError> {
-        self.change(|config| config.epoch = config.epoch.wrapping_add(1))
+        self.change(|config| config.epoch = config.epoch % FlowState::LAST_EPOCH + 1)
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), ProbeError> {
@@ -277,6 +293,16 @@ impl Probe {
         self.config = config;
         Ok(())
     }
+}
+
+/// Random numbers that nobody outside knows: who did could make flows that the table takes for one.
+fn hash_keys() -> HashKeys {
+    // Two of a random UUID's 128 bits say its variant and four its version: each half's are covered by the other half.
+    let random = || {
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        high.rotate_left(32) ^ low
+    };
+    std::array::from_fn(|_| std::array::from_fn(|_| random()))
 }
 
 /// Takes the programs off the interface, then removes what they counted.

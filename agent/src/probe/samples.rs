@@ -3,21 +3,24 @@
 //! Apart from the rest of the probe, so that it can have a thread of its own: nothing here waits for a drain, a sweep or
 //! a change of sessions. No record is lost to a cancelled wait.
 
+use std::sync::Arc;
+
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use usher_models::wire::{Class, Direction, FirstBytes, FlowKey};
 
+use super::ProbeError;
 use super::clock::Clock;
-use super::maps::{FlowTable, SAMPLES};
-use super::{ProbeConfig, ProbeError};
+use super::maps::SAMPLES;
+use super::table::FlowTable;
 use crate::dataplane::Sample;
 
 /// What sees a probe's new flows and gives them their classes.
 pub struct Flows {
     samples: Samples,
-    table: FlowTable,
+    table: Arc<FlowTable>,
 }
 
 impl std::fmt::Debug for Flows {
@@ -27,8 +30,8 @@ impl std::fmt::Debug for Flows {
 }
 
 impl Flows {
-    pub(super) fn take(ebpf: &mut Ebpf, settings: &ProbeConfig) -> Result<Self, ProbeError> {
-        Ok(Self { samples: Samples::take(ebpf)?, table: FlowTable::pinned(settings)? })
+    pub(super) fn take(ebpf: &mut Ebpf, table: Arc<FlowTable>) -> Result<Self, ProbeError> {
+        Ok(Self { samples: Samples::take(ebpf)?, table })
     }
 
     /// The next packet the classifier should see. Loses nothing when cancelled. Needs a tokio runtime.
@@ -47,7 +50,7 @@ impl Flows {
     ///
     /// False where the flow is not known any more; then nothing is changed.
     pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> Result<bool, ProbeError> {
-        self.table.name(flow, class, sampling)
+        Ok(self.table.name(flow, class, sampling))
     }
 }
 

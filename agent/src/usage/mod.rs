@@ -62,7 +62,7 @@ pub fn at_cap(
     let rate = |lane: usize| enforcement.rates[lane][direction.index()].bits_per_second;
     let class_rate = rate(class.index());
     let line_rate = rate(LINE);
-    let blocked = Gate::from_u32(enforcement.gate) == Gate::Block;
+    let blocked = enforcement.gate == Gate::Block;
     if class_rate == 0 && line_rate == 0 && !blocked {
         return None;
     }

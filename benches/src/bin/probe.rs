@@ -13,6 +13,7 @@ mod plan;
 
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use aya::maps::{Array, ProgramArray};
@@ -61,11 +62,12 @@ const TCP4_64K: Case = Case {
     limit: Some(1.6),
 };
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     Case { name: "tcp4-1", flows: 1, subscribers: 1, limit: Some(2.2), ..TCP4_64K },
     TCP4_64K,
     Case { name: "tcp4-1m", flows: 1 << 20, subscribers: 100_000, limit: None, ..TCP4_64K },
     Case { name: "tcp6-64k", shape: IPV6, limit: None, ..TCP4_64K },
+    Case { name: "gtpu-64k", shape: GTPU, limit: None, ..TCP4_64K },
     Case { name: "rtt-64k", both: true, limit: None, ..TCP4_64K },
     Case { name: "full", full: true, limit: None, ..TCP4_64K },
 ];
@@ -127,12 +129,14 @@ struct Figure {
     lookup_ratio: Spread,
     /// The empty program behind the driver.
     empty_ns: Spread,
+    /// The agent's reading of one subscriber's counters.
+    drain_ns: f64,
 }
 
 fn table(figures: &BTreeMap<&str, Figure>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["case", "the probe", "one look-up", "ratio", "driver"]);
+    table.set_header(["case", "the probe", "one look-up", "ratio", "driver", "a drain"]);
     let both =
         |spread: Spread, digits: usize| format!("{:.digits$} / {:.digits$}", spread.minimum, spread.median);
     for case in CASES {
@@ -143,6 +147,7 @@ fn table(figures: &BTreeMap<&str, Figure>) -> Table {
             both(figure.lookup_ns, 0),
             both(figure.lookup_ratio, 2),
             both(figure.empty_ns, 0),
+            format!("{:.0}", figure.drain_ns),
         ]);
     }
     table
@@ -204,7 +209,9 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
         }
     }
     // What was measured is a probe that counts every packet, and knows the flows or has no room for them, as the case says.
+    let drain = Instant::now();
     let counted = packets(probe, case.subscribers)? - before;
+    let drain_ns = drain.elapsed().as_secs_f64() * 1e9 / f64::from(case.subscribers + 1);
     ensure!(counted == u64::from(runs) * ROUNDS as u64, "{counted} packets counted of {ROUNDS} x {runs}");
     let full: u64 = probe
         .counters()?
@@ -212,9 +219,12 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
         .filter(|(reason, ..)| *reason == Reason::FlowTableFull)
         .map(|(_, _, tally)| tally.packets)
         .sum();
-    ensure!((full > 0) == case.full, "{full} packets found the flow table full");
+    // In a table that has as many flows as it is made for, one in a hundred may find no place.
+    let most = if case.full { u64::MAX } else { counted / 100 };
+    let least = if case.full { counted * 9 / 10 } else { 0 };
+    ensure!((least..=most).contains(&full), "{full} of {counted} packets found the flow table full");
     let [net, looked_up, ratio, empty] = rounds.map(Spread::of);
-    Ok(Figure { net_ns: net, lookup_ns: looked_up, lookup_ratio: ratio, empty_ns: empty })
+    Ok(Figure { net_ns: net, lookup_ns: looked_up, lookup_ratio: ratio, empty_ns: empty, drain_ns })
 }
 
 /// Packets let through, of all subscribers of the bench; fails where one was held back or nobody's.

@@ -1,6 +1,6 @@
 //! What the probe keeps about a flow, what it is told, and what it hands up.
 
-use super::{FlowKey, Rate};
+use super::{Class, FlowKey, Rate};
 
 /// Bits of a session prefix's address; IPv4 prefixes are mapped, so that /32 is 128 here.
 pub const PREFIX_BITS: u32 = 128;
@@ -8,54 +8,247 @@ pub const PREFIX_BITS: u32 = 128;
 /// The most bytes of one packet handed to the agent: a coalesced pair of full Ethernet frames.
 pub const MAX_FIRST_BYTES: usize = 3072;
 
-/// A flow's number of samples left that is never used up.
-pub const UNLIMITED_SAMPLES: u16 = u16::MAX;
+/// Flows in a line of the flow table.
+pub const WAYS: usize = 4;
 
-/// The generation before the first: the probe counts generations from 1.
-pub const GENERATION_NONE: u32 = 0;
+/// Words of a [`FlowKey`] that go into its fingerprint, and random numbers it takes for each of the two halves.
+pub const KEY_WORDS: usize = 10;
 
-/// Whose a flow is, and since which epoch: one 64-bit word, so that both change at once.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Binding(pub u64);
+/// The random numbers behind fingerprints, drawn with the boot: `[half][word]`.
+pub type HashKeys = [[u64; KEY_WORDS]; 2];
 
-impl Binding {
-    /// `slot`, as looked up in `epoch`.
-    #[inline]
-    pub const fn new(epoch: u32, slot: u32) -> Self {
-        Self((epoch as u64) << 32 | slot as u64)
+/// What stands for a flow in the flow table: 64 bits of its key under the maps' secret random numbers.
+///
+/// Each half is a multilinear hash (Lemire and Kaser, "Strongly universal string hashing is fast", 2014, without the constant term): the
+/// sum of word times random number modulo 2^64, of which the upper 32 bits count. Two flows share both halves with a
+/// chance of some 2^-64, whoever chose them without knowing the numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint(u64);
+
+impl Fingerprint {
+    /// No flow's: a place in the table that is free.
+    pub const FREE: u64 = 0;
+    /// No flow's either: a place that the agent is clearing.
+    pub const CLEARING: u64 = 1;
+
+    /// Of a flow whose addresses are `ends`, subscriber first, as they lie in memory. `rest` holds both ports, the subscriber's in
+    /// the upper half, and the protocol.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's programs have no calls")]
+    pub fn of(keys: &HashKeys, ends: &[[u32; 4]; 2], rest: [u32; 2]) -> Self {
+        let mut halves = [0_u64; 2];
+        let mut half = 0;
+        while half < 2 {
+            let keys = &keys[half];
+            let product = |word: usize, value: u32| keys[word].wrapping_mul(u64::from(value));
+            let [subscriber, remote] = ends;
+            let mut sum = product(8, rest[0]).wrapping_add(product(9, rest[1]));
+            sum = sum.wrapping_add(product(3, subscriber[3])).wrapping_add(product(7, remote[3]));
+            // The rest of an IPv4 address is the same in all of them.
+            if !(is_mapped(subscriber) && is_mapped(remote)) {
+                let mut word = 0;
+                while word < 3 {
+                    sum = sum.wrapping_add(product(word, subscriber[word]));
+                    sum = sum.wrapping_add(product(word + 4, remote[word]));
+                    word += 1;
+                }
+            }
+            halves[half] = sum >> 32;
+            half += 1;
+        }
+        let whole = halves[0] << 32 | halves[1];
+        Self(if whole > Self::CLEARING { whole } else { whole + 2 })
     }
 
-    /// The subscriber slot.
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the slot")]
-    pub const fn slot(self) -> u32 {
-        self.0 as u32
+    /// Of a flow's key.
+    pub fn of_key(keys: &HashKeys, key: &FlowKey) -> Self {
+        let words = |address: &[u8; 16]| {
+            let mut words = [0; 4];
+            for (word, bytes) in words.iter_mut().zip(address.chunks_exact(4)) {
+                *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }
+            words
+        };
+        let rest = Self::rest(key.subscriber_port, key.remote_port, key.protocol);
+        Self::of(keys, &[words(&key.subscriber), words(&key.remote)], rest)
     }
 
-    /// The epoch of the look-up.
+    /// Ports and protocol as [`Fingerprint::of`] takes them.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's programs have no calls")]
+    pub const fn rest(subscriber_port: u16, remote_port: u16, protocol: u8) -> [u32; 2] {
+        [(subscriber_port as u32) << 16 | remote_port as u32, protocol as u32]
+    }
+
+    /// Of an address alone.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's programs have no calls")]
+    pub fn of_address(keys: &HashKeys, address: &[u32; 4]) -> Self {
+        Self::of(keys, &[*address, [0; 4]], [0; 2])
+    }
+
+    /// All 64 bits; neither [`Fingerprint::FREE`] nor [`Fingerprint::CLEARING`].
     #[inline]
-    pub const fn epoch(self) -> u32 {
-        (self.0 >> 32) as u32
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The line its flow is in, of `line_mask` and one, which are a power of two: the first, or where that is full its neighbour.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+    pub const fn line(self, line_mask: u32) -> u32 {
+        self.0 as u32 & line_mask
     }
 }
 
-/// What the probe keeps about a flow. The agent writes `class` and `sampling`, the probe the rest.
+/// Whether an address is IPv4, mapped (RFC 4291, 2.5.5.2); its words as they lie in memory.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the kernel's programs have no calls")]
+const fn is_mapped(address: &[u32; 4]) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+}
+
+/// What is known of a flow: whose it is, what it is, and when it was last seen. One 64-bit word, so that all of it changes at
+/// once, with a part of the flow's fingerprint in it, so that a place in the table that went to another flow in this very moment changes
+/// nothing for either. Zero is a flow of which nothing is known yet.
+///
+/// From the lowest bit: slot 24, epoch 20, generation 8, class 3, settled 1, fingerprint 8.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct FlowState(pub u64);
+
+impl FlowState {
+    /// The most slots that fit.
+    pub const MAX_SLOTS: u32 = 1 << 24;
+    /// Epochs count from 1 to this, and then from 1 again: an epoch of zero is before all of them.
+    pub const LAST_EPOCH: u32 = (1 << 20) - 1;
+    /// Generations likewise.
+    pub const LAST_GENERATION: u32 = (1 << 8) - 1;
+
+    const EPOCH: u32 = 24;
+    const GENERATION: u32 = 44;
+    const CLASS: u32 = 52;
+    const SETTLED: u64 = 1 << 55;
+    const OF: u32 = 56;
+    /// Epoch, generation and fingerprint: what must be right for the slot to be.
+    const TIMES: u64 =
+        (Self::LAST_EPOCH as u64) << Self::EPOCH | (Self::LAST_GENERATION as u64) << Self::GENERATION;
+
+    /// The word of a time: what [`FlowState::slot`] compares with, the same for all flows.
+    #[inline]
+    pub const fn time(epoch: u32, generation: u32) -> u64 {
+        ((epoch as u64) << Self::EPOCH | (generation as u64) << Self::GENERATION) & Self::TIMES
+    }
+
+    /// The subscriber slot, if it was looked up at that time.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "24 bits are the slot")]
+    pub const fn slot(self, time: u64) -> Option<u32> {
+        if self.0 & Self::TIMES == time { Some(self.0 as u32 & (Self::MAX_SLOTS - 1)) } else { None }
+    }
+
+    /// Whether this is of that flow, or of none yet.
+    #[inline]
+    pub const fn is_of(self, flow: Fingerprint) -> bool {
+        self.0 == 0 || self.0 >> Self::OF == flow.0 >> Self::OF
+    }
+
+    /// The same with the slot that was looked up at a time.
+    #[inline]
+    #[must_use]
+    pub const fn bound(self, flow: Fingerprint, slot: u32, time: u64) -> Self {
+        let kept = self.0 & (7 << Self::CLASS | Self::SETTLED);
+        Self(flow.0 >> Self::OF << Self::OF | kept | time | (slot & (Self::MAX_SLOTS - 1)) as u64)
+    }
+
+    /// The same with a class, and with more samples wanted or not.
+    #[must_use]
+    pub const fn named(self, flow: Fingerprint, class: Class, sampling: bool) -> Self {
+        let kept = self.0 & !(7 << Self::CLASS | Self::SETTLED) & !(0xff << Self::OF);
+        let settled = if sampling { 0 } else { Self::SETTLED };
+        Self(flow.0 >> Self::OF << Self::OF | kept | (class as u64) << Self::CLASS | settled)
+    }
+
+    /// The same with no more samples wanted.
+    #[inline]
+    #[must_use]
+    pub const fn settle(self) -> Self {
+        Self(self.0 | Self::SETTLED)
+    }
+
+    /// The same, last seen in a generation.
+    #[must_use]
+    pub const fn seen(self, generation: u32) -> Self {
+        let kept = self.0 & !((Self::LAST_GENERATION as u64) << Self::GENERATION);
+        Self(kept | Self::time(0, generation))
+    }
+
+    /// Its class.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "three bits")]
+    pub const fn class(self) -> Class {
+        Class::from_u8((self.0 >> Self::CLASS) as u8 & 7)
+    }
+
+    /// Whether no more samples are wanted: the agent said so, or the flow has had its share.
+    #[inline]
+    pub const fn settled(self) -> bool {
+        self.0 & Self::SETTLED != 0
+    }
+
+    /// The [`Config::generation`] in which the last packet was seen; 0 for none.
+    pub const fn generation(self) -> u32 {
+        (self.0 >> Self::GENERATION) as u32 & Self::LAST_GENERATION
+    }
+}
+
+/// A flow in the table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Flow {
-    /// The subscriber slot, good while the epoch is [`Config::epoch`].
-    pub binding: Binding,
+    /// A [`Fingerprint`], or why there is none.
+    pub fingerprint: u64,
+    /// What is known of it.
+    pub state: FlowState,
+}
+
+/// The flows of one cache line of the table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct FlowLine {
+    /// In the order in which they came, but for those cleared since.
+    pub ways: [Flow; WAYS],
+}
+
+impl FlowLine {
+    /// How many lines hold `flows`, a power of two. There is room for twice as many, for they do not spread evenly: with
+    /// `flows` flows in the table, one in a hundred finds its two lines full.
+    #[expect(clippy::cast_possible_truncation, reason = "four")]
+    pub const fn lines(flows: u32) -> u32 {
+        let wanted = flows.saturating_mul(2).div_ceil(WAYS as u32);
+        if wanted < 2 {
+            2
+        } else if wanted > 1 << 28 {
+            1 << 28
+        } else {
+            wanted.next_power_of_two()
+        }
+    }
+}
+
+/// What else is kept about a flow, at the same place as it is: nothing that a packet of a settled flow needs. Written by the probe,
+/// cleared by the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct FlowDetails {
     /// When the first packet was seen.
     pub first_packet_ns: u64,
-    /// The [`Config::generation`] in which the last packet was seen.
-    pub generation: u32,
-    /// Packets that may still be handed to the agent.
-    pub samples_left: u16,
-    /// A [`super::Class`]'s number.
-    pub class: u8,
-    /// Not zero while the agent wants samples.
-    pub sampling: u8,
+    /// Packets handed to the agent so far.
+    pub samples: u32,
+    /// Zero.
+    pub zero: u32,
+    /// Kept for what is measured of a flow. Zero.
+    pub quality: [u64; 6],
 }
 
 /// What the agent tells the probe about all packets, and what the maps are.
@@ -66,9 +259,9 @@ pub struct Config {
     pub layout: u32,
     /// Not zero: all enforcement is off.
     pub bypass: u32,
-    /// Rises with every change of a session prefix.
+    /// Rises with every change of a session prefix, see [`FlowState::LAST_EPOCH`].
     pub epoch: u32,
-    /// Rises with every sweep; a flow whose generation is old is idle.
+    /// Rises with time, see [`FlowState::LAST_GENERATION`]; a flow whose generation is old is idle.
     pub generation: u32,
     /// Packets of a new flow handed to the agent.
     pub sample_packets: u32,
@@ -76,12 +269,18 @@ pub struct Config {
     pub sample_bytes: u32,
     /// The interface the programs were attached to.
     pub interface: u32,
-    /// Zero.
-    pub zero: u32,
+    /// Lines of the flow table, less one.
+    pub line_mask: u32,
     /// The life of these maps, drawn at random when they were made.
     pub boot: [u8; 16],
+    /// Not zero where frames begin with an IP header instead of an Ethernet header.
+    pub no_link_layer: u32,
+    /// Subscriber slots.
+    pub slots: u32,
     /// Bytes of one subscriber slot handed to the agent, so that nobody fills the ring for all.
     pub sample_rate: Rate,
+    /// Drawn at random with the boot.
+    pub hash_keys: HashKeys,
 }
 
 /// The head of a ring-buffer record; `length` bytes of the packet follow, from its innermost IP header on.
@@ -139,8 +338,10 @@ impl FirstBytes {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<Flow>() == 24);
-    assert!(size_of::<Config>() == 72);
+    assert!(size_of::<FlowLine>() == 64);
+    assert!(size_of::<FlowDetails>() == 64);
+    assert!(Class::COUNT <= 8);
+    assert!(size_of::<Config>() == 80 + 160);
     assert!(size_of::<FirstBytes>() == 72);
     assert!(offset_of!(Config, layout) == 0);
     assert!(offset_of!(FlowKey, subscriber_port) == 32);
@@ -200,9 +401,65 @@ mod tests {
         }
 
         #[test]
-        fn a_binding_keeps_both_halves(epoch: u32, slot: u32) {
-            let binding = Binding::new(epoch, slot);
-            prop_assert_eq!((binding.epoch(), binding.slot()), (epoch, slot));
+        fn a_state_holds_for_its_flow_and_time_alone(
+            epoch in 1..=FlowState::LAST_EPOCH, generation in 1..=FlowState::LAST_GENERATION,
+            slot in 0..FlowState::MAX_SLOTS, class in 0_u8..8, sampling: bool, ours: u64, other: u64,
+        ) {
+            let (ours, other) = (Fingerprint(ours), Fingerprint(other));
+            let time = FlowState::time(epoch, generation);
+            let class = Class::from_u8(class);
+            for state in [
+                FlowState::default().bound(ours, slot, time).named(ours, class, sampling),
+                FlowState::default().named(ours, class, sampling).bound(ours, slot, time),
+                FlowState::default().bound(ours, 1, FlowState::time(epoch, 1)).named(ours, class, sampling).bound(ours, slot, time),
+            ] {
+                prop_assert_eq!(state.slot(time), Some(slot));
+                prop_assert_eq!((state.class(), state.settled(), state.generation()), (class, !sampling, generation));
+                prop_assert!(state.is_of(ours));
+                prop_assert_eq!(state.is_of(other), ours.0 >> 56 == other.0 >> 56);
+                prop_assert_eq!(state.slot(FlowState::time(epoch % FlowState::LAST_EPOCH + 1, generation)), None);
+                prop_assert_eq!(state.slot(FlowState::time(epoch, generation % FlowState::LAST_GENERATION + 1)), None);
+            }
+            let unbound = FlowState::default().named(ours, class, sampling).seen(generation);
+            prop_assert_eq!(unbound.slot(time), None, "what was never bound is nobody's yet");
+            prop_assert_eq!(FlowState::default().slot(time), None);
         }
+
+        #[test]
+        fn every_bit_of_a_flow_counts_in_its_fingerprint(
+            keys: [[u64; KEY_WORDS]; 2], bytes: [u8; 32], ports: (u16, u16), protocol: u8, v4: bool, bit in 0_usize..296,
+        ) {
+            let mut key = FlowKey {
+                subscriber: bytes[..16].try_into().expect("16"), remote: bytes[16..].try_into().expect("16"),
+                subscriber_port: ports.0, remote_port: ports.1, protocol, zero: [0; 3],
+            };
+            if v4 {
+                for address in [&mut key.subscriber, &mut key.remote] {
+                    address[..12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+                }
+            }
+            let before = Fingerprint::of_key(&keys, &key);
+            prop_assert!(before.get() > Fingerprint::CLEARING);
+            match (bit / 8, 1_u8 << (bit % 8)) {
+                (byte @ 0..16, bit) => key.subscriber[byte] ^= bit,
+                (byte @ 16..32, bit) => key.remote[byte - 16] ^= bit,
+                (byte @ 32..34, bit) => key.subscriber_port ^= u16::from(bit) << (8 * (byte - 32)),
+                (byte @ 34..36, bit) => key.remote_port ^= u16::from(bit) << (8 * (byte - 34)),
+                (_, bit) => key.protocol ^= bit,
+            }
+            prop_assert_ne!(before, Fingerprint::of_key(&keys, &key));
+        }
+    }
+
+    #[test]
+    fn a_table_has_room_for_twice_its_flows() {
+        for flows in [0, 1, 8, 1_000, 1 << 20] {
+            let lines = FlowLine::lines(flows);
+            assert!(
+                lines.is_power_of_two() && lines as usize * WAYS >= 2 * flows as usize,
+                "{flows}: {lines}"
+            );
+        }
+        assert_eq!(FlowLine::lines(u32::MAX), 1 << 28);
     }
 }

@@ -6,17 +6,20 @@
 //! A change of layout changes [`LAYOUT`]: an agent never reads maps of another layout.
 
 mod flow;
+mod lane;
 mod rate;
 mod reason;
 
 pub use flow::{
-    Binding, Config, FirstBytes, Flow, GENERATION_NONE, MAX_FIRST_BYTES, PREFIX_BITS, UNLIMITED_SAMPLES,
+    Config, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine, FlowState, HashKeys, KEY_WORDS,
+    MAX_FIRST_BYTES, PREFIX_BITS, WAYS,
 };
+pub use lane::{Action, Enforcement, Gate, LANES, LINE, Lane, SLOT_LANES};
 pub use rate::Rate;
 pub use reason::{Reason, Tally};
 
 /// Version of every record below; kept in the pinned maps and compared before any of them is read.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Kinds of use, a small fixed set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -141,12 +144,6 @@ pub struct SlotUsage {
     pub cells: [[Cell; 2]; Class::COUNT],
 }
 
-/// Rates apply per class, and once more over the whole line: the lane after the classes.
-pub const LANES: usize = Class::COUNT + 1;
-
-/// The lane of the whole line.
-pub const LINE: usize = Class::COUNT;
-
 /// Who a packet of no known session belongs to.
 pub const ANONYMOUS: u32 = 0;
 
@@ -154,76 +151,4 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Cell>() == 32);
     assert!(size_of::<SlotUsage>() == 512);
-};
-
-/// What enforcement does with one subscriber slot. Written by the agent, read by the probe.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Enforcement {
-    /// A [`Gate`]'s number: what happens to the whole line before any class is looked at.
-    pub gate: u32,
-    /// Not zero where any rate is set: the probe reads no rate and no clock for a slot without. See [`Enforcement::new`].
-    pub limited: u32,
-    /// `[lane][direction]`: the classes in their order, then the whole line.
-    pub rates: [[Rate; 2]; LANES],
-}
-
-impl Enforcement {
-    /// The record of a gate and rates.
-    pub fn new(gate: Gate, rates: [[Rate; 2]; LANES]) -> Self {
-        let limited = rates.iter().flatten().any(Rate::limits);
-        Self { gate: gate as u32, limited: u32::from(limited), rates }
-    }
-
-    /// The same with `rate` in one lane and direction.
-    #[must_use]
-    pub fn with_rate(mut self, lane: usize, direction: Direction, rate: Rate) -> Self {
-        self.rates[lane][direction.index()] = rate;
-        Self::new(Gate::from_u32(self.gate), self.rates)
-    }
-
-    /// The same with another gate.
-    #[must_use]
-    pub fn with_gate(self, gate: Gate) -> Self {
-        Self::new(gate, self.rates)
-    }
-}
-
-/// The roaming gate of a subscriber slot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u32)]
-pub enum Gate {
-    /// Traffic passes; the rates apply.
-    #[default]
-    Pass = 0,
-    /// As [`Gate::Pass`]: what limits is the rate of the lane [`LINE`], the number tells people why it is there.
-    Limit = 1,
-    /// Nothing passes.
-    Block = 2,
-}
-
-impl Gate {
-    /// The gate of a record's number; a number of no gate is [`Gate::Pass`], for forwarding goes first.
-    pub const fn from_u32(number: u32) -> Self {
-        match number {
-            1 => Self::Limit,
-            2 => Self::Block,
-            _ => Self::Pass,
-        }
-    }
-}
-
-/// The times of a subscriber slot's token buckets, `[lane][direction]`, in the ticks of [`Rate`]. Written by the probe alone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Buckets {
-    /// When each bucket is empty again.
-    pub empty_at: [[u64; 2]; LANES],
-    /// The same for the bytes handed to the agent, see [`Config::sample_rate`].
-    pub samples_empty_at: u64,
-}
-
-const _: () = {
-    assert!(size_of::<Enforcement>() == 8 + LANES * 2 * 24);
-    assert!(size_of::<Buckets>() == LANES * 2 * 8 + 8);
 };

@@ -15,7 +15,7 @@ pub struct Rate {
     pub bits_per_second: u64,
     /// Ticks a byte costs, shifted left by [`Rate::COST_SHIFT`].
     pub cost: u64,
-    /// Ticks the bucket may run ahead.
+    /// Ticks the bucket may run ahead; whole [`Rate::BURST_UNIT`]s.
     pub burst: u64,
 }
 
@@ -35,6 +35,8 @@ impl Rate {
     pub const MIN_BURST_BYTES: u64 = 3_028;
     /// The most a bucket may run ahead: an hour.
     pub const MAX_BURST_NS: u64 = 3_600_000_000_000;
+    /// Ticks in a unit of burst, some microsecond: so that the longest burst fits 32 bits.
+    pub const BURST_UNIT: u64 = 1 << 16;
     /// The most bytes a packet is charged for; no packet has more, GSO super-packets included.
     pub const MAX_CHARGE: u32 = (1 << 20) - 1;
 
@@ -59,7 +61,8 @@ impl Rate {
         let longest = Self::MAX_BURST_NS << Self::TICK_SHIFT;
         #[expect(clippy::cast_possible_truncation, reason = "held to `longest` first")]
         let wanted = if wanted > longest as u128 { longest } else { wanted as u64 };
-        Self { bits_per_second, cost, burst: clamp(wanted, Self::MIN_BURST_NS << Self::TICK_SHIFT, longest) }
+        let burst = clamp(wanted, Self::MIN_BURST_NS << Self::TICK_SHIFT, longest);
+        Self { bits_per_second, cost, burst: burst.next_multiple_of(Self::BURST_UNIT) }
     }
 
     /// Whether this holds anything back.
@@ -206,7 +209,8 @@ mod tests {
         fn no_rate_burst_or_packet_overflows(bits: u64, burst: u64, bytes: u32) {
             let rate = Rate::per_second(bits, burst);
             prop_assert!(u64::from(bytes.min(Rate::MAX_CHARGE)).checked_mul(rate.cost).is_some());
-            prop_assert!(rate.burst <= Rate::MAX_BURST_NS << Rate::TICK_SHIFT);
+            prop_assert!(rate.burst < (Rate::MAX_BURST_NS << Rate::TICK_SHIFT) + Rate::BURST_UNIT);
+            prop_assert!(rate.burst.is_multiple_of(Rate::BURST_UNIT) && u32::try_from(rate.burst / Rate::BURST_UNIT).is_ok());
             prop_assert_eq!(rate.bits_per_second, bits);
         }
     }

@@ -60,7 +60,7 @@ pub(crate) struct Sent {
 
 /// A flow whose deciding packet was sent.
 struct Watched {
-    key: [u8; size_of::<usher_models::wire::FlowKey>()],
+    key: usher_models::wire::FlowKey,
     class: Class,
     sent: Instant,
 }

@@ -1,58 +1,90 @@
 //! The probe's pinned maps, read beside the agent and without it: the bench's own witness.
 
+use std::mem::offset_of;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray};
-use std::mem::offset_of;
-use usher_models::wire::{ANONYMOUS, Cell, Class, Direction, Flow, FlowKey, PREFIX_BITS, SlotUsage};
+use aya::maps::{Array, LpmTrie, Map, MapData};
+use usher_models::wire::{
+    ANONYMOUS, Cell, Class, Config, Direction, Fingerprint, Flow, FlowKey, FlowLine, FlowState, HashKeys,
+    Lane, PREFIX_BITS, WAYS,
+};
 
-/// A flow key as it lies in the map.
-type KeyBytes = [u8; size_of::<FlowKey>()];
+fn pinned(pins: &Path, pin: &str) -> Result<MapData> {
+    MapData::from_pin(pins.join(pin)).with_context(|| format!("open the pinned {pin}"))
+}
+
+fn number(record: &[u8], at: usize) -> u64 {
+    record.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+}
+
+fn half(record: &[u8], at: usize) -> u32 {
+    record.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn config(pins: &Path) -> Result<[u8; size_of::<Config>()]> {
+    let config: Array<_, [u8; size_of::<Config>()]> = Map::Array(pinned(pins, "config")?).try_into()?;
+    Ok(config.get(&0, 0)?)
+}
 
 /// The flow table.
-pub(crate) struct Flows(HashMap<MapData, KeyBytes, [u8; size_of::<Flow>()]>);
+pub(crate) struct Flows {
+    table: Array<MapData, [u8; size_of::<FlowLine>()]>,
+    keys: HashKeys,
+    line_mask: u32,
+}
 
 impl Flows {
     pub(crate) fn open(pins: &Path) -> Result<Self> {
-        let map = MapData::from_pin(pins.join("flows")).context("open the pinned flow table")?;
-        Ok(Self(Map::HashMap(map).try_into()?))
+        let config = config(pins)?;
+        let mut keys = HashKeys::default();
+        for (place, key) in keys.iter_mut().flatten().enumerate() {
+            *key = number(&config, offset_of!(Config, hash_keys) + place * 8);
+        }
+        let line_mask = half(&config, offset_of!(Config, line_mask));
+        Ok(Self { table: Map::Array(pinned(pins, "flows")?).try_into()?, keys, line_mask })
     }
 
     /// A flow's class, once no more samples of it are wanted.
-    pub(crate) fn verdict(&self, key: &KeyBytes) -> Option<Class> {
-        let flow = self.0.get(key, 0).ok()?;
-        let decided = flow[offset_of!(Flow, sampling)] == 0;
-        decided.then(|| Class::from_u8(flow[offset_of!(Flow, class)]))
+    pub(crate) fn verdict(&self, key: &FlowKey) -> Option<Class> {
+        let flow = Fingerprint::of_key(&self.keys, key);
+        let first = flow.line(self.line_mask);
+        [first, first ^ 1].into_iter().find_map(|line| {
+            let line = self.table.get(&line, 0).ok()?;
+            let mut ways = (0..WAYS).map(|way| way * size_of::<Flow>());
+            let way = ways.find(|way| number(&line, way + offset_of!(Flow, fingerprint)) == flow.get())?;
+            let state = FlowState(number(&line, way + offset_of!(Flow, state)));
+            state.settled().then(|| state.class())
+        })
     }
 }
 
 /// The key of a flow of IPv4.
-pub(crate) fn key(subscriber: (Ipv4Addr, u16), remote: (Ipv4Addr, u16), protocol: u8) -> KeyBytes {
-    let mut key = [0; size_of::<FlowKey>()];
-    let mut put = |at: usize, bytes: &[u8]| key[at..at + bytes.len()].copy_from_slice(bytes);
-    put(offset_of!(FlowKey, subscriber), &subscriber.0.to_ipv6_mapped().octets());
-    put(offset_of!(FlowKey, remote), &remote.0.to_ipv6_mapped().octets());
-    put(offset_of!(FlowKey, subscriber_port), &subscriber.1.to_ne_bytes());
-    put(offset_of!(FlowKey, remote_port), &remote.1.to_ne_bytes());
-    put(offset_of!(FlowKey, protocol), &[protocol]);
-    key
+pub(crate) fn key(subscriber: (Ipv4Addr, u16), remote: (Ipv4Addr, u16), protocol: u8) -> FlowKey {
+    FlowKey {
+        subscriber: subscriber.0.to_ipv6_mapped().octets(),
+        remote: remote.0.to_ipv6_mapped().octets(),
+        subscriber_port: subscriber.1,
+        remote_port: remote.1,
+        protocol,
+        zero: [0; 3],
+    }
 }
 
 /// The session table and the counters.
 pub(crate) struct Usage {
     sessions: LpmTrie<MapData, [u8; 16], u32>,
-    usage: PerCpuArray<MapData, [u8; size_of::<SlotUsage>()]>,
+    lanes: Array<MapData, [u8; size_of::<Lane>()]>,
+    slots: u32,
 }
 
 impl Usage {
     pub(crate) fn open(pins: &Path) -> Result<Self> {
-        let pinned =
-            |pin| MapData::from_pin(pins.join(pin)).with_context(|| format!("open the pinned {pin}"));
-        let (sessions, usage) = (Map::LpmTrie(pinned("sessions")?), Map::PerCpuArray(pinned("usage")?));
-        Ok(Self { sessions: sessions.try_into()?, usage: usage.try_into()? })
+        let slots = half(&config(pins)?, offset_of!(Config, slots));
+        let sessions = Map::LpmTrie(pinned(pins, "sessions")?).try_into()?;
+        Ok(Self { sessions, lanes: Map::Array(pinned(pins, "lanes")?).try_into()?, slots })
     }
 
     /// Bytes of a subscriber's address in both directions by class, held back ones included.
@@ -60,25 +92,16 @@ impl Usage {
         let key = Key::new(PREFIX_BITS, subscriber.to_ipv6_mapped().octets());
         let slot = self.sessions.get(&key, 0).unwrap_or(ANONYMOUS);
         anyhow::ensure!(slot != ANONYMOUS, "{subscriber} is bound to no slot");
-        let per_cpu = self.usage.get(&slot, 0).context("read a slot's counters")?;
-        Ok(Class::ALL.map(|class| {
-            let cells = Direction::BOTH.map(|direction| {
-                offset_of!(SlotUsage, cells)
-                    + (class.index() * Direction::BOTH.len() + direction.index()) * size_of::<Cell>()
-            });
-            let fields = [offset_of!(Cell, bytes), offset_of!(Cell, dropped_bytes)];
-            let number = |record: &[u8], at: usize| {
-                record[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
-            };
-            per_cpu
-                .iter()
-                .map(|record| {
-                    cells
-                        .iter()
-                        .flat_map(|cell| fields.map(|field| number(record, cell + field)))
-                        .sum::<u64>()
-                })
-                .sum()
-        }))
+        let mut bytes = [0; Class::COUNT];
+        for (class, bytes) in Class::ALL.into_iter().zip(&mut bytes) {
+            for direction in Direction::BOTH {
+                let place = Lane::place(self.slots, slot, class.index(), direction);
+                let lane = self.lanes.get(&place, 0).context("read a slot's counters")?;
+                for field in [offset_of!(Cell, bytes), offset_of!(Cell, dropped_bytes)] {
+                    *bytes += number(&lane, offset_of!(Lane, cell) + field);
+                }
+            }
+        }
+        Ok(bytes)
     }
 }

@@ -1,0 +1,156 @@
+//! A packet as the kernel hands it to a program, and the packets found in it.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::bpf_skb_load_bytes;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+use aya_ebpf::programs::TcContext;
+
+use crate::parse::{Fragment, Frame, Packet};
+use crate::walk::MAX_PACKETS;
+
+/// The packets found in a frame, on each CPU, and where numbers are put to be forgotten. Not shared between runs.
+#[map(name = "usher_found")]
+static FOUND: PerCpuArray<Packet> = PerCpuArray::with_max_entries(MAX_PACKETS, 0);
+#[map(name = "usher_forget")]
+static FORGET: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// The ports of packets whose first fragment has passed; the longest unused go when it is full. Not shared between runs.
+#[map(name = "usher_fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2]> = LruHashMap::with_max_entries(8_192, 0);
+
+/// What the fragments of a packet have in common (RFC 791, 3.2; RFC 8200, 4.5).
+#[repr(C)]
+struct FragmentKey {
+    ends: [[u32; 4]; 2],
+    identification: u32,
+    protocol: u32,
+}
+
+/// The furthest a header is looked for. No bound of the parser's reaches it; the verifier wants to see one.
+const FURTHEST: u32 = 0x3fff;
+
+/// A packet as the kernel hands it to a program.
+pub struct Skb {
+    pub(super) context: TcContext,
+    data: usize,
+    end: usize,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(context: TcContext) -> Self {
+        let (data, end) = (context.data(), context.data_end());
+        Self { context, data, end }
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut __sk_buff {
+        self.context.skb.skb
+    }
+
+    /// Bytes of payload in each segment of a super-packet; 0 for a plain packet.
+    #[inline(always)]
+    pub fn segment_bytes(&self) -> u32 {
+        // SAFETY: the kernel hands every program a valid context, and rewrites this read of it.
+        unsafe { (*self.raw()).gso_size }
+    }
+
+    /// Segments of a super-packet as the kernel counted them; 0 where it did not.
+    #[inline(always)]
+    pub fn segments(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).gso_segs }
+    }
+}
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.context.len()
+    }
+
+    #[inline(always)]
+    fn is_super_packet(&self) -> bool {
+        self.segment_bytes() != 0
+    }
+
+    #[inline(always)]
+    fn words_at_hand<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        let from = self.data + at as usize;
+        if from + N * 4 <= self.end {
+            // SAFETY: `from` to `from + 4 N` is within the packet's linear part, as the verifier checks again. IP headers are
+            // at even addresses only, but the kernel takes word reads there on every architecture that runs BPF at speed.
+            return Some(unsafe { *(from as *const [u32; N]) });
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        if at > FURTHEST {
+            return None;
+        }
+        if let Some(words) = self.words_at_hand(at) {
+            return Some(words);
+        }
+        // Headers beyond the linear part: rare, and the helper copies them from wherever they are.
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        // SAFETY: `words` has room for what is asked for; the helper refuses to read beyond the packet, and fills all of
+        // `words` where it does not refuse.
+        unsafe {
+            let to = words.as_mut_ptr().cast();
+            let refused = bpf_skb_load_bytes(self.context.as_ptr(), at, to, (N * 4) as u32) != 0;
+            if refused { None } else { Some(words.assume_init()) }
+        }
+    }
+
+    #[inline(always)]
+    fn forget(&self, number: u32) -> u32 {
+        let Some(place) = FORGET.get_ptr_mut(0) else { return number };
+        // SAFETY: valid for the length of a run, and this CPU's alone.
+        unsafe {
+            place.write_volatile(number);
+            place.read_volatile()
+        }
+    }
+
+    #[inline(always)]
+    fn keep(&self, place: u32, packet: &Packet) {
+        if let Some(kept) = FOUND.get_ptr_mut(place) {
+            // SAFETY: as above.
+            unsafe { kept.write(*packet) };
+        }
+    }
+}
+
+/// A packet that was kept.
+#[inline(always)]
+pub fn found(place: u32) -> Option<&'static Packet> {
+    // SAFETY: kept by this CPU in this run, which writes none of them from here on; none outlives the run.
+    FOUND.get_ptr(place).map(|packet| unsafe { &*packet })
+}
+
+/// The ports of a packet, of which a later fragment shows none: those of the first one, if that has passed.
+#[inline(always)]
+pub fn ports(packet: &Packet) -> [u16; 2] {
+    let key = |identification| FragmentKey {
+        ends: packet.ends,
+        identification,
+        protocol: u32::from(packet.protocol),
+    };
+    match packet.fragment {
+        Fragment::Whole => packet.ports,
+        Fragment::First(identification) => {
+            // Where this fails the later ones are another flow: a label.
+            let _ = FRAGMENTS.insert(&key(identification), &packet.ports, 0);
+            packet.ports
+        }
+        Fragment::Later(identification) => {
+            // SAFETY: read at once, as one word.
+            unsafe { FRAGMENTS.get(&key(identification)) }.copied().unwrap_or([0; 2])
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What is counted and enforced of a subscriber slot, lane by lane.
+
+use super::{Cell, Class, Direction, Rate};
+
+/// Rates apply per class, and once more over the whole line: the lane after the classes.
+pub const LANES: usize = Class::COUNT + 1;
+
+/// The lane of the whole line.
+pub const LINE: usize = Class::COUNT;
+
+/// Records of one slot: each lane in each direction.
+pub const SLOT_LANES: usize = LANES * 2;
+
+/// A class of a subscriber slot in one direction: its counters, its rate and its bucket, on one cache line.
+///
+/// The probe adds to `cell` and moves `empty_at` on, atomically; the agent writes the rest. The [`LINE`]'s `cell` stays zero, and so
+/// does that of every lane of [`super::ANONYMOUS`], whose packets come on all CPUs at once and are counted by CPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Lane {
+    /// What was let through and held back.
+    pub cell: Cell,
+    /// When the bucket is empty again, in the ticks of [`Rate`].
+    pub empty_at: u64,
+    /// As [`Rate::bits_per_second`]; only for people and read-back.
+    pub bits_per_second: u64,
+    /// As [`Rate::cost`].
+    pub cost: u64,
+    /// As [`Rate::burst`], in units of [`Rate::BURST_UNIT`] ticks.
+    pub burst: u32,
+    /// An [`Action`].
+    pub action: Action,
+}
+
+impl Lane {
+    /// The place of a slot's lane in the map, which has `slots` of them: lane by lane, for what passes at one time is of a few of
+    /// them, and is then in few pages.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "lanes are few")]
+    pub const fn place(slots: u32, slot: u32, lane: usize, direction: Direction) -> u32 {
+        ((lane * 2 + direction.index()) as u32).wrapping_mul(slots).wrapping_add(slot)
+    }
+}
+
+/// What happens to a packet of a lane before its bucket is asked, as the probe reads it in one word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Action(pub u32);
+
+impl Action {
+    const GATE: u32 = 3;
+    const LINE_LIMITED: u32 = 4;
+
+    /// That of a gate, in a slot whose line is limited in this direction or not.
+    pub const fn new(gate: Gate, line_limited: bool) -> Self {
+        Self(gate as u32 | if line_limited { Self::LINE_LIMITED } else { 0 })
+    }
+
+    /// The slot's gate.
+    #[inline]
+    pub const fn gate(self) -> Gate {
+        Gate::from_u32(self.0 & Self::GATE)
+    }
+
+    /// Whether the rate of the [`LINE`] holds too.
+    #[inline]
+    pub const fn line_limited(self) -> bool {
+        self.0 & Self::LINE_LIMITED != 0
+    }
+}
+
+/// What enforcement does with one subscriber slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Enforcement {
+    /// What happens to the whole line before any class is looked at.
+    pub gate: Gate,
+    /// `[lane][direction]`: the classes in their order, then the whole line.
+    pub rates: [[Rate; 2]; LANES],
+}
+
+impl Enforcement {
+    /// The record of a gate and rates.
+    pub const fn new(gate: Gate, rates: [[Rate; 2]; LANES]) -> Self {
+        Self { gate, rates }
+    }
+
+    /// The same with `rate` in one lane and direction.
+    #[must_use]
+    pub const fn with_rate(mut self, lane: usize, direction: Direction, rate: Rate) -> Self {
+        self.rates[lane][direction.index()] = rate;
+        self
+    }
+
+    /// The same with another gate.
+    #[must_use]
+    pub const fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// What the probe is told for one lane and direction.
+    pub const fn action(&self, direction: Direction) -> Action {
+        Action::new(self.gate, self.rates[LINE][direction.index()].limits())
+    }
+}
+
+/// The roaming gate of a subscriber slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Gate {
+    /// Traffic passes; the rates apply.
+    #[default]
+    Pass = 0,
+    /// As [`Gate::Pass`]: what limits is the rate of the lane [`LINE`], the number tells people why it is there.
+    Limit = 1,
+    /// Nothing passes.
+    Block = 2,
+}
+
+impl Gate {
+    /// The gate of a record's number; a number of no gate is [`Gate::Pass`], for forwarding goes first.
+    pub const fn from_u32(number: u32) -> Self {
+        match number {
+            1 => Self::Limit,
+            2 => Self::Block,
+            _ => Self::Pass,
+        }
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Lane>() == 64);
+    assert!(core::mem::offset_of!(Lane, empty_at) == 32);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_keeps_the_gate_and_the_line() {
+        for gate in [Gate::Pass, Gate::Limit, Gate::Block] {
+            for limited in [false, true] {
+                let action = Action::new(gate, limited);
+                assert_eq!((action.gate(), action.line_limited()), (gate, limited));
+            }
+        }
+    }
+
+    #[test]
+    fn every_lane_has_its_place() {
+        let mut expected = 0;
+        for lane in 0..LANES {
+            for direction in Direction::BOTH {
+                for slot in 0..3 {
+                    assert_eq!(Lane::place(3, slot, lane, direction), expected);
+                    expected += 1;
+                }
+            }
+        }
+    }
+}
