@@ -174,12 +174,21 @@ impl Table {
 
     /// Counts datagrams whose fragments have waited too long for each other, and returns what of them the classifier may see.
     pub fn overdue_fragments(&mut self, now: Micros) -> Vec<Sample<'static>> {
-        self.fragments.overdue(now).iter().filter_map(|gathered| self.count_gathered(gathered)).collect()
+        let overdue = self.fragments.overdue(now);
+        self.count_all_gathered(overdue)
     }
 
     /// As [`Self::overdue_fragments`], of all that wait: no more frames will come.
     pub fn rest_of_fragments(&mut self) -> Vec<Sample<'static>> {
-        self.fragments.rest().iter().filter_map(|gathered| self.count_gathered(gathered)).collect()
+        let mut samples = Vec::new();
+        loop {
+            let rest = self.fragments.rest();
+            if rest.is_empty() {
+                return samples;
+            }
+            // Tunnels' leave what they carry, which may be in fragments again.
+            samples.extend(self.count_all_gathered(rest));
+        }
     }
 
     /// Which packet of those in each other counts, and for whom.
@@ -202,15 +211,44 @@ impl Table {
     }
 
     fn fragment(&mut self, found: &Found<'_>, fragment: Fragment, seen: Micros) -> Option<Sample<'static>> {
-        let taken = self.fragments.take(found, fragment, seen);
+        let mut given_up = Vec::new();
+        let sample = self.take_fragment(found, fragment, seen, &mut given_up);
         // What must go for lack of room is counted, and named by nothing: a flood costs labels alone.
-        for given_up in &taken.given_up {
-            self.count_gathered(given_up);
-        }
-        self.count_gathered(&taken.whole?)
+        self.count_all_gathered(given_up);
+        sample
     }
 
-    fn count_gathered(&mut self, gathered: &Gathered) -> Option<Sample<'static>> {
+    /// What goes for lack of room is added to `given_up`.
+    fn take_fragment(
+        &mut self,
+        found: &Found<'_>,
+        fragment: Fragment,
+        seen: Micros,
+        given_up: &mut Vec<Gathered>,
+    ) -> Option<Sample<'static>> {
+        let taken = self.fragments.take(found, fragment, seen);
+        given_up.extend(taken.given_up);
+        self.count_gathered(&taken.whole?, given_up)
+    }
+
+    /// One after the other, for what is in one may make another go, and so on through all that wait.
+    fn count_all_gathered(&mut self, mut gathered: Vec<Gathered>) -> Vec<Sample<'static>> {
+        let mut samples = Vec::new();
+        let mut given_up = Vec::new();
+        while !gathered.is_empty() {
+            for gathered in &gathered {
+                samples.extend(self.count_gathered(gathered, &mut given_up));
+            }
+            gathered = std::mem::take(&mut given_up);
+        }
+        samples
+    }
+
+    fn count_gathered(
+        &mut self,
+        gathered: &Gathered,
+        given_up: &mut Vec<Gathered>,
+    ) -> Option<Sample<'static>> {
         let sent = Traffic { bytes: gathered.bytes, packets: gathered.packets };
         let (found, side) = match self.subject(gathered.packets()) {
             Ok(subject) => subject,
@@ -224,7 +262,7 @@ impl Table {
         }
         // A tunnel's. What is in it may be in fragments again; each time a layer is off, of which there are not many.
         if let Some(fragment) = found.fragment() {
-            return self.fragment(&found, fragment, gathered.seen);
+            return self.take_fragment(&found, fragment, gathered.seen, given_up);
         }
         let sent = Traffic { bytes: found.bytes(), packets: 1 };
         self.count(&found, side, sent, gathered.seen).map(Sample::into_owned)
@@ -415,7 +453,8 @@ impl Table {
         let key = flow.key;
         let unlimited = [key.subscriber_port, key.remote_port].contains(&crate::classify::dns::PORT);
         if !unlimited {
-            flow.samples += 1;
+            // More than the budget, where the classifier asks for more.
+            flow.samples = flow.samples.saturating_add(1);
             if flow.samples >= self.limits.samples {
                 flow.sampling = false;
                 self.budgets_spent += 1;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 use usher_models::wire::{ANONYMOUS, Cell, Direction, Gate};
 
+use super::fragments::FragmentLimits;
 use super::*;
 
 const SUBSCRIBER: [u8; 4] = [10, 0, 0, 2];
@@ -449,6 +450,42 @@ fn of_packets_in_packets_the_innermost_of_a_session_counts() {
 
     let mut of_nobody = table(&[]);
     assert_eq!(frame(&mut of_nobody, &outer).unwrap().flow.subscriber, [0x20; 16]);
+}
+
+#[test]
+fn a_flow_is_sampled_for_as_long_as_the_classifier_asks() {
+    let mut table = table(&[]);
+    let packet = udp(SUBSCRIBER, 5_353, [224, 0, 0, 251], 5_353, &[0; 12]);
+    for _ in 0..=u32::from(u16::MAX) {
+        let sample = frame(&mut table, &packet).unwrap();
+        assert!(table.name_flow(&sample.flow, Class::System, true));
+    }
+}
+
+/// The first fragment of an IPv4 packet that carries `inner`, filled up to eights of octets, and goes on.
+fn first_fragment(number: u16, protocol: u8, inner: &[u8]) -> Vec<u8> {
+    let mut inner = inner.to_vec();
+    inner.resize(inner.len().next_multiple_of(8), 0);
+    let length = u16::try_from(20 + inner.len()).unwrap().to_be_bytes();
+    let [high, low] = number.to_be_bytes();
+    let header = [0x45, 0, length[0], length[1], high, low, 0x20, 0, 64, protocol, 0, 0];
+    [&header[..], &SUBSCRIBER, &SERVER, &inner].concat()
+}
+
+#[test]
+fn fragments_in_fragments_are_all_counted_whatever_makes_room_for_what() {
+    let mut table = table(&[]);
+    let sent = 3 * u64::try_from(FragmentLimits::default().datagrams).unwrap();
+    // Each waits for a rest that never comes, and what it holds of its content will do so after it.
+    for number in 0..sent {
+        let number = u16::try_from(number).unwrap();
+        let packet =
+            first_fragment(number, 4, &first_fragment(number, 4, &first_fragment(number, 17, &[0; 8])));
+        table.frame(101, &packet, packet.len(), Micros::new(1));
+    }
+    table.rest_of_fragments();
+    let counted = table.usage(ANONYMOUS).cells.iter().flatten().map(|cell| cell.packets).sum::<u64>();
+    assert_eq!(counted, sent);
 }
 
 #[test]
