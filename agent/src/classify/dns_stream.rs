@@ -68,10 +68,11 @@ impl Conversation {
             side.read += 2 + length;
             match Message::parse(bytes) {
                 Some(message) => messages.push(message),
-                None => self.malformed += 1,
+                None if self.malformed + 1 < MAX_MALFORMED => self.malformed += 1,
+                None => return (messages, false),
             }
         }
-        (messages, within && self.malformed < MAX_MALFORMED)
+        (messages, within)
     }
 }
 
@@ -96,6 +97,10 @@ mod tests {
         assert!(!conversation.segment(Direction::Up, &segment(1, b"\0\x02hi")).1);
         let mut conversation = Conversation::default();
         let junk = prefixed(&[0xff; 20]).repeat(4);
+        assert!(!conversation.segment(Direction::Up, &segment(1, &junk)).1);
+        // However many of them one segment completes.
+        let mut conversation = Conversation::default();
+        let junk = prefixed(&[0xff; MIN_MESSAGE]).repeat(1_000);
         assert!(!conversation.segment(Direction::Up, &segment(1, &junk)).1);
     }
 
