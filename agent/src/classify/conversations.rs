@@ -27,7 +27,8 @@ impl Classifier {
         }
         if let Some(message) = message {
             self.beginnings.drop(&sample.flow);
-            return self.name_dns(sample, message, None, true);
+            // Only where answers are heard is there anything to wait for.
+            return self.name_dns(sample, message, None, sample.flow.remote_port == dns::PORT);
         }
         if !self.beginnings.holds(&sample.flow) {
             self.beginnings.put(sample.flow, InProgress::dns(sample, None));
@@ -93,7 +94,10 @@ impl Classifier {
             (Direction::Down, true) => {
                 let asker = Asker::of(sample.slot, &sample.flow);
                 let believed = self.knowledge.answers.hear(asker, &sample.flow, message, sample.seen);
-                if let Some(outer) = message.outer.as_ref().filter(|_| believed) {
+                if !believed {
+                    return;
+                }
+                if let Some(outer) = &message.outer {
                     self.knowledge.hear_outer(asker, outer, sample.seen);
                 }
                 self.answered(asker, message, sample.seen);

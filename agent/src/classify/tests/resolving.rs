@@ -166,5 +166,6 @@ fn multicast_questions_carry_the_name_asked() {
         let observed = classifier().observe(&udp(flow, 7, Direction::Up, at(0), &query("_ipp._tcp.local")));
         let Observation::Named(verdict) = observed else { panic!("{observed:?}") };
         assert_eq!((verdict.name.as_deref(), verdict.class), (Some("_ipp._tcp.local"), Class::System));
+        assert!(!verdict.keeps_sampling, "what is multicast is never believed");
     }
 }

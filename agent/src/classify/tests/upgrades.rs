@@ -66,6 +66,19 @@ fn a_dns_answer_after_the_flow_began_is_told_at_the_next_second() {
 }
 
 #[test]
+fn an_answer_that_nobody_asked_for_takes_no_clue_from_those_who_wait() {
+    let mut classifier = classifier();
+    let flow = key(17, SERVER, 6_000, 443);
+    classifier.observe(&udp(flow, 7, Direction::Up, at(0), b"opaque"));
+    let forged = answer("pages.example", &[SERVER], 60);
+    classifier.observe(&udp(key(17, PEER, 5_000, 53), 7, Direction::Down, at(0), &forged));
+    assert_eq!(next_second(&mut classifier, flow), None);
+    resolve(&mut classifier, 7, "seg.streams.example", 60);
+    let upgraded = next_second(&mut classifier, flow).unwrap();
+    assert_eq!(verdict(&upgraded), (true, Some("streams"), Class::Video, Via::Dns));
+}
+
+#[test]
 fn a_calls_app_learnt_at_a_relay_is_that_of_the_flow_to_the_other_party_before() {
     let mut classifier = classifier();
     let peer = key(17, PEER, 51_518, 9_344);
