@@ -142,7 +142,8 @@ impl Listing {
                 let observation = self.classifier.observe(&sample);
                 self.note(&sample.flow, observation);
             }
-            if ticked.is_none_or(|ticked| now.since(ticked) > TICK) {
+            // Where captures were put together, time may go back as well.
+            if ticked.is_none_or(|ticked| now.since(ticked).max(ticked.since(now)) > TICK) {
                 ticked = Some(now);
                 let overdue = self.table.overdue_fragments(now);
                 self.observe_late(&overdue);

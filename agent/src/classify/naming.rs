@@ -3,6 +3,8 @@
 //! Owns what is remembered of a flow once it has been told about, which of them are looked at again, and who is told when
 //! a proof comes that is stronger than the last.
 
+use std::time::Duration;
+
 use usher_models::Class;
 use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
@@ -18,6 +20,9 @@ use super::verdict::{Concluded, Observation, Strength, Verdict};
 use super::waiting::Clue;
 use super::{Classifier, packet};
 use crate::dataplane::Sample;
+
+/// The clock of samples may be ahead of the one that the seconds are counted by.
+const MAX_SKEW: Duration = Duration::from_mins(1);
 
 impl Classifier {
     /// The flow's first verdict, or that there is none. With `goes_on`, more packets of it will come.
@@ -164,8 +169,11 @@ impl Classifier {
 
     /// Begins the looks whose time has come.
     pub(super) fn begin_looks(&mut self, now: Micros, concluded: &mut Vec<Concluded>) {
-        for number in 0..self.looks.len() {
-            while let Some((_, flow)) = self.looks[number].pop_front_if(|(due, _)| *due <= now) {
+        for (number, wait) in looks::AFTER.into_iter().enumerate() {
+            // What is due much later than any look from now on would be was put in before time went back.
+            let latest = now.after(wait + MAX_SKEW);
+            let is_due = |(due, _): &mut (Micros, FlowKey)| *due <= now || *due > latest;
+            while let Some((_, flow)) = self.looks[number].pop_front_if(is_due) {
                 let Some(told) = self.told.get_mut(&flow) else { continue };
                 let Some(watch) = &mut told.watch else { continue };
                 if !watch.looks.begin(now) {

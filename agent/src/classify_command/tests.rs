@@ -92,6 +92,32 @@ fn a_capture_that_breaks_off_is_listed_as_far_as_it_goes_and_the_next_one_too() 
     assert!(message.contains("cut.pcapng"), "{message}");
 }
 
+#[test]
+fn after_a_time_stamp_out_of_all_order_flows_are_looked_at_as_before() {
+    let mut file = [&0xa1b2_c3d4_u32.to_le_bytes()[..], &[2, 0, 4, 0], &[0; 8], &[0xff, 0xff, 0, 0]].concat();
+    file.extend(101_u32.to_le_bytes());
+    let mut packet = |millis: u32, port: u16, is_up: bool, sequence: u32, payload: &[u8]| {
+        let (from, to) = if is_up { (CLIENT, SERVER) } else { (SERVER, CLIENT) };
+        let ports = if is_up { (port, 80) } else { (80, port) };
+        let mut packet = Vec::new();
+        let builder = PacketBuilder::ipv4(from, to, 64).tcp(ports.0, ports.1, sequence, 1_000).ack(1);
+        builder.write(&mut packet, payload).unwrap();
+        let length = u32::try_from(packet.len()).unwrap();
+        for field in [1_500_000_000 + millis / 1_000, millis % 1_000 * 1_000, length, length] {
+            file.extend(field.to_le_bytes());
+        }
+        file.extend(packet);
+    };
+    packet(86_400_000, 40_001, true, 1, b"of another clock");
+    packet(0, 40_000, true, 1, b"GET / HTTP/1.1\r\nHost: web.whatsapp.com\r\n\r\n");
+    for number in 0..600 {
+        packet(number * 20, 40_000, number % 2 == 0, 1_000 + number * 60, &[7; 120]);
+    }
+    let (out, result) = classify(Format::Csv, &[("call.pcap", &file)]);
+    result.unwrap();
+    assert!(out.contains(",whatsapp,call,web.whatsapp.com,packets,"), "{out}");
+}
+
 fn packed(bytes: &[u8]) -> Vec<u8> {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packer.write_all(bytes).unwrap();

@@ -165,3 +165,14 @@ fn a_call_a_file_and_a_stream_are_told_apart_by_their_packets() {
         assert!(samples <= 17, "{samples} samples of {name} {ways:?}");
     }
 }
+
+#[test]
+fn after_time_went_back_flows_are_looked_at_as_before() {
+    let mut classifier = classifier();
+    let hello = client_hello("web.whatsapp.com", false);
+    let (future, past) = (key(6, SERVER, 40_000, 443), key(6, SERVER, 40_001, 443));
+    classifier.observe(&Segment::up(100, &hello).sample_of(future, at(86_400_000)));
+    classifier.observe(&Segment::up(100, &hello).sample_of(past, at(0)));
+    let looked_at = classifier.expire(at(1_500)).into_iter().map(|concluded| concluded.flow);
+    assert!(looked_at.collect::<Vec<_>>().contains(&past));
+}
