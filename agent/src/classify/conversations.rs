@@ -31,6 +31,12 @@ impl Classifier {
             return self.name_dns(sample, message, None, sample.flow.remote_port == dns::PORT);
         }
         if !self.beginnings.holds(&sample.flow) {
+            // A port of DNS is anybody's: tunnels and clients that would be taken for it show what they are.
+            match self.prove_datagram(sample, datagram) {
+                None => return Observation::NeedMore,
+                Some(Proof::Nothing) => {}
+                Some(proof) => return self.name(super::scene(sample), proof, None, false),
+            }
             self.beginnings.put(sample.flow, InProgress::dns(sample, None));
         }
         let taken =

@@ -137,4 +137,4 @@ fn step(hello: Hello, within: bool) -> Step {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

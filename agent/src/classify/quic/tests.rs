@@ -104,6 +104,12 @@ impl Sender {
     }
 }
 
+/// A hello for `seg.streams.example` as two datagrams.
+pub(in crate::classify) fn datagrams() -> [Vec<u8>; 2] {
+    let (hello, sender) = (hello(true), Sender::new(V1, Version::V1));
+    [sender.padded(0, &crypto(&hello, 900, hello.len())), sender.padded(1, &crypto(&hello, 0, 900))]
+}
+
 fn named() -> Step {
     Step::Name(NAME.into(), Via::Sni)
 }

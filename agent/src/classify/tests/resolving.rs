@@ -83,6 +83,23 @@ fn what_is_no_dns_on_its_port_is_not_of_the_system() {
 }
 
 #[test]
+fn another_protocol_on_its_port_is_known_by_its_bytes() {
+    let wireguard = [&[1, 0, 0, 0][..], &[7; 144]].concat();
+    for (subscriber_port, remote_port) in [(40_000, dns::PORT), (dns::MULTICAST_PORT, 443)] {
+        let flow = key(17, SERVER, subscriber_port, remote_port);
+        let observed = classifier().observe(&udp(flow, 7, Direction::Up, at(0), &wireguard));
+        let Observation::Named(verdict) = observed else { panic!("{observed:?}") };
+        assert_eq!((verdict.app.as_deref(), verdict.via), (Some("wireguard"), Via::Signature));
+        let mut classifier = classifier();
+        let observed = quic::tests::datagrams()
+            .map(|datagram| classifier.observe(&udp(flow, 7, Direction::Up, at(0), &datagram)));
+        let verdict = only_verdict(&observed).unwrap();
+        assert_eq!((verdict.name.as_deref(), verdict.class), (Some("seg.streams.example"), Class::Video));
+        assert_eq!(classifier.held()[..2], [("streams", 0), ("stream_bytes", 0)]);
+    }
+}
+
+#[test]
 fn anonymous_addresses_share_no_answers() {
     let mut classifier = classifier();
     resolve(&mut classifier, ANONYMOUS, "seg.streams.example", 60);
