@@ -1,7 +1,7 @@
 //! From a frame to the IP packets in it: link layers, tags and tunnels taken off, outermost first.
 //!
 //! Owns the link types that libpcap gives for IP traffic, 802.1Q and 802.1ad tags, MPLS (RFC 3032) with pseudowires of Ethernet
-//! (RFC 4448), PPPoE sessions (RFC 2516) and, in [`tunnel`], packets in packets. Every step goes forward in the frame and there
+//! (RFC 4448), PPPoE sessions (RFC 2516) and, in `tunnel`, packets in packets. Every step goes forward in the frame and there
 //! are at most [`super::layer::MAX_LAYERS`] of them. What does not parse as a tunnel is left as the packet it is. Refuses to
 //! remember: a fragment is told as one ([`Found::fragment`]), and put together elsewhere.
 
