@@ -51,8 +51,12 @@ impl Beginnings {
         self.bytes
     }
 
+    pub(crate) fn get(&self, flow: &FlowKey) -> Option<&InProgress> {
+        self.streams.get(flow)
+    }
+
     pub(crate) fn holds(&self, flow: &FlowKey) -> bool {
-        self.streams.get(flow).is_some()
+        self.get(flow).is_some()
     }
 
     /// Puts a flow in, in place of any other on the same ports.

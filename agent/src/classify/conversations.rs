@@ -1,7 +1,7 @@
 //! Flows of DNS: named by the question, heard for the answers, which name other flows.
 
 use usher_models::Class;
-use usher_models::wire::Direction;
+use usher_models::wire::{Direction, FlowKey};
 
 use super::answers::Asker;
 use super::dns;
@@ -10,7 +10,7 @@ use super::knowledge::Proof;
 use super::packet::Segment;
 use super::told::Told;
 use super::verdict::{Observation, SURE, Strength, Verdict, Via};
-use super::{Classifier, DNS_APP};
+use super::{Classifier, DNS_APP, tls};
 use crate::dataplane::Sample;
 
 impl Classifier {
@@ -45,6 +45,17 @@ impl Classifier {
             Some((proof, start)) => self.name(super::scene(sample), proof, start, false),
             None => Observation::NeedMore,
         }
+    }
+
+    /// Whether a segment is one of a DNS conversation: a port of DNS is anybody's, and no conversation begins with a message
+    /// as long as a hello's first bytes would make it.
+    pub(super) fn is_dns_stream(&self, flow: &FlowKey, segment: &Segment<'_>) -> bool {
+        super::is_dns(flow)
+            && match (self.beginnings.get(flow), self.told.get(flow)) {
+                (Some(stream), _) => stream.is_dns(),
+                (None, Some(told)) => told.sampling,
+                (None, None) => !tls::may_be_hello(segment.bytes),
+            }
     }
 
     pub(super) fn observe_dns_stream(&mut self, sample: &Sample<'_>, segment: &Segment<'_>) -> Observation {

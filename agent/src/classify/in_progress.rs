@@ -140,6 +140,11 @@ impl InProgress {
         }
     }
 
+    /// Whether it is taken for a conversation of DNS.
+    pub(crate) fn is_dns(&self) -> bool {
+        matches!(self.kind, Kind::Dns(_))
+    }
+
     /// What the flow is if its client says nothing more that tells.
     pub(crate) fn fallback(&self) -> Option<Signature> {
         match &self.kind {

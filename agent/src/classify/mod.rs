@@ -180,7 +180,9 @@ impl Classifier {
         };
         match packet.payload {
             Payload::Udp(datagram) if is_dns(&sample.flow) => self.observe_dns(sample, datagram),
-            Payload::Tcp(segment) if is_dns(&sample.flow) => self.observe_dns_stream(sample, &segment),
+            Payload::Tcp(segment) if self.is_dns_stream(&sample.flow, &segment) => {
+                self.observe_dns_stream(sample, &segment)
+            }
             Payload::Udp(datagram) => self.observe_udp(sample, datagram),
             Payload::Tcp(segment) => self.observe_tcp(sample, &segment),
             Payload::Other(_) => self.observe_other(sample, packet.protocol),

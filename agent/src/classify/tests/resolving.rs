@@ -100,6 +100,26 @@ fn another_protocol_on_its_port_is_known_by_its_bytes() {
 }
 
 #[test]
+fn a_hello_on_its_tcp_port_is_read() {
+    let hello = client_hello("seg.streams.example", true);
+    for (subscriber_port, remote_port) in [(40_000, dns::PORT), (dns::MULTICAST_PORT, 443)] {
+        let flow = key(6, SERVER, subscriber_port, remote_port);
+        let mut classifier = classifier();
+        let segments = [
+            Segment::syn(99),
+            Segment::up(100, &hello[..50]),
+            Segment::up(150, &hello[50..]),
+            Segment::down(&[22, 3, 3, 0, 90, 2, 0, 0]),
+        ];
+        let observed = segments.map(|segment| classifier.observe(&segment.sample_of(flow, at(0))));
+        let verdict = only_verdict(&observed).unwrap();
+        assert_eq!((verdict.name.as_deref(), verdict.class), (Some("seg.streams.example"), Class::Video));
+        assert_eq!(observed.last().unwrap().instruction(), Some((Class::Video, false)));
+        assert_eq!(classifier.held()[..2], [("streams", 0), ("stream_bytes", 0)]);
+    }
+}
+
+#[test]
 fn anonymous_addresses_share_no_answers() {
     let mut classifier = classifier();
     resolve(&mut classifier, ANONYMOUS, "seg.streams.example", 60);
