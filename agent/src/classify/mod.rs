@@ -8,7 +8,7 @@
 //! with a counter that rises when it bites.
 //!
 //! ```text
-//! Sample -> packet -> port 53 .. -> dns: question, answers remembered -> system
+//! Sample -> packet -> port 53 .., unless its bytes say otherwise -> dns: question -> system; answers: remembered
 //!                  -> told before, nothing to learn -> Again
 //!                  -> udp  -> quic (Initial)      -> tls: server name \
 //!                  -> tcp  -> stream (reassembly) -> opening: tls, http, after proxies' prefixes \
