@@ -7,7 +7,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 use usher_agent::capture::frame;
 use usher_agent::classify::packet::address;
-use usher_models::wire::{Direction, FlowKey, Reason};
+use usher_models::wire::{Direction, FlowKey, Reason, TcpFlags, tells};
 
 #[path = "../ebpf/src/parse.rs"]
 #[expect(clippy::inline_always, unreachable_pub, reason = "the probe's file, held to the kernel's needs")]
@@ -183,6 +183,7 @@ fn reference(frame: &[u8]) -> Option<(FlowKey, u32)> {
 struct Recipe {
     v6: bool,
     tcp: bool,
+    flags: u8,
     source: [u8; 16],
     destination: [u8; 16],
     ports: (u16, u16),
@@ -195,14 +196,15 @@ struct Recipe {
 
 prop_compose! {
     fn recipe()(
-        v6: bool, tcp: bool, source: [u8; 16], destination: [u8; 16], ports: (u16, u16), options in 0_usize..=10,
+        v6: bool, tcp: bool, flags: u8, source: [u8; 16], destination: [u8; 16], ports: (u16, u16),
+        options in 0_usize..=10,
         // Each extension header once and in the order of RFC 8200, 4.1: etherparse reads no other.
         hop in proptest::option::of(0_u8..3), target in proptest::option::of(0_u8..3),
         tags in 0_usize..=2, payload in proptest::collection::vec(any::<u8>(), 0..64), padding in 0_usize..20,
     ) -> Recipe {
         let extensions = [(0, hop), (60, target)];
         let extensions = extensions.into_iter().filter_map(|(kind, size)| Some((kind, size?))).collect();
-        Recipe { v6, tcp, source, destination, ports, options, extensions, tags, payload, padding }
+        Recipe { v6, tcp, flags, source, destination, ports, options, extensions, tags, payload, padding }
     }
 }
 
@@ -214,7 +216,7 @@ impl Recipe {
         if self.tcp {
             transport.extend([0; 8]);
             let words = u8::try_from(5 + self.options).expect("small");
-            transport.extend([words << 4, 0x10, 0, 0, 0, 0, 0, 0]);
+            transport.extend([words << 4, self.flags, 0, 0, 0, 0, 0, 0]);
             transport.extend(vec![1; self.options * 4]);
         } else {
             let length = u16::try_from(8 + self.payload.len()).expect("short");
@@ -448,7 +450,9 @@ proptest! {
         prop_assert_eq!(packet.trouble, None);
         let payload = u32::try_from(recipe.payload.len()).expect("short");
         prop_assert_eq!(packet.ip_bytes - packet.header_bytes, payload);
-        prop_assert_eq!(packet.worth_a_sample, payload > 0);
+        let flags = TcpFlags(if recipe.tcp { recipe.flags } else { 0 });
+        prop_assert_eq!(packet.worth_a_sample, tells(flags, payload > 0));
+        prop_assert_eq!(packet.opens_connection, flags.open());
     }
 
     #[test]
@@ -576,6 +580,7 @@ fn a_mapped_address_in_ipv6_is_nobodys() {
     let recipe = Recipe {
         v6: true,
         tcp: false,
+        flags: 0x10,
         source: mapped(IpAddr::from([10, 0, 0, 2])),
         destination: [0x20; 16],
         ports: (1, 2),

@@ -274,12 +274,19 @@ impl FlowEntry {
     }
 
     /// Takes a sample off a budget: when the flow's first packet was seen, or none where the budget is used up. Then the flow is settled,
-    /// until the agent wants to go on, and its next packets do without this.
+    /// until the agent wants to go on, and its next packets do without this. A connection that opens, perhaps of another name than the
+    /// one before it on the same ports, begins with a whole budget.
     #[inline(always)]
-    pub fn takes_sample(&self, budget: u32) -> Option<u64> {
+    pub fn takes_sample(&self, opens_connection: bool, budget: u32) -> Option<u64> {
         let details = self.details()?;
         unsafe {
             let samples = addr_of_mut!((*details).samples);
+            if opens_connection {
+                let seen = self.state();
+                self.change(seen, seen.unsettle());
+                samples.write_volatile(0);
+                addr_of_mut!((*details).first_packet_ns).write_volatile(now_ns());
+            }
             let taken = samples.read_volatile();
             if taken >= budget {
                 let seen = self.state();

@@ -17,7 +17,7 @@ mod walk;
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use usher_models::wire::{ANONYMOUS, Class, Direction, Fingerprint, FlowState, Reason};
+use usher_models::wire::{ANONYMOUS, Class, Direction, Fingerprint, FlowState, Reason, tells_without_end};
 
 use kernel::{ConfigEntry, Skb};
 use parse::{Frame as _, Packet};
@@ -26,9 +26,6 @@ use parse::{Frame as _, Packet};
 const PASS: i32 = -1;
 /// The packet is held back: TCX_DROP, which to clsact is TC_ACT_SHOT.
 const DROP: i32 = 2;
-
-/// DNS keeps sampling: its answers name the flows to come.
-const DOMAIN: u16 = 53;
 
 /// Packets from subscribers.
 #[classifier]
@@ -128,9 +125,12 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction)
     let verdict = account(config, slot, state.class(), direction, bytes, packets);
 
     // What is held back comes again; its sample is taken, and paid for, when it passes.
-    if verdict == Verdict::Pass && packet.worth_a_sample && !state.settled() {
-        let budget = if remote_port == DOMAIN { u32::MAX } else { config.sample_packets() };
-        if let Some(first_packet_ns) = flow.and_then(|flow| flow.takes_sample(budget)) {
+    if verdict == Verdict::Pass && packet.worth_a_sample && (packet.opens_connection || !state.settled()) {
+        let unlimited = tells_without_end([subscriber_port, remote_port]);
+        let budget = if unlimited { u32::MAX } else { config.sample_packets() };
+        if let Some(first_packet_ns) =
+            flow.and_then(|flow| flow.takes_sample(packet.opens_connection, budget))
+        {
             show(skb, packet, config, slot, direction, first_packet_ns);
         }
     }

@@ -4,7 +4,7 @@
 //! and says the same of them. Reads nothing that it has not checked to be there, whatever the bytes are. Compiles for the
 //! kernel and for the host, where property tests drive it; it knows neither maps nor pointers.
 
-use usher_models::wire::{Direction, FlowKey, Reason};
+use usher_models::wire::{Direction, FlowKey, Reason, TcpFlags, tells};
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: u32 = 14;
@@ -53,8 +53,10 @@ pub struct Packet {
     pub ports: [u16; 2],
     /// IP protocol number.
     pub protocol: u8,
-    /// Whether there is anything in it for a classifier: transport payload, or a protocol without ports.
+    /// Whether it tells the classifier anything.
     pub worth_a_sample: bool,
+    /// Whether it opens a connection, perhaps on the ports of an old one.
+    pub opens_connection: bool,
     /// Where its IP header begins.
     pub ip_at: u32,
     /// Its IP bytes, header included.
@@ -135,10 +137,10 @@ pub fn plain<F: Frame>(frame: &F) -> Option<Packet> {
     let there = frame.length().checked_sub(ETHERNET)?;
     let ip_bytes = if frame.is_super_packet() { there } else { said };
     let payload_bytes = ip_bytes.checked_sub(header_bytes).filter(|_| ip_bytes <= there)?;
-    let (ports, transport_bytes) = match protocol {
+    let (ports, transport_bytes, flags) = match protocol {
         TCP => {
             let [ports, _, _, offset] = frame.words_at_hand(ETHERNET + header_bytes)?;
-            (both_ports(ports), tcp_header(offset, payload_bytes)?)
+            (both_ports(ports), tcp_header(offset, payload_bytes)?, tcp_flags(offset))
         }
         UDP => {
             let [ports, length] = frame.words_at_hand(ETHERNET + header_bytes)?;
@@ -146,7 +148,7 @@ pub fn plain<F: Frame>(frame: &F) -> Option<Packet> {
             if tunnel_port(ports[1]) {
                 return None;
             }
-            (ports, udp_header(frame, length, payload_bytes)?)
+            (ports, udp_header(frame, length, payload_bytes)?, TcpFlags::default())
         }
         _ => return None,
     };
@@ -154,7 +156,8 @@ pub fn plain<F: Frame>(frame: &F) -> Option<Packet> {
         ends,
         ports,
         protocol,
-        worth_a_sample: transport_bytes < payload_bytes,
+        worth_a_sample: tells(flags, transport_bytes < payload_bytes),
+        opens_connection: flags.open(),
         ip_at: ETHERNET,
         ip_bytes,
         header_bytes: header_bytes + transport_bytes,
@@ -174,6 +177,12 @@ pub const fn tunnel_port(destination: u16) -> bool {
 pub fn tcp_header(word: u32, bytes: u32) -> Option<u32> {
     let header_bytes = u32::from(word.to_ne_bytes()[0] >> 4) * 4;
     (header_bytes >= 20 && header_bytes <= bytes).then_some(header_bytes)
+}
+
+/// The flags of a TCP segment by the same word.
+#[inline(always)]
+pub const fn tcp_flags(word: u32) -> TcpFlags {
+    TcpFlags(word.to_ne_bytes()[1])
 }
 
 /// The header length of a UDP datagram of `bytes` by its second word (RFC 768), if it can be.

@@ -5,11 +5,11 @@
 //! the frame; steps, layers and packets are bounded. What does not parse as a tunnel is left as the packet it is, and so is what
 //! is in a fragment. The agent's `capture::frame` opens the same and Teredo and CAPWAP besides.
 
-use usher_models::wire::Reason;
+use usher_models::wire::{Reason, TcpFlags, tells};
 
 use crate::parse::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, Fragment, Frame, GTPU_PORT, Packet, TCP, UDP, VXLAN_PORT, both_ports,
-    is_mapped, lower_half, mapped, tcp_header, udp_header, upper_half,
+    is_mapped, lower_half, mapped, tcp_flags, tcp_header, udp_header, upper_half,
 };
 
 /// Tags and tunnels looked through.
@@ -138,6 +138,7 @@ const NOTHING: Packet = Packet {
     ports: [0; 2],
     protocol: 0,
     worth_a_sample: false,
+    opens_connection: false,
     ip_at: 0,
     ip_bytes: 0,
     header_bytes: 0,
@@ -332,23 +333,25 @@ impl Walk {
         packet.protocol = protocol;
         let later = self.part == LATER_PART;
         packet.worth_a_sample = !later;
+        packet.opens_connection = false;
         if !later && (protocol == TCP || protocol == UDP) {
             let read = if protocol == TCP {
-                frame
-                    .words::<4>(at)
-                    .and_then(|[ports, _, _, offset]| Some((ports, tcp_header(offset, payload_bytes)?)))
+                frame.words::<4>(at).and_then(|[ports, _, _, word]| {
+                    Some((ports, tcp_header(word, payload_bytes)?, tcp_flags(word)))
+                })
             } else {
-                frame
-                    .words::<2>(at)
-                    .and_then(|[ports, length]| Some((ports, udp_header(frame, length, payload_bytes)?)))
+                frame.words::<2>(at).and_then(|[ports, word]| {
+                    Some((ports, udp_header(frame, word, payload_bytes)?, TcpFlags::default()))
+                })
             };
-            let Some((ports, bytes)) = read else {
+            let Some((ports, bytes, flags)) = read else {
                 packet.worth_a_sample = false;
                 return self.give_up(frame, Reason::BadTransport);
             };
             packet.ports = both_ports(ports);
             packet.header_bytes += bytes;
-            packet.worth_a_sample = bytes < payload_bytes;
+            packet.worth_a_sample = tells(flags, bytes < payload_bytes);
+            packet.opens_connection = flags.open();
         }
         let [_, to] = packet.ports;
         self.keep(frame);

@@ -7,6 +7,7 @@
 
 mod cases;
 mod hellos;
+mod live;
 mod talk;
 mod wrap;
 

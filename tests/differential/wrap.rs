@@ -61,7 +61,7 @@ pub(crate) fn recording(cases: &[Case]) -> Vec<u8> {
 
 impl Wrap {
     /// The Ethernet frame around an IP packet.
-    fn frame(self, ip: &[u8]) -> Vec<u8> {
+    pub(crate) fn frame(self, ip: &[u8]) -> Vec<u8> {
         let kind = ethertype(ip).to_be_bytes();
         match self {
             Self::Ethernet => ethernet(ethertype(ip), &[ip]),

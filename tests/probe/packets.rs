@@ -2,7 +2,7 @@
 
 use usher_agent::probe::Verdict;
 use usher_models::units::BitsPerSecond;
-use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Gate, Reason};
+use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Gate, Reason, TcpFlags};
 
 use crate::on_a_kernel;
 use crate::rig::*;
@@ -233,7 +233,7 @@ fn first_bytes_are_handed_up_until_the_budget_or_the_verdict() {
     let rig = Rig::new();
     let mut probe = rig.probe();
     run(&probe, Up, &tcp(Up, 4000, b""));
-    assert_eq!(samples(&mut probe), [], "a segment without payload shows nothing");
+    assert_eq!(samples(&mut probe), [], "a bare acknowledgement shows nothing");
     for _ in 0..10 {
         run(&probe, Up, &tcp(Up, 4000, b"hello"));
     }
@@ -250,6 +250,36 @@ fn first_bytes_are_handed_up_until_the_budget_or_the_verdict() {
     probe.name_flow(&flow(6, 4001, 443), Class::Web, false).expect("names");
     run(&probe, Down, &tcp(Down, 4001, b"hello"));
     assert_eq!(samples(&mut probe), [], "the verdict");
+}
+
+#[test]
+fn the_ends_of_a_connection_are_handed_up_and_a_new_one_on_its_ports_begins_anew() {
+    on_a_kernel!("the_ends_of_a_connection_are_handed_up_and_a_new_one_on_its_ports_begins_anew");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let opening = tcp_with(TcpFlags::SYN, Up);
+    let answer = tcp_with(TcpFlags(TcpFlags::SYN.0 | TcpFlags::ACK.0), Down);
+    let (end, reset) = (tcp_with(TcpFlags::FIN, Up), tcp_with(TcpFlags::RST, Down));
+    let all = [(Up, &opening), (Down, &answer), (Up, &end), (Down, &reset)];
+    for (direction, frame) in all {
+        run(&probe, direction, frame);
+    }
+    let taken = samples(&mut probe);
+    let packets: Vec<_> = taken.iter().map(|sample| &*sample.packet).collect();
+    assert_eq!(packets, all.map(|(_, frame)| &frame[14..]));
+    run(&probe, Up, &tcp(Up, 4000, b"hello"));
+    assert_eq!(samples(&mut probe), [], "the budget");
+
+    run(&probe, Up, &opening);
+    run(&probe, Up, &tcp(Up, 4000, b"hello"));
+    let again = samples(&mut probe);
+    assert_eq!(again.len(), 2, "a budget of its own");
+    probe.name_flow(&flow(6, 4000, 443), Class::Web, false).expect("names");
+    run(&probe, Down, &answer);
+    assert_eq!(samples(&mut probe), [], "the verdict");
+    run(&probe, Up, &opening);
+    assert_eq!(samples(&mut probe).len(), 1);
+    assert_eq!(cell(&probe, SLOT, Class::Web, Up).packets, 1, "the class holds until the next verdict");
 }
 
 #[test]

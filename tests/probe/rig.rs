@@ -10,7 +10,7 @@ use etherparse::PacketBuilder;
 use ipnet::IpNet;
 use usher_agent::dataplane::Sample;
 use usher_agent::probe::{Flows, Probe, ProbeConfig, ProbeError, Trial, Verdict};
-use usher_models::wire::{Cell, Class, Direction, FlowKey, Reason, Tally};
+use usher_models::wire::{Cell, Class, Direction, FlowKey, Reason, Tally, TcpFlags};
 
 /// The subscriber of most tests, and a server.
 pub(crate) const SUBSCRIBER: [u8; 4] = [10, 0, 0, 2];
@@ -207,6 +207,13 @@ pub(crate) fn tcp(direction: Direction, port: u16, payload: &[u8]) -> Vec<u8> {
         .tcp(source, destination, 1, 1_000)
         .write(&mut frame, payload)
         .expect("writes");
+    frame
+}
+
+/// A TCP segment with `flags` alone and no payload, between the subscriber's port 4000 and the server's 443.
+pub(crate) fn tcp_with(flags: TcpFlags, direction: Direction) -> Vec<u8> {
+    let mut frame = tcp(direction, 4000, b"");
+    frame[14 + 20 + 13] = flags.0;
     frame
 }
 

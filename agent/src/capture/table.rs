@@ -20,14 +20,14 @@ use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 use usher_models::Class;
 use usher_models::units::Micros;
-use usher_models::wire::{ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage};
+use usher_models::wire::{self, ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage, TcpFlags};
 
 use super::fragments::{FragmentLimits, Fragments, Gathered};
 use super::frame::{self, Found, Fragment, Layer, Layers, Packets, Refused};
 use super::plain;
 use super::slab::{Place, Slab};
 use crate::classify::Verdict;
-use crate::classify::packet::{self, Packet, Payload, Segment};
+use crate::classify::packet::{self, Packet, Payload};
 use crate::dataplane::Sample;
 
 /// Bounds of a [`Table`].
@@ -40,7 +40,7 @@ pub struct TableLimits {
     pub keeps_given_up: bool,
     /// Prefixes bound to slots.
     pub bindings: usize,
-    /// Packets of a flow handed to the classifier, unless it asks for more.
+    /// Packets of a connection handed to the classifier.
     pub samples: u16,
     /// Bytes of a packet handed to the classifier.
     pub sample_bytes: usize,
@@ -439,26 +439,24 @@ impl Table {
         };
         flow.last = flow.last.max(seen);
         let traffic = &mut flow.traffic[direction.index()];
-        let is_first = traffic.packets == 0;
         traffic.bytes += sent.bytes;
         traffic.packets += sent.packets;
         count_usage(usage, flow.class, direction, sent);
         // A new connection on the ports of an old one may be of another name. It keeps the class until that is known.
-        if opens_connection(packet) && !is_first {
+        if opens_connection(packet) {
             (flow.opened, flow.sampling, flow.samples) = (seen, true, 0);
         }
         if !flow.sampling || !tells_something(packet) {
             return None;
         }
         let key = flow.key;
-        let unlimited = [key.subscriber_port, key.remote_port].contains(&crate::classify::dns::PORT);
-        if !unlimited {
-            // More than the budget, where the classifier asks for more.
-            flow.samples = flow.samples.saturating_add(1);
+        if !wire::tells_without_end([key.subscriber_port, key.remote_port]) {
             if flow.samples >= self.limits.samples {
                 flow.sampling = false;
                 self.budgets_spent += 1;
+                return None;
             }
+            flow.samples += 1;
         }
         self.sampled = Some(place);
         Some(Sample {
@@ -514,14 +512,15 @@ fn count_usage(usage: &mut SlotUsage, class: Class, direction: Direction, sent: 
 }
 
 fn opens_connection(packet: &Packet<'_>) -> bool {
-    matches!(packet.payload, Payload::Tcp(segment) if segment.syn && !segment.acknowledges)
+    matches!(packet.payload, Payload::Tcp(segment) if segment.flags.open())
 }
 
-/// A segment without a byte and outside the handshake tells the classifier nothing.
+/// Whether the classifier is shown it, as the probe would.
 fn tells_something(packet: &Packet<'_>) -> bool {
     match packet.payload {
-        Payload::Tcp(segment) => segment.syn || segment.ends || !segment.bytes.is_empty(),
-        Payload::Udp(_) | Payload::Other(_) => true,
+        Payload::Tcp(segment) => wire::tells(segment.flags, !segment.bytes.is_empty()),
+        Payload::Udp(datagram) => wire::tells(TcpFlags::default(), !datagram.is_empty()),
+        Payload::Other(_) => true,
         Payload::Hidden => false,
     }
 }
@@ -560,13 +559,8 @@ fn opening_direction(packet: &Packet<'_>) -> Direction {
         std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Direction::Up,
     };
     match packet.payload {
-        Payload::Tcp(Segment { syn: true, acknowledges, .. }) => {
-            if acknowledges {
-                Direction::Down
-            } else {
-                Direction::Up
-            }
-        }
+        Payload::Tcp(segment) if segment.flags.open() => Direction::Up,
+        Payload::Tcp(segment) if segment.flags.any(TcpFlags::SYN) => Direction::Down,
         _ => by_ports,
     }
 }

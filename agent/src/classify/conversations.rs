@@ -66,7 +66,7 @@ impl Classifier {
             return again;
         }
         if !is_told && !self.has_begun(sample, opening) {
-            match (segment.bytes.is_empty(), segment.ends) {
+            match (segment.bytes.is_empty(), segment.flags.end()) {
                 (true, false) => return Observation::NeedMore,
                 (true, true) => return self.end_of_silence(sample),
                 (false, _) => {
@@ -79,7 +79,7 @@ impl Classifier {
             .beginnings
             .change(&sample.flow, |stream| (stream.messages(sample.direction, segment), stream.start()));
         let ((messages, goes_on), start) = taken.unwrap_or(((Vec::new(), false), None));
-        let more = goes_on && !segment.ends;
+        let more = goes_on && !segment.flags.end();
         for message in &messages {
             self.hear(sample, message);
         }

@@ -3,7 +3,7 @@
 //!
 //! Owns the finding of messages in both directions' streams. Refuses to judge what they say. Bounded as every stream is.
 
-use usher_models::wire::Direction;
+use usher_models::wire::{Direction, TcpFlags};
 
 use super::dns::Message;
 use super::packet::Segment;
@@ -49,9 +49,9 @@ impl Conversation {
 
     /// The messages that a segment completes, and whether more may be waited for.
     pub(crate) fn segment(&mut self, direction: Direction, segment: &Segment<'_>) -> (Vec<Message>, bool) {
-        let sequence = segment.sequence.wrapping_add(u32::from(segment.syn));
+        let sequence = segment.sequence.wrapping_add(u32::from(segment.flags.any(TcpFlags::SYN)));
         let mut messages = Vec::new();
-        if segment.bytes.is_empty() && !segment.syn {
+        if segment.bytes.is_empty() && !segment.flags.any(TcpFlags::SYN) {
             return (messages, true);
         }
         let side = self.sides[direction.index()]
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn segment(sequence: u32, bytes: &[u8]) -> Segment<'_> {
-        Segment { sequence, acknowledgement: 0, syn: false, acknowledges: true, ends: false, bytes }
+        Segment { sequence, acknowledgement: 0, flags: TcpFlags::ACK, bytes }
     }
 
     fn prefixed(message: &[u8]) -> Vec<u8> {

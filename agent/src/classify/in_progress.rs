@@ -1,7 +1,7 @@
 //! A connection whose first bytes are being put together: who is its client, and what the client says first.
 
 use usher_models::units::Micros;
-use usher_models::wire::Direction;
+use usher_models::wire::{Direction, TcpFlags};
 
 use super::dns::Message;
 use super::dns_stream::Conversation;
@@ -86,10 +86,10 @@ pub(crate) enum Step {
 impl Segment<'_> {
     /// Who the client is and where its bytes begin, if the segment is of the TCP handshake.
     pub(crate) fn opening(&self, direction: Direction) -> Option<Handshake> {
-        if !self.syn {
+        if !self.flags.any(TcpFlags::SYN) {
             return None;
         }
-        Some(if self.acknowledges {
+        Some(if self.flags.any(TcpFlags::ACK) {
             Handshake { client: direction.opposite(), start: self.acknowledgement, answered: true }
         } else {
             Handshake { client: direction, start: self.sequence.wrapping_add(1), answered: false }
@@ -197,7 +197,7 @@ impl InProgress {
         if is_junk(segment.bytes) {
             return Step::More;
         }
-        let sequence = segment.sequence.wrapping_add(u32::from(segment.syn));
+        let sequence = segment.sequence.wrapping_add(u32::from(segment.flags.any(TcpFlags::SYN)));
         let Kind::Tcp(client) = &mut self.kind else { return Step::Nothing };
         match client {
             Client::Known { direction: known, stream, answers, greeting, .. } if *known != direction => {

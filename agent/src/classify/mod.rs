@@ -300,7 +300,7 @@ impl Classifier {
         }
         let silent = segment.bytes.is_empty() || in_progress::is_junk(segment.bytes);
         if !self.has_begun(sample, opening) {
-            match (silent, segment.ends) {
+            match (silent, segment.flags.end()) {
                 (true, false) => return Observation::NeedMore,
                 (true, true) => return self.end_of_silence(sample),
                 (false, _) => self.begin(sample),
@@ -308,9 +308,9 @@ impl Classifier {
         }
         match self
             .beginnings
-            .advance(sample, segment.ends, |stream| stream.segment(sample.direction, segment))
+            .advance(sample, segment.flags.end(), |stream| stream.segment(sample.direction, segment))
         {
-            Some((proof, start)) => self.name(scene(sample), proof, start, !segment.ends),
+            Some((proof, start)) => self.name(scene(sample), proof, start, !segment.flags.end()),
             None => Observation::NeedMore,
         }
     }
@@ -351,8 +351,9 @@ impl Classifier {
             }
             self.beginnings.put(sample.flow, InProgress::unopened(sample));
         }
-        let taken =
-            self.beginnings.advance(sample, segment.ends, |stream| stream.segment(sample.direction, segment));
+        let taken = self
+            .beginnings
+            .advance(sample, segment.flags.end(), |stream| stream.segment(sample.direction, segment));
         taken.map(|(proof, _)| proof)
     }
 

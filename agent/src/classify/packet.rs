@@ -6,11 +6,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use usher_models::wire::TcpFlags;
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
+
+/// Where a TCP header has its flags.
+const FLAGS: usize = 13;
 
 /// Bytes that are no IP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,14 +59,10 @@ pub enum Payload<'a> {
 pub struct Segment<'a> {
     /// Sequence number of the first payload byte, or of the SYN before it.
     pub sequence: u32,
-    /// Acknowledgement number; meaningless without `acknowledges`.
+    /// Acknowledgement number; meaningless without [`TcpFlags::ACK`].
     pub acknowledgement: u32,
-    /// SYN flag.
-    pub syn: bool,
-    /// ACK flag.
-    pub acknowledges: bool,
-    /// FIN or RST flag.
-    pub ends: bool,
+    /// Its flags.
+    pub flags: TcpFlags,
     /// The segment's payload, as far as it is there.
     pub bytes: &'a [u8],
 }
@@ -154,9 +154,7 @@ impl<'a> Packet<'a> {
                 packet.payload = Payload::Tcp(Segment {
                     sequence: tcp.sequence_number(),
                     acknowledgement: tcp.acknowledgment_number(),
-                    syn: tcp.syn(),
-                    acknowledges: tcp.ack(),
-                    ends: tcp.fin() || tcp.rst(),
+                    flags: TcpFlags(tcp.slice()[FLAGS]),
                     bytes: tcp.payload(),
                 });
             }
@@ -185,13 +183,10 @@ impl<'a> Segment<'a> {
     fn plain(content: &'a [u8]) -> Option<Self> {
         let fixed = content.first_chunk::<20>()?;
         let header = usize::from(fixed[12] >> 4) * 4;
-        let flags = fixed[13];
         Some(Self {
             sequence: u32::from_be_bytes(*fixed[4..].first_chunk::<4>()?),
             acknowledgement: u32::from_be_bytes(*fixed[8..].first_chunk::<4>()?),
-            syn: flags & 0x02 != 0,
-            acknowledges: flags & 0x10 != 0,
-            ends: flags & 0x05 != 0,
+            flags: TcpFlags(fixed[FLAGS]),
             bytes: content.get(header..).filter(|_| header >= 20)?,
         })
     }

@@ -177,6 +177,13 @@ impl FlowState {
         Self(self.0 | Self::SETTLED)
     }
 
+    /// The same with samples wanted again.
+    #[inline]
+    #[must_use]
+    pub const fn unsettle(self) -> Self {
+        Self(self.0 & !Self::SETTLED)
+    }
+
     /// The same, last seen in a generation.
     #[must_use]
     pub const fn seen(self, generation: u32) -> Self {

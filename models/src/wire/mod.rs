@@ -9,6 +9,7 @@ mod flow;
 mod lane;
 mod rate;
 mod reason;
+mod telling;
 
 pub use flow::{
     Config, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine, FlowState, HashKeys, KEY_WORDS,
@@ -17,6 +18,7 @@ pub use flow::{
 pub use lane::{Action, Enforcement, Gate, LANES, LINE, Lane, SLOT_LANES};
 pub use rate::Rate;
 pub use reason::{Reason, Tally};
+pub use telling::{TcpFlags, tells, tells_without_end};
 
 /// Version of every record below; kept in the pinned maps and compared before any of them is read.
 pub const LAYOUT: u32 = 2;
