@@ -11,7 +11,6 @@
 #[expect(unreachable_pub, reason = "the programs' file")]
 mod plan;
 
-use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -82,7 +81,7 @@ fn main() -> anyhow::Result<ExitCode> {
             _ => bail!("`{argument}`: expected --check or names of cases"),
         }
     }
-    let mut figures = BTreeMap::new();
+    let mut cases = Vec::new();
     let mut over = Vec::new();
     for case in CASES.iter().filter(|case| wanted.is_empty() || wanted.iter().any(|name| name == case.name)) {
         let figure = measure(case).with_context(|| format!("measure {}", case.name))?;
@@ -92,11 +91,11 @@ fn main() -> anyhow::Result<ExitCode> {
                 case.name, figure.lookup_ratio.median
             ));
         }
-        figures.insert(case.name, figure);
+        cases.push(figure);
     }
     say(&format!("nanoseconds a packet above an empty program, {ROUNDS} rounds: minimum / median"));
-    say(&table(&figures).to_string());
-    write("probe", &figures)?;
+    say(&table(&cases).to_string());
+    write("probe", &Report { cases })?;
     if check && !over.is_empty() {
         bail!("the probe costs too much: {}", over.join("; "));
     }
@@ -118,9 +117,15 @@ impl Spread {
     }
 }
 
+#[derive(Debug, Serialize)]
+struct Report {
+    cases: Vec<Figure>,
+}
+
 /// What came of a case.
 #[derive(Debug, Serialize)]
 struct Figure {
+    case: &'static str,
     /// The probe, above the empty program.
     net_ns: Spread,
     /// The look-up in a hash map, above the empty program.
@@ -133,16 +138,15 @@ struct Figure {
     drain_ns: f64,
 }
 
-fn table(figures: &BTreeMap<&str, Figure>) -> Table {
+fn table(figures: &[Figure]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["case", "the probe", "one look-up", "ratio", "driver", "a drain"]);
     let both =
         |spread: Spread, digits: usize| format!("{:.digits$} / {:.digits$}", spread.minimum, spread.median);
-    for case in CASES {
-        let Some(figure) = figures.get(case.name) else { continue };
+    for figure in figures {
         table.add_row([
-            case.name.to_owned(),
+            figure.case.to_owned(),
             both(figure.net_ns, 0),
             both(figure.lookup_ns, 0),
             both(figure.lookup_ratio, 2),
@@ -224,7 +228,14 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
     let least = if case.full { counted * 9 / 10 } else { 0 };
     ensure!((least..=most).contains(&full), "{full} of {counted} packets found the flow table full");
     let [net, looked_up, ratio, empty] = rounds.map(Spread::of);
-    Ok(Figure { net_ns: net, lookup_ns: looked_up, lookup_ratio: ratio, empty_ns: empty, drain_ns })
+    Ok(Figure {
+        case: case.name,
+        net_ns: net,
+        lookup_ns: looked_up,
+        lookup_ratio: ratio,
+        empty_ns: empty,
+        drain_ns,
+    })
 }
 
 /// Packets let through, of all subscribers of the bench; fails where one was held back or nobody's.
