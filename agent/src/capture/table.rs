@@ -40,7 +40,7 @@ pub struct TableLimits {
     pub keeps_given_up: bool,
     /// Prefixes bound to slots.
     pub bindings: usize,
-    /// Packets of a connection handed to the classifier.
+    /// Packets of a connection handed to the classifier, unless it asks for more.
     pub samples: u16,
     /// Bytes of a packet handed to the classifier.
     pub sample_bytes: usize,
@@ -451,12 +451,12 @@ impl Table {
         }
         let key = flow.key;
         if !wire::tells_without_end([key.subscriber_port, key.remote_port]) {
+            // More than the budget, where the classifier asks for more.
+            flow.samples = flow.samples.saturating_add(1);
             if flow.samples >= self.limits.samples {
                 flow.sampling = false;
                 self.budgets_spent += 1;
-                return None;
             }
-            flow.samples += 1;
         }
         self.sampled = Some(place);
         Some(Sample {
