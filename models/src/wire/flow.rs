@@ -95,7 +95,6 @@ impl Fingerprint {
 
     /// The line its flow is in, of `line_mask` and one, which are a power of two: the first, or where that is full its neighbour.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
     pub const fn line(self, line_mask: u32) -> u32 {
         // Flows whose keys are in a row have fingerprints at even distances: mixed once more, they spread as if by chance.
         ((self.0 ^ self.0 >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & line_mask
