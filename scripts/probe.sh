@@ -71,7 +71,8 @@ if ! bpf-linker --version 2>/dev/null | grep -qF "bpf-linker $bpf_linker_version
   LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 LLVM_PREFIX=/usr/lib/llvm-22 quietly cargo install --quiet --locked bpf-linker \
     --version "$bpf_linker_version" --no-default-features --features llvm-22
 fi
-strip=$(command -v llvm-strip-22 || command -v llvm-strip)
+nm=$(command -v llvm-nm-22 || command -v llvm-nm)
+objcopy=$(command -v llvm-objcopy-22 || command -v llvm-objcopy)
 
 # Nothing of this machine may be in the object: neither folders nor, through them, the compiler's hashes of them.
 sources="$("$rustc" --print sysroot)/lib/rustlib/src/rust"
@@ -90,10 +91,14 @@ unset RUSTFLAGS CARGO_TARGET_DIR CARGO_BUILD_TARGET RUSTC_WRAPPER RUSTUP_TOOLCHA
 (cd ebpf && cargo build --quiet --locked --release --target "$target" -Z build-std=core)
 
 objects=(usher-probe usher-probe-bench)
+# A function that was not inlined has its crate's hash in its name, and that hash knows the folder: the name goes without.
+crate_hash='Cs[0-9A-Za-z]*_'
 for object in "${objects[@]}"; do
-  "$strip" -g -o "ebpf/target/$object.o" "ebpf/target/$target/release/$object"
+  built=ebpf/target/$target/release/$object
+  "$nm" --format=just-symbols "$built" | sed -n "/^_R/{h;s/$crate_hash/C/g;H;x;s/\\n/ /p}" >"$built.names"
+  "$objcopy" --strip-debug --redefine-syms="$built.names" "$built" "ebpf/target/$object.o"
 done
-made_by="$("$rustc" --version), $(bpf-linker --version), LLVM $("$strip" --version | grep -o '[0-9][0-9.]*' | head -n 1)"
+made_by="$("$rustc" --version), $(bpf-linker --version), LLVM $("$objcopy" --version | grep -o '[0-9][0-9.]*' | head -n 1)"
 
 for object in "${objects[@]}"; do
   built=ebpf/target/$object.o
