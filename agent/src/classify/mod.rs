@@ -5,7 +5,7 @@
 //! its address last ([`Via`]). What its packets are like later may change its class, and a stronger proof its app. The
 //! [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
 //! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
-//! with a counter that rises when it bites.
+//! with a counter that rises when it bites, but for outer names and calling ports, which have none.
 //!
 //! ```text
 //! Sample -> packet -> port 53 .., unless its bytes say otherwise -> dns: question -> system; answers: remembered
