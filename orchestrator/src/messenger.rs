@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use usher_models::units::Micros;
 
 use crate::advice::{Links, Message, Outbox, OutboxError};
-use crate::ledger::{Ledger, LedgerError, MessageRow};
+use crate::ledger::{Ledger, LedgerError, MessageRow, MessageState};
 use crate::metrics::Metrics;
 
 /// Messages taken from the ledger at a time.
@@ -83,6 +83,13 @@ impl Messenger {
                 .await?;
             return Ok(true);
         }
+        // Consent may have been withdrawn since it was read.
+        let (asked, id) = (self.ledger.clone(), decision.clone());
+        let still = asked.with(move |ledger| ledger.message(&id)).await?;
+        if still.is_none_or(|row| row.state != MessageState::Pending) {
+            tracing::info!(%decision, "message not sent: consent was withdrawn");
+            return Ok(true);
+        }
         let outbox = self.outbox.clone();
         let delivered = tokio::task::spawn_blocking(move || outbox.deliver(&message)).await;
         match delivered.map_err(|_| LedgerError::Stopped)? {
@@ -114,7 +121,7 @@ mod tests {
     use super::*;
     use crate::advice;
     use crate::engine::io::{DecisionId, Effect, Say};
-    use crate::ledger::{InputRecord, MessageState};
+    use crate::ledger::InputRecord;
     use crate::metrics::registry;
 
     fn say(id: &str, expires: Micros) -> InputRecord {
@@ -168,6 +175,21 @@ mod tests {
         std::fs::remove_file(dir.path().join("outbox/d1.json")).unwrap();
         assert!(!messenger.send_pending().await.unwrap());
         assert!(dir.path().join("outbox/d2.json").exists());
+    }
+
+    #[tokio::test]
+    async fn what_waits_when_consent_is_withdrawn_is_never_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let messenger = messenger(dir.path());
+        let soon = Micros::now().after(Duration::from_mins(1));
+        messenger.ledger.apply(&say("d1", soon)).unwrap();
+        // Read before, but not yet delivered.
+        let row = messenger.ledger.pending_messages(1).unwrap().remove(0);
+        let effects = vec![Effect::Withdraw(SubscriberId("line-b".into()))];
+        messenger.ledger.apply(&InputRecord { effects, ..InputRecord::default() }).unwrap();
+        assert!(messenger.send(row).await.unwrap());
+        assert!(!dir.path().join("outbox/d1.json").exists());
+        assert!(messenger.ledger.pending_messages(1).unwrap().is_empty());
     }
 
     #[tokio::test]

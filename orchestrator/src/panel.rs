@@ -87,6 +87,10 @@ impl Live for Panel {
         self.book().directory.profile(id).cloned()
     }
 
+    fn of_key(&self, key: &str) -> Option<SubscriberId> {
+        self.book().directory.resolve([key]).cloned()
+    }
+
     fn profiles_after(&self, after: Option<&SubscriberId>, limit: usize) -> Vec<Profile> {
         self.book().directory.profiles_after(after).take(limit).cloned().collect()
     }

@@ -33,6 +33,10 @@ pub enum LinkResult {
     shown,
     /// Tapped, for the first time.
     accepted,
+    /// Declined, or opened after it was.
+    declined,
+    /// The person wants no more messages.
+    stopped,
     /// Tapped or opened after it was tapped.
     already,
     /// Its time was up.

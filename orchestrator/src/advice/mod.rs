@@ -6,7 +6,7 @@
 //! ```text
 //! engine -- Say --> Message::of(say, links) --> Outbox::deliver          (idempotent by decision id)
 //! person -- GET /t/TOKEN  --> Links::open --> Ask::Look --> engine task  (changes nothing)
-//! person -- POST /t/TOKEN --> Links::open --> Ask::Tap  --> engine task --> answered after the commit
+//! person -- POST /t/TOKEN --> Links::open --> Ask::Tap, Decline, Stop --> engine task --> answered after the commit
 //! ```
 
 mod link;
@@ -44,6 +44,23 @@ pub enum Ask {
         /// What came of it.
         answer: oneshot::Sender<Tapped>,
     },
+    /// The person says no to it. Answered after that is durable.
+    Decline {
+        /// The decision the link names.
+        decision: DecisionId,
+        /// When that arrived.
+        at: Micros,
+        /// What came of it.
+        answer: oneshot::Sender<Tapped>,
+    },
+    /// The person wants no more messages of any kind. Answered after that is durable, and from then on nothing is sent; also
+    /// where the offer itself has long ended.
+    Stop {
+        /// The decision the link names.
+        decision: DecisionId,
+        /// False: it is not known whose it was.
+        answer: oneshot::Sender<bool>,
+    },
 }
 
 /// What a message offered, as the page shows it. Says nothing about who it was sent to.
@@ -57,6 +74,8 @@ pub struct Offer {
     pub lasts: Duration,
     /// When it was accepted; `None`: not yet.
     pub tapped: Option<Micros>,
+    /// When it was declined; `None`: not.
+    pub declined: Option<Micros>,
 }
 
 /// What came of a tap.
@@ -66,6 +85,8 @@ pub enum Tapped {
     Accepted,
     /// Accepted before; nothing was changed.
     Already,
+    /// Declined, now or before: it is not open any more.
+    Declined,
     /// The offer had ended; nothing was changed.
     Expired,
     /// No message was ever sent for this decision; nothing was changed.

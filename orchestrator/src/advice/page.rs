@@ -1,6 +1,7 @@
-//! The page a link opens: what is offered, and one button. No script, no cookie, nothing fetched from elsewhere.
+//! The page a link opens: what is offered, a button to accept and one to say no, and a way to be left alone. No script, no cookie, nothing fetched from elsewhere.
 //!
-//! `GET` changes nothing, so that link previews and scanners accept nothing on anybody's behalf. `POST` accepts once.
+//! `GET` changes nothing, so that link previews and scanners accept nothing on anybody's behalf. `POST` accepts once, or with
+//! `answer=no` declines, or with `answer=stop` ends all messages, for which the link need not be open any more.
 //! Links that are not authentic are answered here and never reach the engine. Refuses to show who the offer is for.
 
 use std::sync::{Arc, LazyLock};
@@ -26,7 +27,7 @@ use crate::engine::io::DecisionId;
 
 /// The engine answers within this, or the person is asked to try again. What was committed stays committed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// A tap carries nothing; browsers may still add a few bytes.
+/// An answer is a few bytes; browsers may still add some.
 const BODY_MAX: usize = 1024;
 
 const STYLE: &str = include_str!("../../templates/tap.css");
@@ -69,6 +70,8 @@ const FORGED: &str = "This link was not sent by us, so it was not followed.";
 const EXPIRED: &str = "This offer has ended. Nothing was changed, and nothing is charged.";
 const UNKNOWN: &str = "We no longer have this offer. Nothing was changed, and nothing is charged.";
 const DONE: &str = "It is being switched on now. You can close this page.";
+const DECLINED: &str = "You said no to this. Nothing was changed, and we will not offer it again soon.";
+const STOPPED: &str = "We will not write to you any more. What is switched on stays on until its time is up.";
 const ALREADY: &str = "You have already accepted this. There is nothing more to do.";
 const LATER: &str = "We could not answer just now. Please try again in a minute.";
 
@@ -83,6 +86,7 @@ async fn show(State(state): State<PageState>, token: Result<Path<String>, BadPat
         Err(Unanswered) => busy(&state),
         Ok(None) => unknown(&state),
         Ok(Some(Offer { tapped: Some(_), .. })) => already(&state),
+        Ok(Some(Offer { declined: Some(_), .. })) => declined(&state),
         Ok(Some(offer)) if offer.expires <= now => expired(&state),
         Ok(Some(offer)) => {
             state.metrics.link(LinkResult::shown);
@@ -105,25 +109,66 @@ async fn accept(
     token: Result<Path<String>, BadPath>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    if let Err(rejection) = body {
-        return notice(rejection.status(), "Nothing here", INCOMPLETE);
-    }
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return notice(rejection.status(), "Nothing here", INCOMPLETE),
+    };
+    let Some(reply) = Reply::of(&body) else {
+        return notice(StatusCode::BAD_REQUEST, "Nothing here", INCOMPLETE);
+    };
     let now = Micros::now();
     let decision = match open(&state, token, now) {
         Ok(decision) => decision,
+        Err(Closed::Expired(decision)) if reply == Reply::Stop => decision,
         Err(Closed::Expired(decision)) => return ended(&state, decision).await,
         Err(Closed::Refused(response)) => return *response,
     };
-    let tapped = ask(&state, |answer| Ask::Tap { decision, at: now, answer }).await;
+    let tapped = match reply {
+        Reply::Yes => ask(&state, |answer| Ask::Tap { decision, at: now, answer }).await,
+        Reply::No => ask(&state, |answer| Ask::Decline { decision, at: now, answer }).await,
+        Reply::Stop => return stop(&state, decision).await,
+    };
     match tapped {
         Ok(Tapped::Accepted) => {
             state.metrics.link(LinkResult::accepted);
             notice(StatusCode::OK, "Done", DONE)
         }
+        Ok(Tapped::Declined) => declined(&state),
         Ok(Tapped::Already) => already(&state),
         Ok(Tapped::Expired) => expired(&state),
         Ok(Tapped::Unknown) => unknown(&state),
         Ok(Tapped::Stopped) | Err(Unanswered) => busy(&state),
+    }
+}
+
+/// What the person answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reply {
+    Yes,
+    No,
+    Stop,
+}
+
+impl Reply {
+    /// What a form sends; nothing at all is the tap of a page that knew one button only.
+    fn of(body: &[u8]) -> Option<Self> {
+        match body.trim_ascii() {
+            b"answer=no" => Some(Self::No),
+            b"answer=stop" => Some(Self::Stop),
+            body if body.starts_with(b"answer=") && body != b"answer=yes" => None,
+            _ => Some(Self::Yes),
+        }
+    }
+}
+
+async fn stop(state: &PageState, decision: DecisionId) -> Response {
+    match ask(state, |answer| Ask::Stop { decision, answer }).await {
+        Err(Unanswered) => busy(state),
+        Ok(false) => unknown(state),
+        Ok(true) => {
+            state.metrics.link(LinkResult::stopped);
+            notice(StatusCode::OK, "Understood", STOPPED)
+        }
     }
 }
 
@@ -164,6 +209,7 @@ fn open(state: &PageState, token: Result<Path<String>, BadPath>, now: Micros) ->
 async fn ended(state: &PageState, decision: DecisionId) -> Response {
     match look(state, decision).await {
         Ok(Some(Offer { tapped: Some(_), .. })) => already(state),
+        Ok(Some(Offer { declined: Some(_), .. })) => declined(state),
         _ => expired(state),
     }
 }
@@ -171,6 +217,11 @@ async fn ended(state: &PageState, decision: DecisionId) -> Response {
 fn already(state: &PageState) -> Response {
     state.metrics.link(LinkResult::already);
     notice(StatusCode::OK, "Already done", ALREADY)
+}
+
+fn declined(state: &PageState) -> Response {
+    state.metrics.link(LinkResult::declined);
+    notice(StatusCode::OK, "All right", DECLINED)
 }
 
 fn expired(state: &PageState) -> Response {

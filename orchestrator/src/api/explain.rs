@@ -136,6 +136,9 @@ fn of_decision(decision: &Decision) -> String {
         (_, _, Some(push)) => of_push(push),
         (Some(Sending::Pending), _, None) => "its message waits to be sent".to_owned(),
         (Some(Sending::Failed(why)), _, None) => format!("its message was not sent: {why}"),
+        (Some(Sending::Sent(at)), None, None) if decision.declined.is_some() => {
+            format!("its message was sent at {at} and declined")
+        }
         (Some(Sending::Sent(at)), None, None) => {
             format!("its message was sent at {at} and has not been tapped")
         }

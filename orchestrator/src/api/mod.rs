@@ -1,7 +1,8 @@
 //! The northbound API: what operators and their scripts may read, and the kill switch. JSON over HTTP, below `/v1`.
 //!
 //! Owns the doors it is reached through ([`listen`]) and the shapes it answers in ([`model`]). Refuses to change anything
-//! but the kill switch: settings change by decisions and taps, never by hand behind the ledger's back.
+//! but the kill switch and what a person told the operator (consent to advice, a complaint): settings change by decisions
+//! and taps, never by hand behind the ledger's back.
 //!
 //! ```text
 //! usher -- Unix socket ---------------> router -- reads --> ledger
@@ -46,6 +47,22 @@ pub enum Ask {
         /// Whether anything changed.
         answer: oneshot::Sender<bool>,
     },
+    /// The person withdrew consent to advice, or gives it back. Answered once that is durable; false: nobody of this id.
+    Consent {
+        /// Whose.
+        subscriber: SubscriberId,
+        /// False: withdrawn.
+        advice: bool,
+        /// Whether the subscriber is known.
+        answer: oneshot::Sender<bool>,
+    },
+    /// The person complained. Answered once that is durable; false: nobody of this id.
+    Complaint {
+        /// Who.
+        subscriber: SubscriberId,
+        /// Whether the subscriber is known.
+        answer: oneshot::Sender<bool>,
+    },
     /// What conditions would read of a subscriber now. Changes nothing.
     Facts {
         /// Whose.
@@ -67,6 +84,8 @@ pub trait Live: Send + Sync + 'static {
     fn subscribers(&self) -> usize;
     /// What is known of one subscriber.
     fn profile(&self, id: &SubscriberId) -> Option<Profile>;
+    /// Whose a key is (`msisdn:491700000001`).
+    fn of_key(&self, key: &str) -> Option<SubscriberId>;
     /// Up to `limit` subscribers whose ids come after `after`, in order.
     fn profiles_after(&self, after: Option<&SubscriberId>, limit: usize) -> Vec<Profile>;
 }

@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::metrics::RequestLabels;
 use super::model::{
     Agent, App, Decision, Element, LastBatch, LastPart, Lint, LintRequest, Message, Page, Push, Session,
-    SettingRow, Status, Subscriber, SubscriberDetail, Switched, Usage, settings_of,
+    SettingRow, Status, Subscriber, SubscriberDetail, Switched, Told, Usage, settings_of,
 };
 use super::{ApiState, Ask, LiveElement, explain, lint};
 use crate::elements::{PushId, PushState};
@@ -46,6 +46,12 @@ pub fn router(state: ApiState) -> Router {
         .route("/stop", post(async |state| switch(state, true).await))
         .route("/resume", post(async |state| switch(state, false).await))
         .route("/lint", post(check))
+        .route(
+            "/subscribers/{id}/consent/withdraw",
+            post(async |state, path| consent(state, path, false).await),
+        )
+        .route("/subscribers/{id}/consent/give", post(async |state, path| consent(state, path, true).await))
+        .route("/subscribers/{id}/complaint", post(complaint))
         .route("/subscribers", get(subscribers))
         .route("/subscribers/{id}", get(subscriber))
         .route("/explain/{id}", get(explained))
@@ -182,6 +188,30 @@ async fn status(State(state): State<ApiState>) -> Answer<Status> {
 async fn switch(State(state): State<ApiState>, stop: bool) -> Answer<Switched> {
     let changed = ask(&state, |answer| Ask::Stop { stop, answer }).await?;
     Ok(Json(Switched { stopped: stop, changed }))
+}
+
+/// A subscriber by id, or by a key as sessions have it.
+fn somebody(state: &ApiState, path: Path_) -> Result<SubscriberId, ApiError> {
+    let name = id(path)?;
+    let by_id = SubscriberId(name.clone());
+    if state.live.profile(&by_id).is_some() {
+        return Ok(by_id);
+    }
+    state.live.of_key(&name).ok_or_else(|| ApiError::not_found("subscriber", &name))
+}
+
+async fn consent(State(state): State<ApiState>, path: Path_, advice: bool) -> Answer<Told> {
+    let subscriber = somebody(&state, path)?;
+    let who = subscriber.clone();
+    let known = ask(&state, |answer| Ask::Consent { subscriber: who, advice, answer }).await?;
+    if known { Ok(Json(Told { subscriber })) } else { Err(ApiError::not_found("subscriber", &subscriber.0)) }
+}
+
+async fn complaint(State(state): State<ApiState>, path: Path_) -> Answer<Told> {
+    let subscriber = somebody(&state, path)?;
+    let who = subscriber.clone();
+    let known = ask(&state, |answer| Ask::Complaint { subscriber: who, answer }).await?;
+    if known { Ok(Json(Told { subscriber })) } else { Err(ApiError::not_found("subscriber", &subscriber.0)) }
 }
 
 async fn ask<T>(state: &ApiState, of: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, ApiError> {

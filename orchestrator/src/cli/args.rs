@@ -149,6 +149,18 @@ pub enum Command {
     /// Decide again after a stop
     #[command(after_help = "Example:\n  usher resume")]
     Resume,
+    /// Consent to messages, as a person gave or withdrew it (a relayed SMS STOP)
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  usher consent withdraw msisdn:491700000001\n  usher consent give line-7"
+    )]
+    Consent(ConsentCommand),
+    /// A person complained: no message for as long as policy.backoff.complaint says
+    #[command(after_help = "Example:\n  usher complaint line-7")]
+    Complaint {
+        /// The subscriber's id, or a key as `msisdn:491700000001`
+        subscriber: String,
+    },
     /// Certificates for agents' uplinks, where you have no authority of your own; needs no orchestrator
     #[command(
         subcommand,
@@ -264,6 +276,23 @@ pub enum PushCommand {
     Show {
         /// Its id
         id: String,
+    },
+}
+
+/// Consent to messages.
+#[derive(Debug, Subcommand)]
+pub enum ConsentCommand {
+    /// STOP: nothing further is sent from this moment on, what waits is not sent either
+    #[command(after_help = "Example:\n  usher consent withdraw msisdn:491700000001")]
+    Withdraw {
+        /// The subscriber's id, or a key as `msisdn:491700000001`
+        subscriber: String,
+    },
+    /// Messages may be sent again, where the profile says so too
+    #[command(after_help = "Example:\n  usher consent give line-7")]
+    Give {
+        /// The subscriber's id, or a key as `msisdn:491700000001`
+        subscriber: String,
     },
 }
 

@@ -73,11 +73,7 @@ impl Client {
         path: &[&str],
         query: &[(&str, Option<String>)],
     ) -> Result<Bytes, CliError> {
-        let mut target = String::from("/v1");
-        for part in path {
-            target.push('/');
-            encode(part, &mut target);
-        }
+        let mut target = target_of(path);
         let mut separator = '?';
         for (name, value) in query {
             if let Some(value) = value {
@@ -91,9 +87,9 @@ impl Client {
         self.request(Method::GET, &target).await
     }
 
-    /// Does `verb`, which takes nothing.
-    pub(super) async fn post(&self, verb: &str) -> Result<Bytes, CliError> {
-        self.request(Method::POST, &format!("/v1/{verb}")).await
+    /// Does what `path` names, which takes nothing.
+    pub(super) async fn post(&self, path: &[&str]) -> Result<Bytes, CliError> {
+        self.request(Method::POST, &target_of(path)).await
     }
 
     async fn request(&self, method: Method, target: &str) -> Result<Bytes, CliError> {
@@ -208,6 +204,15 @@ fn connector(ca: &Path) -> Result<TlsConnector, CliError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn target_of(path: &[&str]) -> String {
+    let mut target = String::from("/v1");
+    for part in path {
+        target.push('/');
+        encode(part, &mut target);
+    }
+    target
 }
 
 /// Percent-encodes what is not unreserved (RFC 3986 section 2.3).

@@ -204,7 +204,7 @@ fn trace(mut sheet: Sheet, decision: &Decision) -> String {
         Some(Sending::Failed(why)) => sheet.line("Message", format!("not sent: {why}")),
         None => &mut sheet,
     };
-    sheet.line("Tapped", when_any(decision.tapped));
+    sheet.line("Tapped", when_any(decision.tapped)).line("Declined", when_any(decision.declined));
     if let Some(push) = &decision.push {
         let mut text = format!("{} {} (revision {})", push.id, push.state.name(), push.revision);
         if let Some(error) = &push.error {

@@ -16,10 +16,12 @@ use std::path::Path;
 use clap::CommandFactory as _;
 
 pub use self::args::Cli;
-use self::args::{Command, Describable, Format, GetArgs, Listable, PkiCommand, PushCommand, Shell};
+use self::args::{
+    Command, ConsentCommand, Describable, Format, GetArgs, Listable, PkiCommand, PushCommand, Shell,
+};
 use self::client::Client;
 pub use self::error::CliError;
-use crate::api::model::{Page, Switched};
+use crate::api::model::{Page, Switched, Told};
 use crate::pki;
 
 /// Does what was typed.
@@ -48,6 +50,18 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Push(PushCommand::Show { id }) => describe(&client, format, Describable::Push, &id).await,
         Command::Stop => switch(&client, format, "stop").await,
         Command::Resume => switch(&client, format, "resume").await,
+        Command::Consent(ConsentCommand::Withdraw { subscriber }) => {
+            let path = ["subscribers", &subscriber, "consent", "withdraw"];
+            told(&client, format, &path, "consent to messages is withdrawn: nothing further is sent").await
+        }
+        Command::Consent(ConsentCommand::Give { subscriber }) => {
+            let path = ["subscribers", &subscriber, "consent", "give"];
+            told(&client, format, &path, "messages may be sent again, where the profile says so too").await
+        }
+        Command::Complaint { subscriber } => {
+            let path = ["subscribers", &subscriber, "complaint"];
+            told(&client, format, &path, "the complaint is taken down: no message for a while").await
+        }
         Command::Lint { .. } | Command::Pki(_) | Command::Completion { .. } => Ok(()),
     }
 }
@@ -100,7 +114,7 @@ async fn describe(client: &Client, format: Format, kind: Describable, id: &str) 
 }
 
 async fn switch(client: &Client, format: Format, verb: &str) -> Result<(), CliError> {
-    output::answer(format, &client.post(verb).await?, |switched: &Switched| {
+    output::answer(format, &client.post(&[verb]).await?, |switched: &Switched| {
         match (switched.stopped, switched.changed) {
             (true, true) => "Stopped: no decision is made any more. What was set still ends in time.",
             (true, false) => "It was stopped already.",
@@ -109,6 +123,11 @@ async fn switch(client: &Client, format: Format, verb: &str) -> Result<(), CliEr
         }
         .to_owned()
     })
+}
+
+async fn told(client: &Client, format: Format, path: &[&str], what: &str) -> Result<(), CliError> {
+    let body = client.post(path).await?;
+    output::answer(format, &body, |told: &Told| format!("{}: {what}.", output::plain(&told.subscriber.0)))
 }
 
 fn certificates(command: &PkiCommand) -> Result<(), CliError> {

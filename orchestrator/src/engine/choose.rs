@@ -2,18 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use jiff::tz::TimeZone;
 use usher_models::units::{Micros, SubscriberId};
 
 use super::io::{Candidate, Decision, DecisionId, Gate, Mode, Score, Stopped};
-use super::state::{MAX_CONTACTS, SentMessage};
 use super::subscriber::Subscriber;
 use super::world::{WatchedMoment, World};
 use crate::identity::{Country, Profile};
-use crate::policy::{Action, ActionKind, Amount, Expression, Known, Purpose, Quota, Read, Unknown};
-
-/// How long a message is remembered beyond its link, so that a late tap is told the right thing.
-pub(crate) const REMEMBERED: std::time::Duration = std::time::Duration::from_hours(7 * 24);
+use crate::policy::{Action, ActionKind, Amount, Expression, Known, Purpose, Read, Unknown};
 
 /// Who and when.
 pub(super) struct Case<'c> {
@@ -145,6 +140,11 @@ impl Case<'_> {
         if !consented {
             return Err((Gate::Consent, format!("no consent to {word}")));
         }
+        if purpose == Purpose::Advice
+            && let Some(at) = self.subscriber.state.told.stop
+        {
+            return Err((Gate::Consent, format!("consent to {word} was withdrawn at {at}")));
+        }
         if matches!(action.kind, ActionKind::Say { .. }) {
             self.contact_gates(name)?;
         }
@@ -154,51 +154,6 @@ impl Case<'_> {
             Some(score) => Err((Gate::Floor, format!("scores {:.3}, below {floor}", score.total))),
             None => Err((Gate::Floor, "has no score".to_owned())),
         }
-    }
-
-    fn contact_gates(&self, name: &str) -> Result<(), (Gate, String)> {
-        let rules = self.world.policy.rules();
-        let contacts = &self.subscriber.state.contacts;
-        if contacts.len() >= MAX_CONTACTS {
-            return Err((Gate::Budget, format!("{MAX_CONTACTS} messages are still remembered")));
-        }
-        let sent = |quota: Quota, action: Option<&str>| {
-            let since = self.now.before(quota.per);
-            let counts = |contact: &&SentMessage| {
-                contact.at > since && action.is_none_or(|action| contact.action == action)
-            };
-            let count = contacts.iter().filter(counts).count();
-            let seconds = quota.per.as_secs();
-            let why = format!("{count} in the last {}, at most {}", describe(seconds), quota.count);
-            if count < quota.count as usize { Ok(()) } else { Err(why) }
-        };
-        if let Some(quota) = rules.contact.budget {
-            sent(quota, None).map_err(|why| (Gate::Budget, format!("messages: {why}")))?;
-        }
-        if let Some(quota) = rules.contact.same_action {
-            sent(quota, Some(name))
-                .map_err(|why| (Gate::SameAction, format!("messages of `{name}`: {why}")))?;
-        }
-        if let Some(quiet) = rules.contact.quiet {
-            let (zone, from) = self.time_zone();
-            let local = local_minute(self.now, &zone);
-            if quiet.covers(local) {
-                let why = format!("it is {:02}:{:02} there ({from})", local / 60, local % 60);
-                return Err((Gate::Quiet, why));
-            }
-        }
-        if let Some(backoff) = rules.after_ignored {
-            let ignored = contacts
-                .iter()
-                .filter(|contact| contact.action == name && !contact.used && contact.expires <= self.now);
-            if let Some(last) = ignored.map(|contact| contact.expires).max()
-                && self.now < last.after(backoff)
-            {
-                let why = format!("a message of `{name}` ran out untapped at {last}");
-                return Err((Gate::Backoff, why));
-            }
-        }
-        Ok(())
     }
 
     /// Whether it can be done at all: a setting must have something to return to, a message all its words.
@@ -243,17 +198,6 @@ impl Case<'_> {
     fn read(&self, read: &Read) -> Option<Known> {
         self.subscriber.read(self.world, self.profile, read)
     }
-
-    /// Where the person is now, else where they live, else UTC.
-    fn time_zone(&self) -> (TimeZone, String) {
-        let session = self.subscriber.whereabouts().map(|session| session.time_zone.as_str());
-        for name in session.into_iter().chain(self.profile.time_zone.as_deref()) {
-            if let Ok(zone) = TimeZone::get(name) {
-                return (zone, name.to_owned());
-            }
-        }
-        (TimeZone::UTC, "UTC, for want of a time zone".to_owned())
-    }
 }
 
 /// Opens the gate where the condition holds.
@@ -269,47 +213,10 @@ fn holds(
     }
 }
 
-/// Forgets messages that no rule and no late tap asks about any more; gives their decisions.
-pub(super) fn forget_contacts(
-    world: &World,
-    contacts: &mut Vec<SentMessage>,
-    now: Micros,
-) -> Vec<DecisionId> {
-    let rules = world.policy.rules();
-    let quotas = [rules.contact.budget, rules.contact.same_action];
-    let longest = quotas.into_iter().flatten().map(|quota| quota.per).max().unwrap_or_default();
-    let after_link = REMEMBERED.max(rules.after_ignored.unwrap_or_default());
-    let mut forgotten = Vec::new();
-    contacts.retain(|contact| {
-        let keep = contact.at.after(longest) > now || contact.expires.after(after_link) > now;
-        if !keep {
-            forgotten.push(contact.decision.clone());
-        }
-        keep
-    });
-    forgotten
-}
-
-fn local_minute(now: Micros, zone: &TimeZone) -> u16 {
-    let timestamp = jiff::Timestamp::from_microsecond(now.get()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    let time = zone.to_datetime(timestamp).time();
-    u16::try_from(i16::from(time.hour()) * 60 + i16::from(time.minute())).unwrap_or_default()
-}
-
 fn price(amount: f64, country: &Country) -> String {
     if country.currency.is_empty() {
         format!("{amount:.2}")
     } else {
         format!("{amount:.2} {}", country.currency)
     }
-}
-
-/// `7d`, `90m`, `30s`: the largest unit that divides it.
-fn describe(seconds: u64) -> String {
-    for (unit, name) in [(86_400, "d"), (3_600, "h"), (60, "m")] {
-        if seconds >= unit && seconds.is_multiple_of(unit) {
-            return format!("{}{name}", seconds / unit);
-        }
-    }
-    format!("{seconds}s")
 }

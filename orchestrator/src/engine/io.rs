@@ -31,6 +31,17 @@ pub enum Input {
     Stop(bool),
     /// Time passes.
     Tick,
+    /// The person said no to the message.
+    Declined(DecisionId),
+    /// The person withdrew consent to messages (STOP), or gives it back.
+    Consent {
+        /// Who.
+        subscriber: SubscriberId,
+        /// False: nothing further is sent, whatever the profile says.
+        advice: bool,
+    },
+    /// The person complained.
+    Complaint(SubscriberId),
 }
 
 /// What one agent saw in `[start, end)`, event time.
@@ -154,6 +165,8 @@ pub enum Effect {
     Desire(Desire),
     /// Send a message. Its contact is already counted against the budget.
     Say(Say),
+    /// What is not sent yet to this subscriber must not be sent.
+    Withdraw(SubscriberId),
 }
 
 /// New desired settings of a subscriber.
@@ -261,6 +274,8 @@ pub enum TapState {
     Open,
     /// It was: doing it again changes nothing.
     Used,
+    /// The person said no to it.
+    Declined,
     /// Its time is over.
     Expired,
     /// No message of this decision is known.

@@ -13,8 +13,9 @@
 //! [`Engine::restore`].
 
 mod calendar;
-pub(crate) mod choose;
+mod choose;
 mod clock;
+pub(crate) mod contact;
 mod feed;
 pub mod io;
 mod layout;
@@ -45,7 +46,7 @@ use self::look::Look;
 use self::pages::{Agents, Pages, Seat};
 use self::roster::{Card, Cards, Roster};
 pub use self::state::{
-    Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Overlay, SentMessage, SubscriberState,
+    Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Overlay, SentMessage, SubscriberState, Told,
 };
 use self::subscriber::Subscriber;
 use self::world::{Leaf, World};
@@ -220,6 +221,9 @@ impl Engine {
             Input::Tapped(decision) => self.tap(&decision, &mut effects),
             Input::Stop(stop) => self.world.stopped = stop,
             Input::Tick => {}
+            Input::Declined(decision) => self.decline(&decision),
+            Input::Consent { subscriber, advice } => self.consent(&subscriber, advice, &mut effects),
+            Input::Complaint(subscriber) => self.complain(&subscriber),
         }
         self.catch_up(&mut effects);
         self.cross_boundaries(&mut effects);
@@ -292,6 +296,7 @@ impl Engine {
         match self.contact(decision) {
             None => TapState::Unknown,
             Some(contact) if contact.used => TapState::Used,
+            Some(contact) if contact.declined.is_some() => TapState::Declined,
             Some(contact) if contact.expires <= at => TapState::Expired,
             Some(_) => TapState::Open,
         }

@@ -18,7 +18,8 @@ use std::time::Duration;
 use usher_models::units::{Micros, SubscriberId};
 
 use super::Engine;
-use super::choose::{Case, forget_contacts};
+use super::choose::Case;
+use super::contact::forget_contacts;
 use super::io::{Cause, Decision, Desire, Effect, Line, Mode, Say};
 use super::look::Look;
 use super::pages::{Agents, Page, Phases};
@@ -373,6 +374,7 @@ impl Engine {
                     tap: tap.clone(),
                     tap_seconds,
                     used: false,
+                    declined: None,
                 });
                 self.by_decision.insert(id.clone(), opened.line);
                 self.counters.said += 1;

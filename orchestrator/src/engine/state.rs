@@ -36,6 +36,19 @@ pub struct SubscriberState {
     /// Open sessions by agent and session id.
     #[serde(default)]
     pub sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
+    /// What the person told us, beyond taps.
+    #[serde(default)]
+    pub told: Told,
+}
+
+/// What a person told us that holds for all messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Told {
+    /// Consent to advice is withdrawn, since then.
+    pub stop: Option<Micros>,
+    /// The last complaint.
+    pub complaint: Option<Micros>,
 }
 
 /// A value in force until a time.
@@ -76,6 +89,16 @@ pub struct SentMessage {
     pub tap_seconds: u64,
     /// It was tapped.
     pub used: bool,
+    /// The person said no, then.
+    #[serde(default)]
+    pub declined: Option<Micros>,
+}
+
+impl SentMessage {
+    /// Nobody has answered it.
+    pub(super) const fn is_open(&self) -> bool {
+        !self.used && self.declined.is_none()
+    }
 }
 
 /// Where a subscriber is now.
@@ -115,6 +138,7 @@ impl SubscriberState {
             moments: self.moments.clone(),
             contacts: self.contacts.clone(),
             sessions: self.sessions.clone(),
+            told: (self.told != Told::default()).then(|| self.told.clone()),
         };
         postcard::to_allocvec(&packed).expect("numbers, words and lists can be packed").into_boxed_slice()
     }
@@ -135,6 +159,7 @@ impl SubscriberState {
             moments: packed.moments,
             contacts: packed.contacts,
             sessions: packed.sessions,
+            told: packed.told.unwrap_or_default(),
         }
     }
 
@@ -161,6 +186,8 @@ struct Packed {
     moments: BTreeMap<String, Fired>,
     contacts: Vec<SentMessage>,
     sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
+    /// Most people tell us nothing.
+    told: Option<Told>,
 }
 
 /// A setting with an end, or that is followed by another value.

@@ -6,6 +6,7 @@ use usher_models::units::Bytes;
 use super::io::{Candidate, Decision, Desire, DirectionName, Gate, Mode, Observed, Quality, Say, UsageSeen};
 use super::*;
 
+mod contact;
 mod days;
 mod reference;
 mod snapshots;

@@ -309,6 +309,7 @@ impl EngineTask {
                     expires: row.say.expires,
                     lasts: Duration::from_secs(row.say.tap_seconds),
                     tapped: row.tapped,
+                    declined: row.declined,
                 });
                 let _ = answer.send(offer);
             }
@@ -317,8 +318,57 @@ impl EngineTask {
                 count(&self.metrics.taps, tap_result(tapped));
                 let _ = answer.send(tapped);
             }
+            advice::Ask::Decline { decision, at, answer } => {
+                let tapped = self.decline(decision, at).await?;
+                count(&self.metrics.taps, tap_result(tapped));
+                let _ = answer.send(tapped);
+            }
+            advice::Ask::Stop { decision, answer } => {
+                let row = self.ledger.with(move |ledger| ledger.message(&decision)).await?;
+                let known = row.is_some();
+                if let Some(row) = row {
+                    self.consent(row.say.subscriber, false).await?;
+                }
+                let _ = answer.send(known);
+            }
         }
         Ok(())
+    }
+
+    async fn decline(&mut self, decision: DecisionId, at: Micros) -> Result<Tapped, TaskError> {
+        let now = self.advance();
+        let id = decision.clone();
+        let row = self.ledger.with(move |ledger| ledger.message(&id)).await?;
+        match row {
+            None => return Ok(Tapped::Unknown),
+            Some(row) if row.tapped.is_some() => return Ok(Tapped::Already),
+            Some(row) if row.declined.is_some() => return Ok(Tapped::Declined),
+            Some(row) if row.say.expires <= at => return Ok(Tapped::Expired),
+            Some(_) => {}
+        }
+        match self.intake.engine.tap_state(&decision, now) {
+            TapState::Open => {}
+            other => return Ok(closed(other)),
+        }
+        let mut record = self.record();
+        self.step(&mut record, Input::Declined(decision.clone()));
+        tracing::info!(%decision, "offer declined");
+        record.declined = Some(decision);
+        self.commit(record).await?;
+        Ok(Tapped::Declined)
+    }
+
+    /// Consent to advice as the person gives it. False: nobody of this id.
+    async fn consent(&mut self, subscriber: SubscriberId, advice: bool) -> Result<bool, TaskError> {
+        if self.intake.engine.line(&subscriber).is_none() {
+            return Ok(false);
+        }
+        self.advance();
+        let mut record = self.record();
+        tracing::info!(%subscriber, advice, "consent to advice told");
+        self.step(&mut record, Input::Consent { subscriber, advice });
+        self.commit(record).await?;
+        Ok(true)
     }
 
     async fn tap(&mut self, decision: DecisionId, at: Micros) -> Result<Tapped, TaskError> {
@@ -329,15 +379,14 @@ impl EngineTask {
         match row {
             None => return Ok(Tapped::Unknown),
             Some(row) if row.tapped.is_some() => return Ok(Tapped::Already),
+            Some(row) if row.declined.is_some() => return Ok(Tapped::Declined),
             Some(row) if row.say.expires <= at => return Ok(Tapped::Expired),
             Some(_) if self.intake.engine.mode() == Mode::Stop => return Ok(Tapped::Stopped),
             Some(_) => {}
         }
         match self.intake.engine.tap_state(&decision, now) {
             TapState::Open => {}
-            TapState::Used => return Ok(Tapped::Already),
-            TapState::Expired => return Ok(Tapped::Expired),
-            TapState::Unknown => return Ok(Tapped::Unknown),
+            other => return Ok(closed(other)),
         }
         let mut record = self.record();
         self.step(&mut record, Input::Tapped(decision.clone()));
@@ -360,6 +409,20 @@ impl EngineTask {
                     tracing::warn!(stop, "kill switch turned");
                 }
                 let _ = answer.send(changed);
+            }
+            api::Ask::Consent { subscriber, advice, answer } => {
+                let _ = answer.send(self.consent(subscriber, advice).await?);
+            }
+            api::Ask::Complaint { subscriber, answer } => {
+                let known = self.intake.engine.line(&subscriber).is_some();
+                if known {
+                    self.advance();
+                    let mut record = self.record();
+                    tracing::info!(%subscriber, "complaint told");
+                    self.step(&mut record, Input::Complaint(subscriber));
+                    self.commit(record).await?;
+                }
+                let _ = answer.send(known);
             }
             api::Ask::Facts { subscriber, answer } => {
                 let _ = answer.send(self.intake.engine.facts_of(&subscriber, Micros::now()));
@@ -476,6 +539,7 @@ impl EngineTask {
                     "desire"
                 }
                 Effect::Say(_) => "say",
+                Effect::Withdraw(_) => "withdraw",
             };
             count(&self.metrics.effects, kind);
         }
@@ -512,10 +576,21 @@ fn outcome(decision: &Decision) -> String {
     furthest.map_or_else(|| "none".to_owned(), |stopped| format!("gate:{:?}", stopped.gate).to_lowercase())
 }
 
+/// What a tap on a link that is not open comes to.
+const fn closed(state: TapState) -> Tapped {
+    match state {
+        TapState::Open | TapState::Used => Tapped::Already,
+        TapState::Declined => Tapped::Declined,
+        TapState::Expired => Tapped::Expired,
+        TapState::Unknown => Tapped::Unknown,
+    }
+}
+
 const fn tap_result(tapped: Tapped) -> &'static str {
     match tapped {
         Tapped::Accepted => "accepted",
         Tapped::Already => "already",
+        Tapped::Declined => "declined",
         Tapped::Expired => "expired",
         Tapped::Unknown => "unknown",
         Tapped::Stopped => "stopped",

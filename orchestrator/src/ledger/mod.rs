@@ -28,7 +28,7 @@ pub use record::{
 };
 
 /// Layout this build writes, kept in the file's `user_version`.
-pub const LAYOUT: i64 = 2;
+pub const LAYOUT: i64 = 3;
 
 /// Why the ledger could not do what was asked. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

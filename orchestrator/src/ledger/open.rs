@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{LAYOUT, LedgerError, journal, pushes, remedy};
+use super::{LAYOUT, LedgerError, journal, pushes, record, remedy};
 
 /// `application_id` of a ledger: "USHR".
 const APPLICATION: i64 = 0x5553_4852;
 
 /// A step from one layout to the next. The first makes an empty file a ledger.
-const STEPS: [&[&str]; 2] = [&[include_str!("schema.sql"), pushes::SCHEMA], &[journal::SCHEMA]];
+const STEPS: [&[&str]; 3] =
+    [&[include_str!("schema.sql"), pushes::SCHEMA], &[journal::SCHEMA], &[record::DECLINES]];
 
 /// Longest wait for another process (a backup) that holds the file.
 const BUSY: Duration = Duration::from_secs(5);
@@ -78,7 +79,7 @@ mod tests {
         Connection::open(&path).unwrap().pragma_update(None, "user_version", LAYOUT + 1).unwrap();
         let error = Ledger::open(&path).unwrap_err();
         assert!(matches!(error, LedgerError::Newer { found, .. } if found == LAYOUT + 1), "{error}");
-        assert!(error.to_string().contains("this build knows up to 2"), "{error}");
+        assert!(error.to_string().contains("this build knows up to 3"), "{error}");
         let layout: i64 = Connection::open(&path)
             .unwrap()
             .pragma_query_value(None, "user_version", |row| row.get(0))

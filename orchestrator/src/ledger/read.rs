@@ -81,6 +81,8 @@ pub struct DecisionRow {
     pub message: Option<MessageState>,
     /// When its link was accepted.
     pub tapped: Option<Micros>,
+    /// When it was declined.
+    pub declined: Option<Micros>,
 }
 
 /// Where a message stands.
@@ -106,6 +108,8 @@ pub struct MessageRow {
     pub state: MessageState,
     /// When its link was accepted.
     pub tapped: Option<Micros>,
+    /// When it was declined.
+    pub declined: Option<Micros>,
 }
 
 /// An agent and the last of its batches that was applied.
@@ -320,8 +324,9 @@ impl Ledger {
     ) -> Result<Vec<DecisionRow>, LedgerError> {
         let reader = self.reader();
         let mut query = reader.prepare_cached(&format!(
-            "SELECT trace, messages.decision, sent_us, error, taps.at_us, id FROM decisions
-             LEFT JOIN messages ON messages.decision = id LEFT JOIN taps ON taps.decision = id WHERE {condition}"
+            "SELECT trace, messages.decision, sent_us, error, taps.at_us, id, declines.at_us FROM decisions
+             LEFT JOIN messages ON messages.decision = id LEFT JOIN taps ON taps.decision = id
+             LEFT JOIN declines ON declines.decision = id WHERE {condition}"
         ))?;
         let mut rows = query.query(values)?;
         let mut decisions = Vec::new();
@@ -335,6 +340,7 @@ impl Ledger {
                 decision: decoded(&row.get::<_, String>(0)?, || format!("decision {id}"))?,
                 message,
                 tapped: row.get::<_, Option<i64>>(4)?.map(Micros::new),
+                declined: row.get::<_, Option<i64>>(6)?.map(Micros::new),
             });
         }
         Ok(decisions)
@@ -376,8 +382,9 @@ impl Ledger {
     ) -> Result<Vec<MessageRow>, LedgerError> {
         let reader = self.reader();
         let mut query = reader.prepare_cached(&format!(
-            "SELECT say, messages.at_us, sent_us, error, taps.at_us, messages.decision FROM messages
-             LEFT JOIN taps ON taps.decision = messages.decision WHERE {condition}"
+            "SELECT say, messages.at_us, sent_us, error, taps.at_us, messages.decision, declines.at_us FROM messages
+             LEFT JOIN taps ON taps.decision = messages.decision
+             LEFT JOIN declines ON declines.decision = messages.decision WHERE {condition}"
         ))?;
         let mut rows = query.query(values)?;
         let mut messages = Vec::new();
@@ -388,6 +395,7 @@ impl Ledger {
                 at: micros(row, 1)?,
                 state: message_state(row, 2)?,
                 tapped: row.get::<_, Option<i64>>(4)?.map(Micros::new),
+                declined: row.get::<_, Option<i64>>(6)?.map(Micros::new),
             });
         }
         Ok(messages)

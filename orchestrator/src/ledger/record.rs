@@ -16,6 +16,12 @@ const APPS_KEPT: i64 = 1024;
 /// How long a closed session is remembered, so that what is said about it late still finds its subscriber.
 const CLOSED_KEPT: std::time::Duration = std::time::Duration::from_hours(24);
 
+/// Offers that somebody said no to.
+pub(super) const DECLINES: &str = "CREATE TABLE declines (
+    decision TEXT PRIMARY KEY,
+    at_us    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;";
+
 /// Everything one input changed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct InputRecord {
@@ -27,6 +33,8 @@ pub struct InputRecord {
     pub reassigned: Vec<Reassigned>,
     /// The link that was accepted.
     pub tap: Option<DecisionId>,
+    /// The offer that was declined.
+    pub declined: Option<DecisionId>,
     /// The kill switch's new position.
     pub stop: Option<bool>,
     /// Engine rows that changed: the subscriber and its state as JSON.
@@ -169,7 +177,7 @@ impl Ledger {
         let mut writer = self.writer();
         let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let old = "SELECT id FROM decisions WHERE at_us < ?1 ORDER BY at_us LIMIT ?2";
-        for from in ["messages WHERE decision", "taps WHERE decision"] {
+        for from in ["messages WHERE decision", "taps WHERE decision", "declines WHERE decision"] {
             transaction.execute(&format!("DELETE FROM {from} IN ({old})"), params![before.get(), limit])?;
         }
         let forgotten = transaction
@@ -215,6 +223,11 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
             .prepare_cached("INSERT OR IGNORE INTO taps (decision, at_us) VALUES (?1, ?2)")?
             .execute(params![decision.0, record.at.get()])?;
     }
+    if let Some(decision) = &record.declined {
+        transaction
+            .prepare_cached("INSERT OR IGNORE INTO declines (decision, at_us) VALUES (?1, ?2)")?
+            .execute(params![decision.0, record.at.get()])?;
+    }
     if let Some(stop) = record.stop {
         transaction
             .prepare_cached("INSERT OR REPLACE INTO switches (name, value) VALUES ('stop', ?1)")?
@@ -239,6 +252,14 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
             Effect::Say(say) => {
                 write_message(transaction, record.at, say)?;
                 applied.messages.push(say.decision.clone());
+            }
+            Effect::Withdraw(subscriber) => {
+                transaction
+                    .prepare_cached(
+                        "UPDATE messages SET error = 'consent to advice was withdrawn before it was sent'
+                         WHERE subscriber = ?1 AND sent_us IS NULL AND error IS NULL",
+                    )?
+                    .execute([&subscriber.0])?;
             }
         }
     }

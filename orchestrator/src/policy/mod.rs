@@ -21,8 +21,8 @@ use std::time::Duration;
 pub use expr::{Expression, Known, Read, Unknown};
 pub(crate) use native::Native;
 pub use types::{
-    Action, ActionKind, Amount, Change, Choose, Contact, Fact, Guard, Measure, Moment, Purpose, Quiet, Quota,
-    Rearm, Rules, Source, Stat, Window,
+    Action, ActionKind, Amount, Backoff, Change, Choose, Contact, Fact, Guard, Measure, Moment, Purpose,
+    Quiet, Quota, Rearm, Rules, Source, Stat, Window,
 };
 
 use crate::document::{Issue, Issues, Span, nearest};

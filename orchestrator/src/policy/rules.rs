@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::check::Scope;
 use super::expr::{Expression, Wants};
 use super::parse::Reading;
-use super::types::{Choose, Contact, Guard, Purpose, Rules};
+use super::types::{Backoff, Choose, Contact, Guard, Purpose, Rules};
 use super::values::{percent, positive, quiet, quota, rate, ratio};
 use crate::document::{Fields, Issue, Kind, Node, Span, items, nearest, number, text, word};
 use crate::engine::MAX_CONTACTS;
-use crate::engine::choose::REMEMBERED;
+use crate::engine::contact::REMEMBERED;
 use crate::engine::io::Mode;
 
 /// Chance that a message is taken up, where the policy does not say.
@@ -34,7 +34,7 @@ impl Reading<'_> {
                 consent_to_set: Purpose::Service,
                 consent_to_say: Purpose::Advice,
                 contact: Contact::default(),
-                after_ignored: None,
+                backoff: Backoff::default(),
             });
         };
         let eligible = fields.take("eligible").map(|node| self.expression(node, Wants::Truth, Scope::Person));
@@ -45,16 +45,19 @@ impl Reading<'_> {
         let contact_node = fields.take("contact");
         let contact = contact_node.map_or_else(Contact::default, |node| self.contact(node));
         let backoff = fields.take("backoff");
-        let after_ignored = self.backoff(backoff);
+        let backoff = backoff.map_or_else(Backoff::default, |node| self.backoff(node));
         let span = fields.span();
         fields.finish(&mut self.issues);
+        if let Some(node) = contact_node {
+            self.check_memory(&contact, backoff, node.span);
+        }
         self.need_budget(&contact, Some(contact_node.map_or(span, |node| node.span)));
         let eligible = match eligible {
             Some(None) => return None,
             Some(eligible) => eligible,
             None => None,
         };
-        Some(Rules { eligible, suitable: suitable?, consent_to_set, consent_to_say, contact, after_ignored })
+        Some(Rules { eligible, suitable: suitable?, consent_to_set, consent_to_say, contact, backoff })
     }
 
     fn suitable(&mut self, node: Option<&Node>) -> Option<Expression> {
@@ -103,32 +106,38 @@ impl Reading<'_> {
             contact.expire = expire;
         }
         fields.finish(issues);
-        if let Some(budget) = contact.budget {
-            let per_action = contact.same_action.map_or(Duration::ZERO, |quota| quota.per);
-            let look_back = per_action.max(contact.expire + REMEMBERED);
-            let spans = look_back.as_millis() / budget.per.as_millis() + 1;
-            if u128::from(budget.count) * spans > MAX_CONTACTS as u128 {
-                let message = format!(
-                    "{} messages in {:?} over a look-back of {look_back:?} are more than the {MAX_CONTACTS} remembered",
-                    budget.count, budget.per
-                );
-                issues.push(Issue::new(node.span, message).with_help("expected a smaller budget"));
-            }
-        }
         contact
     }
 
-    fn backoff(&mut self, node: Option<&Node>) -> Option<Duration> {
-        let mut fields = Fields::of(node?, "backoff", &mut self.issues)?;
-        let ignored = fields.take("ignored").and_then(|node| positive(node, "a back-off", &mut self.issues));
-        for key in ["declined", "complaint"] {
-            if let Some(node) = fields.take(key) {
-                positive(node, "a back-off", &mut self.issues);
-                self.not_yet(node.span, format!("backing off after `{key}`"));
-            }
+    /// The quotas look back over the messages that are remembered, and of those there is a bound.
+    fn check_memory(&mut self, contact: &Contact, backoff: Backoff, place: Span) {
+        let Some(budget) = contact.budget else { return };
+        let per_action = contact.same_action.map_or(Duration::ZERO, |quota| quota.per);
+        let after_link = REMEMBERED.max(backoff.ignored.unwrap_or_default());
+        let after_no = backoff.declined.unwrap_or_default();
+        let look_back = per_action.max(contact.expire + after_link.max(after_no));
+        let spans = look_back.as_millis() / budget.per.as_millis() + 1;
+        if u128::from(budget.count) * spans > MAX_CONTACTS as u128 {
+            let message = format!(
+                "{} messages in {:?} over a look-back of {look_back:?} are more than the {MAX_CONTACTS} remembered",
+                budget.count, budget.per
+            );
+            self.issues.push(Issue::new(place, message).with_help("expected a smaller budget"));
+        }
+    }
+
+    fn backoff(&mut self, node: &Node) -> Backoff {
+        let mut backoff = Backoff::default();
+        let Some(mut fields) = Fields::of(node, "backoff", &mut self.issues) else { return backoff };
+        for (key, silence) in [
+            ("ignored", &mut backoff.ignored),
+            ("declined", &mut backoff.declined),
+            ("complaint", &mut backoff.complaint),
+        ] {
+            *silence = fields.take(key).and_then(|node| positive(node, "a back-off", &mut self.issues));
         }
         fields.finish(&mut self.issues);
-        ignored
+        backoff
     }
 
     pub(super) fn choose(&mut self, node: Option<&Node>) -> Choose {

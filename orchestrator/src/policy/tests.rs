@@ -55,8 +55,6 @@ fn the_whole_example_is_a_valid_policy_and_what_is_not_evaluated_yet_is_listed()
         "43:10: the placeholder `{fit_plan}` is not supported yet",
         "43:10: the placeholder `{saving}` is not supported yet",
         "44:17: a placeholder in a setting's value is not supported yet",
-        "52:37: backing off after `declined` is not supported yet",
-        "52:53: backing off after `complaint` is not supported yet",
         "56:49: learning (`half_life`) is not supported yet",
         "56:62: learning (`credit`) is not supported yet",
         "56:75: learning (`styles`) is not supported yet",

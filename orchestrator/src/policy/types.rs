@@ -221,8 +221,19 @@ pub struct Rules {
     pub consent_to_say: Purpose,
     /// About messages.
     pub contact: Contact,
-    /// Silence about an action after its message ran out untapped.
-    pub after_ignored: Option<Duration>,
+    /// Silence after what the person answered, or did not.
+    pub backoff: Backoff,
+}
+
+/// How long to keep silent after an answer; `None`: no longer than before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backoff {
+    /// About an action after its message ran out untapped.
+    pub ignored: Option<Duration>,
+    /// About an action after a no to its message.
+    pub declined: Option<Duration>,
+    /// About everything after a complaint.
+    pub complaint: Option<Duration>,
 }
 
 /// What a person agrees to.

@@ -122,6 +122,17 @@ fn the_kill_switch_stops_and_resumes_and_says_so() {
 }
 
 #[test]
+fn a_relayed_stop_ends_what_waits_and_a_key_names_the_person() {
+    let site = Site::new(false);
+    // Ids as long as this one have this IMSI.
+    let said = site.says(&["consent", "withdraw", "line-b"]);
+    assert!(said.starts_with("line-b: consent to messages is withdrawn"), "{said}");
+    let by_key = site.says(&["consent", "give", "imsi:001016"]);
+    assert!(by_key.starts_with("line-a: messages may be sent again"), "{by_key}");
+    assert!(site.says(&["complaint", "line-a"]).contains("taken down"));
+}
+
+#[test]
 fn exit_codes_tell_scripts_what_happened() {
     let site = Site::new(false);
     for (arguments, expected, message) in [
@@ -242,6 +253,10 @@ fn completion_and_help_are_there_for_every_command() {
         &["push", "show"],
         &["stop"],
         &["resume"],
+        &["consent"],
+        &["consent", "withdraw"],
+        &["consent", "give"],
+        &["complaint"],
         &["pki"],
         &["pki", "init"],
         &["pki", "agent"],

@@ -100,8 +100,21 @@ async fn engine(ledger: Ledger, mut asks: mpsc::Receiver<Ask>) {
                     expires: row.say.expires,
                     lasts: Duration::from_secs(row.say.tap_seconds),
                     tapped: row.tapped,
+                    declined: row.declined,
                 });
                 let _ = answer.send(offer);
+            }
+            Ask::Decline { decision, at, answer } => {
+                let record = InputRecord { at, declined: Some(decision), ..InputRecord::default() };
+                ledger.apply(&record).unwrap();
+                let _ = answer.send(Tapped::Declined);
+            }
+            Ask::Stop { decision, answer } => {
+                let row = ledger.message(&decision).unwrap();
+                let known = row.is_some();
+                let effects = row.map(|row| Effect::Withdraw(row.say.subscriber)).into_iter().collect();
+                ledger.apply(&InputRecord { effects, ..InputRecord::default() }).unwrap();
+                let _ = answer.send(known);
             }
             Ask::Tap { decision, at, answer } => {
                 let _ = answer.send(match ledger.message(&decision).unwrap() {
@@ -212,6 +225,39 @@ async fn a_tap_is_accepted_once_and_the_second_changes_nothing() {
     assert_eq!(site.pushes(), 1);
     assert_eq!(site.ledger.tapped(&DecisionId("ab01".into())).unwrap(), tapped);
     assert_eq!((site.counted(LinkResult::accepted), site.counted(LinkResult::already)), (1, 3));
+}
+
+#[tokio::test]
+async fn a_no_is_as_near_as_a_yes_and_is_remembered() {
+    let site = site().await;
+    let link = site.good();
+    let shown = site.ask("GET", &link, "").await.body;
+    for answer in ["yes", "no", "stop"] {
+        assert!(shown.contains(&format!("name=\"answer\" value=\"{answer}\"")), "{shown}");
+    }
+    assert_eq!(site.ask("POST", &link, "answer=maybe").await.status, 400);
+    let answer = site.ask("POST", &link, "answer=no").await;
+    assert_eq!((answer.status, answer.body.contains("You said no")), (200, true), "{}", answer.body);
+    let again = site.ask("GET", &link, "").await;
+    assert!(again.body.contains("You said no") && !again.body.contains("<button"), "{}", again.body);
+    assert_eq!((site.pushes(), site.counted(LinkResult::declined)), (0, 2));
+}
+
+#[tokio::test]
+async fn whoever_wants_no_more_messages_can_say_so_also_after_the_offer_has_ended() {
+    let site = site().await;
+    let answer = site.ask("POST", &site.link("ab02", Micros::now().before(HOUR)), "answer=stop").await;
+    assert_eq!(
+        (answer.status, answer.body.contains("not write to you any more")),
+        (200, true),
+        "{}",
+        answer.body
+    );
+    // What was still to be sent to the same person is not.
+    assert!(site.ledger.pending_messages(9).unwrap().is_empty());
+    assert_eq!(site.counted(LinkResult::stopped), 1);
+    let unknown = site.ask("POST", &site.link("ff99", Micros::now().after(HOUR)), "answer=stop").await;
+    assert_eq!(unknown.status, 404);
 }
 
 #[tokio::test]

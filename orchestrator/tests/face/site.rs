@@ -68,6 +68,11 @@ impl Live for Daemon {
         self.profiles.get(id).cloned()
     }
 
+    fn of_key(&self, key: &str) -> Option<SubscriberId> {
+        let mut profiles = self.profiles.values();
+        profiles.find(|profile| profile.keys.contains(key)).map(|profile| profile.id.clone())
+    }
+
     fn profiles_after(&self, after: Option<&SubscriberId>, limit: usize) -> Vec<Profile> {
         let beyond = self.profiles.values().filter(|profile| after.is_none_or(|after| profile.id > *after));
         beyond.take(limit).cloned().collect()
@@ -218,6 +223,14 @@ async fn engine(ledger: Ledger, mut asks: mpsc::Receiver<Ask>) {
                 let record = InputRecord { at: Micros::now(), stop: Some(stop), ..InputRecord::default() };
                 ledger.apply(&record).unwrap();
                 let _ = answer.send(changed);
+            }
+            Ask::Consent { subscriber, advice, answer } => {
+                let effects = if advice { Vec::new() } else { vec![Effect::Withdraw(subscriber)] };
+                ledger.apply(&InputRecord { effects, ..InputRecord::default() }).unwrap();
+                let _ = answer.send(true);
+            }
+            Ask::Complaint { answer, .. } => {
+                let _ = answer.send(true);
             }
             Ask::Facts { answer, .. } => {
                 let _ = answer.send(BTreeMap::from([("video_capped".into(), None)]));

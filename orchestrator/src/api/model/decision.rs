@@ -40,6 +40,9 @@ pub struct Decision {
     /// When its link was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tapped: Option<Time>,
+    /// When the person said no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declined: Option<Time>,
     /// The push that carried it out, itself or after the tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push: Option<Push>,
@@ -62,6 +65,7 @@ impl From<DecisionRow> for Decision {
             chosen: decision.chosen,
             message: row.message.map(Sending::from),
             tapped: row.tapped.map(Time::from),
+            declined: row.declined.map(Time::from),
             push: None,
         }
     }
@@ -113,6 +117,9 @@ pub struct Message {
     /// When its link was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tapped: Option<Time>,
+    /// When the person said no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declined: Option<Time>,
 }
 
 impl From<MessageRow> for Message {
@@ -128,6 +135,7 @@ impl From<MessageRow> for Message {
             expires: row.say.expires.into(),
             state: row.state.into(),
             tapped: row.tapped.map(Time::from),
+            declined: row.declined.map(Time::from),
         }
     }
 }

@@ -89,6 +89,13 @@ pub struct Switched {
     pub changed: bool,
 }
 
+/// What a person told the operator was taken down.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Told {
+    /// Who it was.
+    pub subscriber: SubscriberId,
+}
+
 /// A customer line.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Subscriber {

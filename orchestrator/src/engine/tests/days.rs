@@ -17,6 +17,9 @@ enum Happening {
     Later(i64),
     Stop(bool),
     Consent(u8, bool),
+    DeclineLast,
+    StopAdvice(u8, bool),
+    Complains(u8),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -30,6 +33,9 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (1_i64..5_000).prop_map(Happening::Later),
         1 => any::<bool>().prop_map(Happening::Stop),
         1 => (0_u8..3, any::<bool>()).prop_map(|(who, consent)| Happening::Consent(who, consent)),
+        1 => Just(Happening::DeclineLast),
+        1 => (0_u8..3, any::<bool>()).prop_map(|(who, advice)| Happening::StopAdvice(who, advice)),
+        1 => (0_u8..3).prop_map(Happening::Complains),
     ]
 }
 
@@ -66,6 +72,11 @@ fn inputs(day: &[Happening]) -> Vec<(Micros, Input)> {
                 observed(now - 1, vec![session(NAMES[usize::from(*who)], false, "")], Vec::new())
             }
             Happening::TapLast => Input::Tapped(last.clone()),
+            Happening::DeclineLast => Input::Declined(last.clone()),
+            Happening::StopAdvice(who, advice) => {
+                Input::Consent { subscriber: id(NAMES[usize::from(*who)]), advice: *advice }
+            }
+            Happening::Complains(who) => Input::Complaint(id(NAMES[usize::from(*who)])),
             Happening::Later(seconds) => {
                 now += seconds;
                 Input::Tick
@@ -138,6 +149,7 @@ proptest! {
                         let before = revisions.insert(desire.subscriber.clone(), desire.settings.revision);
                         prop_assert!(before.is_none_or(|before| before < desire.settings.revision), "{desire:?}");
                     }
+                    Effect::Withdraw(_) => {}
                 }
             }
             for (id, state) in engine.take_dirty() {
