@@ -194,12 +194,14 @@ impl InProgress {
 
     /// Takes a segment in.
     pub(crate) fn segment(&mut self, direction: Direction, segment: &Segment<'_>) -> Step {
-        if is_junk(segment.bytes) {
+        if segment.bytes.is_empty() {
             return Step::More;
         }
+        let junk = is_junk(segment.bytes);
         let sequence = segment.sequence.wrapping_add(u32::from(segment.flags.any(TcpFlags::SYN)));
         let Kind::Tcp(client) = &mut self.kind else { return Step::Nothing };
         match client {
+            Client::Known { direction: known, .. } if *known != direction && junk => Step::More,
             Client::Known { direction: known, stream, answers, greeting, .. } if *known != direction => {
                 *answers = answers.saturating_add(1);
                 *greeting = greeting.or_else(|| signature::greeting(segment.bytes));
@@ -230,13 +232,18 @@ impl InProgress {
                 step
             }
             Client::Unknown(early) => {
-                let repeat = |before: &Early| before.direction == direction && before.sequence == sequence;
-                if early.iter().any(repeat) {
-                    return Step::More;
-                }
-                // A connection taken up in its middle, as most are after the agent's first start.
-                if early.len() >= MAX_UNKNOWN {
-                    return Step::Nothing;
+                let repeats = |before: &Early| {
+                    before.direction == direction
+                        && before.sequence == sequence
+                        && before.bytes.len() >= segment.bytes.len().min(MAX_UNKNOWN_BYTES)
+                };
+                // A connection taken up in its middle, as most are after the agent's first start, says too much.
+                let is_full =
+                    early.iter().filter(|before| is_junk(&before.bytes) == junk).count() >= MAX_UNKNOWN;
+                match (early.iter().any(repeats), is_full, junk) {
+                    (true, _, _) | (false, true, true) => return Step::More,
+                    (false, true, false) => return Step::Nothing,
+                    (false, false, _) => {}
                 }
                 let bytes = segment.bytes.get(..MAX_UNKNOWN_BYTES).unwrap_or(segment.bytes).into();
                 early.push(Early { direction, sequence, bytes });
@@ -248,7 +255,13 @@ impl InProgress {
 
 /// Adds to the client's stream and reads it again.
 fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
-    let mut pushed = stream.push(sequence, bytes);
+    let mut pushed = match u8::try_from(bytes.len()) {
+        Ok(zeros) if is_junk(bytes) => {
+            stream.push_zeros(sequence, zeros);
+            Ok(())
+        }
+        _ => stream.push(sequence, bytes),
+    };
     let begins = opening::may_begin(bytes);
     // The first bytes were lost, and this segment begins something of its own: a later request, or a hello.
     let alone = stream.bytes().is_empty() && begins;
@@ -267,8 +280,8 @@ fn push(stream: &mut Beginning, sequence: u32, bytes: &[u8]) -> Step {
     }
 }
 
-/// Whether a segment of a connection that said nothing else yet keeps it alive: an octet or a few of nothing, which stand
-/// where the first true bytes will.
+/// Whether a segment may do no more than keep its connection alive: an octet or a few of nothing, which stand where the
+/// next true bytes will.
 pub(crate) fn is_junk(bytes: &[u8]) -> bool {
     bytes.len() <= MAX_JUNK && bytes.iter().all(|byte| *byte == 0)
 }

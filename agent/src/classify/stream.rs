@@ -7,6 +7,8 @@ pub(crate) const MAX_BYTES: usize = 16 * 1024;
 pub(crate) const MAX_SEGMENTS: u8 = 32;
 /// Most segments that may wait for one before them.
 const MAX_AHEAD: usize = 12;
+/// Most segments of nothing but a few zeros that are remembered.
+const MAX_ZEROS: usize = 4;
 
 /// A stream that went past its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(crate) struct Beginning {
     bytes: Vec<u8>,
     /// What waits for bytes before it, by sequence number.
     ahead: Vec<(u32, Box<[u8]>)>,
+    /// Where a few zeros were said to stand, and how many: the stream's own, or what keeps a connection alive.
+    zeros: Vec<(u32, u8)>,
     segments: u8,
 }
 
@@ -73,18 +77,46 @@ impl Beginning {
         }
         self.segments += 1;
         if self.take(sequence, segment) {
-            while let Some(next) = self.ahead.iter().position(|(sequence, _)| self.gap(*sequence) == 0) {
-                let (sequence, segment) = self.ahead.swap_remove(next);
-                self.take(sequence, &segment);
-            }
+            self.join();
         } else if self.gap(sequence) < MAX_BYTES && !self.is_waiting(sequence, segment) {
             let room = MAX_BYTES.saturating_sub(self.held());
             if self.ahead.len() >= MAX_AHEAD || room == 0 {
                 return Err(TooMuch);
             }
             self.ahead.push((sequence, segment[..segment.len().min(room)].into()));
+            self.join();
         }
         Ok(())
+    }
+
+    /// A segment of nothing but `count` zeros came. They are believed only where they close a gap.
+    pub(crate) fn push_zeros(&mut self, sequence: u32, count: u8) {
+        if self.zeros.len() < MAX_ZEROS && !self.zeros.contains(&(sequence, count)) {
+            self.zeros.push((sequence, count));
+            self.join();
+        }
+    }
+
+    /// Appends what waited and has no gap before it any more.
+    fn join(&mut self) {
+        while let Some(next) = self.ahead.iter().position(|(sequence, _)| self.joins(*sequence)) {
+            let (sequence, segment) = self.ahead.swap_remove(next);
+            let zeros = self.gap(sequence);
+            self.bytes.resize(self.bytes.len() + zeros, 0);
+            self.take(sequence, &segment);
+        }
+    }
+
+    /// Whether there is no gap before `sequence`, or only one that zeros fill.
+    fn joins(&self, sequence: u32) -> bool {
+        let gap = self.gap(sequence);
+        let fill = |&(from, count): &(u32, u8)| {
+            let known =
+                usize::try_from(from.wrapping_sub(self.start)).ok().and_then(|at| self.bytes.get(at..));
+            known.is_some_and(|known| known.iter().all(|byte| *byte == 0))
+                && sequence.wrapping_sub(from) <= u32::from(count)
+        };
+        gap == 0 || (self.bytes.len() + gap <= MAX_BYTES && self.zeros.iter().any(fill))
     }
 
     /// Bytes missing before `sequence`; zero where it joins what is there, or lies in or before it.
@@ -136,6 +168,19 @@ mod tests {
         assert_eq!(stream.bytes(), b"");
         stream.push(100, b"abc").unwrap();
         assert_eq!(stream.bytes(), b"abcdefgh");
+    }
+
+    #[test]
+    fn zeros_are_believed_where_they_close_a_gap() {
+        let mut stream = Beginning::at(100);
+        stream.push_zeros(100, 6);
+        stream.push(100, b"abc").unwrap();
+        assert_eq!(stream.bytes(), b"abc", "they kept the connection alive");
+        stream.push_zeros(103, 2);
+        stream.push(106, b"g").unwrap();
+        assert_eq!(stream.bytes(), b"abc", "they do not fill all of it");
+        stream.push_zeros(103, 3);
+        assert_eq!(stream.bytes(), b"abc\0\0\0g");
     }
 
     #[test]

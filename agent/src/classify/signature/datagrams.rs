@@ -246,10 +246,12 @@ fn is_snmp(bytes: &[u8]) -> bool {
         || matches!(body, [2, 1, 3, 0x30, ..])
 }
 
-/// A message of RFC 4120, 5.4 to 5.9: an application's tag, a length that fits, a sequence.
+/// A message of RFC 4120, 5.4 to 5.9: an application's tag, a length that fits, a sequence that begins with version 5.
 pub(super) fn is_kerberos(bytes: &[u8]) -> bool {
     let [0x6a | 0x6b | 0x6c | 0x6d | 0x6e | 0x6f | 0x7e, rest @ ..] = bytes else { return false };
-    super::ber_body(rest).is_some_and(|body| matches!(body, [0x30, ..]))
+    super::ber_body(rest)
+        .and_then(|body| super::ber_body(body.strip_prefix(&[0x30])?))
+        .is_some_and(|fields| matches!(fields, [0xa0 | 0xa1, 3, 2, 1, 5, ..]))
 }
 
 /// A call of RFC 5531, 9: message type 0, protocol version 2, a program's number.

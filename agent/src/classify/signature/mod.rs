@@ -166,6 +166,8 @@ mod tests {
             (b"0032git-upload-pack /project.git\0host=a.test\0", "git"),
             (b"\0\x01\0\0\0\x06\x01\x03\0\0\0\x0a", "modbus"),
             (b"\x68\x04\x07\0\0\0", "iec104"),
+            (b"\x68\x0e\0\0\0\0\x64\x01\x06\0\x01\0\0\0\0\x14", "iec104"),
+            (b"\x05\x64\x05\xc0\x01\0\0\x04\xe9\x21", "dnp3"),
             (b"NICK me\r\nUSER me 0 * :Me\r\n", "irc"),
             (b"*1\r\n$4\r\nPING\r\n", "redis"),
             (b"8=FIX.4.2\x019=65\x01", "fix"),
@@ -174,6 +176,11 @@ mod tests {
             (b"\xf9\xbe\xb4\xd9version\0\0\0\0\0", "bitcoin"),
         ] {
             assert_eq!(tcp(bytes).map(|signature| signature.app), Some(name));
+        }
+        // What a wrong check or the middle of a hello of TLS looks like.
+        let middle = [&[3, 3, 0, 23, 0, 0, 0, 0, 0, 17][..], &[7; 200]].concat();
+        for bytes in [&b"\x05\x64\x05\xc0\x01\0\0\x04\xe9\x22"[..], b"\x68\x04\x05\0\0\x01", &middle] {
+            assert_eq!(tcp(bytes), None, "{bytes:?}");
         }
         for (bytes, name) in [
             (&b"220 files FTP server\r\n"[..], "ftp"),
@@ -222,6 +229,7 @@ mod tests {
             (any, b"\xff\xff\xff\xffTSource Engine Query\0", "steam"),
             (any, b"\xff\xff\xff\xffgetstatus\n", "quake"),
             (any, b"\x32\xab\x98\x64\x02\x56\x03", "nintendo"),
+            (any, b"\x6a\x0c\x30\x0a\xa1\x03\x02\x01\x05\xa2\x03\x02\x01\x0a", "kerberos"),
             (any, b"\xc8\x02\0\x0c\0\0\0\0\0\0\0\0", "l2tp"),
             (any, b"\x30\x26\x02\x01\x01\x04\x06public\xa0\x19\x02\x04", "snmp"),
             ([40_000, 5_683], b"\x40\x01\x30\x39", "coap"),

@@ -44,7 +44,10 @@ fn person(bytes: &[u8]) -> Option<Signature> {
         // The client's hello to an access point.
         [0, 4, 0, 0, _, _, 0x52, 0x0e | 0x0f, 0x50, ..] => of("spotify", Class::Other),
         // Version 3, then a time, four zeros and noise (RTMP 1.0, 5.2.2).
-        [3, _, _, _, _, 0, 0, 0, 0, ..] if bytes.len() >= 100 => shared("rtmp", Class::Video),
+        // So does the middle of a hello of TLS read, where version 3.3 ends its list and extension 23 comes next.
+        [3, a, b, c, d, 0, 0, 0, 0, ..] if bytes.len() >= 100 && [*a, *b, *c, *d] != [3, 0, 23, 0] => {
+            shared("rtmp", Class::Video)
+        }
         [b'R', b'F', b'B', b' ', b'0', b'0', b'0' | b'3' | b'4', ..] => of("vnc", Class::Other),
         _ if bytes.starts_with(b"SSH-2.0-") || bytes.starts_with(b"SSH-1.") => of("ssh", Class::Other),
         // TPKT and an X.224 connection request or its confirmation (MS-RDPBCGR, 2.2.1)
@@ -190,10 +193,13 @@ fn system(bytes: &[u8]) -> Option<Signature> {
         {
             "modbus"
         }
-        // DNP3 (IEEE 1815, 9.2): its start, a length that counts neither blocks' checks nor itself
-        [5, 0x64, 5..=255, ..] => "dnp3",
-        // IEC 60870-5-104, 5: a start, a length, a control field of four
-        [0x68, length @ 4..=253, ..] if usize::from(*length) + 2 == bytes.len() => "iec104",
+        // DNP3 (IEEE 1815, 9.2): its start, a length that counts neither blocks' checks nor itself, and the header's check
+        [5, 0x64, 5..=255, ..]
+            if bytes.get(8..10).is_some_and(|check| check == dnp3_check(&bytes[..8]).to_le_bytes()) =>
+        {
+            "dnp3"
+        }
+        _ if is_iec104(bytes) => "iec104",
         // EtherNet/IP (CIP 2, 2-3): a registration
         [0x65, 0, 4, 0, 0, 0, 0, 0, ..] => "ethernet-ip",
         // S7: TPKT, data of X.224, its own mark
@@ -218,6 +224,35 @@ fn system(bytes: &[u8]) -> Option<Signature> {
         _ => return None,
     };
     Some(of(app, Class::System))
+}
+
+/// The check of a block of DNP3 (IEEE 1815, 9.2.4.1): sixteen bits by the polynomial 0x3d65, reflected, inverted at the end.
+fn dnp3_check(block: &[u8]) -> u16 {
+    let check =
+        block.iter().fold(0, |check, octet| {
+            (0..8).fold(check ^ u16::from(*octet), |check, _| {
+                if check & 1 == 0 { check >> 1 } else { check >> 1 ^ 0xa6bc }
+            })
+        });
+    !check
+}
+
+/// A unit of IEC 60870-5-104, 5: a start, the length of all, and a control field of four: one unnumbered function, or an
+/// acknowledgement, or numbers and then data of a type, a count and a cause (60870-5-101, 7.2).
+fn is_iec104(bytes: &[u8]) -> bool {
+    let [0x68, length @ 4..=253, control @ ..] = bytes else { return false };
+    usize::from(*length) + 2 == bytes.len()
+        && match control {
+            [0x07 | 0x0b | 0x13 | 0x23 | 0x43 | 0x83, 0, 0, 0] => true,
+            [1, 0, low, _] => low & 1 == 0,
+            [sent, _, received, _, 1..=127, count, cause, originator, ..] => {
+                (sent | received) & 1 == 0
+                    && *count != 0
+                    && (1..=47).contains(&(cause & 0x3f))
+                    && *originator == 0
+            }
+            _ => false,
+        }
 }
 
 /// The rest of a handshake: a protocol's number of at most five octets, a name of at most 255, a port, an intent.
