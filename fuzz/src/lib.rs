@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use usher_agent::classify::{Catalogue, Classifier, Limits, Observation, Verdict};
+use usher_agent::classify::{Catalogue, Classifier, Limits, Observation, ShareLimits, Verdict};
 use usher_agent::dataplane::Sample;
 use usher_models::units::Micros;
 use usher_models::wire::{Direction, FlowKey};
@@ -27,7 +27,7 @@ pub fn small() -> Limits {
         told: 4,
         watched: 2,
         waiting: 2,
-        callers: 2,
+        callers: ShareLimits { askers: 2, each: 2, total: 2 },
         ..Limits::default()
     }
 }

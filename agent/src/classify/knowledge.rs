@@ -10,9 +10,9 @@ use usher_models::Class;
 use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
-use super::aged::Aged;
 use super::answers::{Answers, Asker};
 use super::catalogue::Catalogue;
+use super::shares::Shares;
 use super::signature::{Signature, Whose};
 use super::verdict::{GUESSED, INFERRED, SIGNED, SURE, Strength, UNOWNED, Verdict, Via};
 use super::{Limits, name, packet};
@@ -60,20 +60,34 @@ pub(crate) struct Knowledge {
     pub(crate) catalogue: Catalogue,
     pub(crate) answers: Answers,
     /// Apps that a subscriber's address and UDP port were seen to make calls by, and when.
-    callers: Aged<([u8; 16], u16), (&'static str, Micros)>,
+    pub(crate) callers: Shares<([u8; 16], u16), (&'static str, Micros)>,
     /// Names under which the asker's hellos may hide others, and when that was heard. Nobody else's: an answer that makes a
     /// name an outer one hides nothing from others.
-    outer_names: Aged<(Asker, Box<str>), Micros>,
+    pub(crate) outer_names: Shares<Box<str>, Micros>,
 }
 
 impl Knowledge {
     pub(crate) fn new(catalogue: Catalogue, limits: &Limits) -> Self {
         Self {
             catalogue,
-            answers: Answers::new(limits.answers),
-            callers: Aged::new(limits.callers),
-            outer_names: Aged::new(limits.callers),
+            answers: Answers::new(limits.answers, limits.questions),
+            callers: Shares::new(limits.callers),
+            outer_names: Shares::new(limits.outer_names),
         }
+    }
+
+    /// Forgets what `asker`'s packets told: the session is over.
+    pub(crate) fn forget(&mut self, asker: Asker) {
+        self.answers.forget(asker);
+        self.callers.forget(asker);
+        self.outer_names.forget(asker);
+    }
+
+    /// Forgets what has passed.
+    pub(crate) fn expire(&mut self, now: Micros) {
+        self.answers.expire(now);
+        self.callers.expire(|(_, at)| now.since(*at) >= CALLER_AGE);
+        self.outer_names.expire(|at| now.since(*at) >= OUTER_AGE);
     }
 
     /// What a proof makes of a flow; `None` where there is none and its addresses are of nobody.
@@ -101,11 +115,11 @@ impl Knowledge {
 
     /// A DNS answer to `asker` told that hellos to some name go under `outer`.
     pub(crate) fn hear_outer(&mut self, asker: Asker, outer: &str, now: Micros) {
-        self.outer_names.insert((asker, outer.into()), now);
+        self.outer_names.insert(asker, outer.into(), now);
     }
 
     fn is_outer(&self, name: &str, scene: Scene<'_>) -> bool {
-        let heard = || self.outer_names.get(&(Asker::of(scene.slot, scene.flow), name.into()));
+        let heard = || self.outer_names.get(Asker::of(scene.slot, scene.flow), name);
         OUTER_NAMES.contains(&name)
             || self.outer_names.len() > 0 && heard().is_some_and(|at| scene.now.since(*at) < OUTER_AGE)
     }
@@ -170,7 +184,7 @@ impl Knowledge {
     /// port gave an app away, as a call's do that reach a relay first and the other party then; or its other end's prefix.
     fn by_protocol(&mut self, signature: Signature, scene: Scene<'_>) -> Proven {
         let flow = scene.flow;
-        let port = (flow.subscriber, flow.subscriber_port);
+        let (asker, port) = (Asker::of(scene.slot, flow), (flow.subscriber, flow.subscriber_port));
         let verdict = |app, confidence, name| Verdict {
             app: Some(app),
             class: signature.class,
@@ -181,7 +195,7 @@ impl Knowledge {
         };
         if signature.whose == Whose::Its {
             if signature.class == Class::Call && flow.protocol == packet::UDP {
-                self.callers.insert(port, (signature.app, scene.now));
+                self.callers.insert(asker, port, (signature.app, scene.now));
             }
             let verdict = verdict(signature.app.into(), SIGNED, None);
             return Proven { verdict, strength: Strength::Protocol };
@@ -191,7 +205,7 @@ impl Knowledge {
             let verdict = verdict(Arc::clone(&entry.app), INFERRED, name);
             return Proven { verdict, strength: Strength::ProtocolOfApp };
         }
-        if let Some((app, at)) = self.callers.get(&port)
+        if let Some((app, at)) = self.callers.get(asker, &port)
             && scene.now.since(*at) < CALLER_AGE
         {
             let verdict = verdict(Arc::from(*app), INFERRED, name);

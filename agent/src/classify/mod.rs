@@ -5,7 +5,7 @@
 //! its address last ([`Via`]). What its packets are like later may change its class, and a stronger proof its app. The
 //! [`Catalogue`] says which app and class a name belongs to. Refuses clocks, files and
 //! sockets: packets come in as [`Sample`]s, time comes with them, and everything held is bounded ([`Limits`]), each bound
-//! with a counter that rises when it bites, but for outer names and calling ports, which have none.
+//! with a counter that rises when it bites.
 //!
 //! ```text
 //! Sample -> packet -> port 53 .., unless its bytes say otherwise -> dns: question -> system; answers: remembered
@@ -38,6 +38,7 @@ mod naming;
 mod opening;
 pub mod packet;
 mod quic;
+mod shares;
 mod signature;
 mod stream;
 mod tls;
@@ -51,7 +52,6 @@ use std::time::Duration;
 use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
-pub use self::answers::AnswerLimits;
 use self::answers::Asker;
 use self::beginnings::Beginnings;
 pub use self::catalogue::{Catalogue, CatalogueError};
@@ -61,6 +61,7 @@ use self::in_progress::InProgress;
 use self::knowledge::{Knowledge, Proof, Scene};
 use self::looks::Glimpse;
 use self::packet::{Packet, Payload, Segment};
+pub use self::shares::ShareLimits;
 use self::signature::Signature;
 use self::told::Told;
 use self::verdict::Strength;
@@ -92,9 +93,13 @@ pub struct Limits {
     /// Clues that flows told about wait for, and upgrades that wait to be told.
     pub waiting: usize,
     /// Ports that calls come from.
-    pub callers: usize,
+    pub callers: ShareLimits,
+    /// Names under which hellos may hide others.
+    pub outer_names: ShareLimits,
     /// DNS answers.
-    pub answers: AnswerLimits,
+    pub answers: ShareLimits,
+    /// DNS questions that wait for their answer.
+    pub questions: usize,
 }
 
 impl Default for Limits {
@@ -106,8 +111,10 @@ impl Default for Limits {
             told: 65_536,
             watched: 16_384,
             waiting: 8_192,
-            callers: 16_384,
-            answers: AnswerLimits::default(),
+            callers: ShareLimits { askers: 16_384, each: 64, total: 16_384 },
+            outer_names: ShareLimits { askers: 16_384, each: 16, total: 16_384 },
+            answers: ShareLimits { askers: 200_000, each: 512, total: 400_000 },
+            questions: 65_536,
         }
     }
 }
@@ -167,9 +174,9 @@ impl Classifier {
         self.knowledge.catalogue = catalogue;
     }
 
-    /// Forgets the DNS answers of a slot: its session is over.
+    /// Forgets what a slot's packets told: its session is over.
     pub fn forget(&mut self, slot: u32) {
-        self.knowledge.answers.forget(Asker::Slot(slot));
+        self.knowledge.forget(Asker::Slot(slot));
     }
 
     /// Looks at one packet of a flow.
@@ -199,7 +206,7 @@ impl Classifier {
             concluded.extend(self.conclude_stream(flow, &stream));
         }
         self.begin_looks(now, &mut concluded);
-        self.knowledge.answers.expire(now);
+        self.knowledge.expire(now);
         concluded
     }
 
@@ -221,9 +228,11 @@ impl Classifier {
             ("stream_evicted", self.beginnings.evicted),
             ("stream_expired", self.beginnings.expired),
             ("stream_too_long", self.beginnings.too_long),
-            ("answer_evicted", answers.evicted),
+            ("answer_evicted", answers.evicted()),
             ("answer_unasked", answers.unasked),
             ("question_evicted", answers.questions_evicted),
+            ("caller_evicted", self.knowledge.callers.evicted),
+            ("outer_name_evicted", self.knowledge.outer_names.evicted),
             ("verdict_forgotten", self.counters.verdicts_forgotten),
             ("flow_unwatched", self.counters.unwatched),
             ("clue_evicted", self.waiting.evicted),

@@ -96,7 +96,7 @@ fn measure(rules: u32, written: &str, folder: &Path, report: &mut Report) -> any
 
 /// The same rules in every form that can be loaded.
 fn files(rules: u32, folder: &Path) -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
-    let (mut yaml, mut list) = ("rules:\n".to_owned(), String::new());
+    let (mut yaml, mut quoted, mut list) = ("rules:\n".to_owned(), "rules:\n".to_owned(), String::new());
     for number in 0..rules {
         let app = number / OF_AN_APP % 10_000;
         if number % OF_AN_APP == 0 {
@@ -104,10 +104,21 @@ fn files(rules: u32, folder: &Path) -> anyhow::Result<Vec<(&'static str, PathBuf
         }
         writeln!(list, "{}", domain(number))?;
         writeln!(yaml, "- {{domain: {}, app: app-{app}, class: web}}", domain(number))?;
+        writeln!(
+            quoted,
+            "- {{\"domain\": \"{}\", \"app\": \"app-{app}\", \"class\": \"web\"}}",
+            domain(number)
+        )?;
     }
     let path = |name: &str| folder.join(format!("{rules}.{name}"));
-    let files = vec![("YAML", path("yaml")), ("a list", path("txt")), ("compiled", path("catalogue"))];
+    let files = vec![
+        ("YAML", path("yaml")),
+        ("quoted YAML", path("quoted.yaml")),
+        ("a list", path("txt")),
+        ("compiled", path("catalogue")),
+    ];
     fs::write(path("yaml"), yaml).context("write the YAML")?;
+    fs::write(path("quoted.yaml"), quoted).context("write the quoted YAML")?;
     fs::write(path("txt"), list).context("write the list")?;
     fs::write(path("catalogue"), catalogue::compiled(&path("txt"))?).context("write the compiled file")?;
     Ok(files)

@@ -139,7 +139,8 @@ fn options() -> serde_saphyr::Options {
 /// ```yaml
 /// rules:
 ///   - {domain: films.example, app: films, class: video}
-///   - domain: pages.example
+///   - {"domain": "songs.example", "app": "songs", "class": "video"}
+///   - domain: 'pages.example'
 ///     app: pages
 ///     class: web
 /// ```
@@ -196,25 +197,37 @@ impl<'a> Words<'a> {
     /// Takes `key: value`. Of values, only those that are the same text to every YAML reader.
     fn take(&mut self, pair: &'a str) -> Option<()> {
         let (key, value) = pair.trim_matches(' ').split_once(": ")?;
-        let value = value.trim_start_matches(' ');
-        let place = match key {
+        let place = match word(key)? {
             "domain" => &mut self.domain,
             "app" => &mut self.app,
             "class" => &mut self.class,
             _ => return None,
         };
-        let starts_a_word = value.starts_with(|first: char| first.is_ascii_alphabetic());
-        let is_plain =
-            value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
-        (starts_a_word && is_plain && !means_no_text(value) && place.replace(value).is_none()).then_some(())
+        place.replace(word(value.trim_start_matches(' '))?).is_none().then_some(())
     }
 }
 
-/// Words that YAML reads as a truth value, a number or nothing.
-fn means_no_text(word: &str) -> bool {
-    ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"]
-        .iter()
-        .any(|reserved| word.eq_ignore_ascii_case(reserved))
+/// A word of letters, digits and marks that need no escape, in quotes or in none.
+fn word(scalar: &str) -> Option<&str> {
+    let quoted = ['\'', '"'].into_iter().find_map(|quote| scalar.strip_prefix(quote)?.strip_suffix(quote));
+    let word = quoted.unwrap_or(scalar);
+    let is_plain =
+        word.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+    (is_plain && (quoted.is_some() || is_text(word))).then_some(word)
+}
+
+/// Whether no YAML reader takes the word for a truth value, a number or nothing.
+fn is_text(word: &str) -> bool {
+    const RESERVED: [&str; 11] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"];
+    let letter_of_no_number =
+        |byte: u8| matches!(byte.to_ascii_lowercase(), b'g'..=b'm' | b'p'..=b'w' | b'y' | b'z');
+    match word.bytes().next() {
+        Some(first) if first.is_ascii_alphabetic() => {
+            !RESERVED.iter().any(|reserved| word.eq_ignore_ascii_case(reserved))
+        }
+        Some(first) if first.is_ascii_digit() => word.bytes().any(letter_of_no_number),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -232,11 +245,23 @@ mod tests {
         " {0,2}"
     }
 
+    /// A word as it is, or in quotes of one kind or the other.
+    fn quoted(word: &str, quote: char) -> String {
+        if quote == ' ' { word.to_owned() } else { format!("{quote}{word}{quote}") }
+    }
+
     proptest! {
         #[test]
         fn the_short_cut_reads_what_yaml_reads_or_nothing(
             rules in proptest::collection::vec(
-                ("[a-zA-Z0-9_.~-]{1,6}", "[a-z0-9-]{1,4}|null|yes|1e3", "video|web|no|", spaces(), any::<bool>(), any::<bool>()),
+                (
+                    "[a-zA-Z0-9_.~-]{1,6}|[0-9]{1,3}[.x][a-z0-9]{1,3}",
+                    "[a-z0-9-]{1,4}|null|yes|1e3|0x[0-9a-f]|it''s",
+                    "video|web|no|",
+                    spaces(),
+                    any::<bool>(),
+                    proptest::array::uniform4(prop_oneof![3 => Just(' '), 1 => Just('\''), 1 => Just('"')]),
+                ),
                 1..8,
             ),
             indent in 0_usize..3,
@@ -244,12 +269,14 @@ mod tests {
         ) {
             let indent = " ".repeat(indent);
             let mut text = "rules:\n".to_owned();
-            for (domain, app, class, space, in_one_line, quoted) in &rules {
-                let app = if *quoted { format!("'{app}'") } else { app.clone() };
+            for (domain, app, class, space, in_one_line, quotes) in &rules {
+                let key = quoted("domain", quotes[0]);
+                let [domain, app, class] = [(domain, quotes[1]), (app, quotes[2]), (class, quotes[3])]
+                    .map(|(word, quote)| quoted(word, quote));
                 let lines = if *in_one_line {
-                    format!("{indent}- {{domain: {space}{domain}, {space}app: {app},{space} class: {class}{space}}}\n")
+                    format!("{indent}- {{{key}: {space}{domain}, {space}app: {app},{space} class: {class}{space}}}\n")
                 } else {
-                    format!("{indent}- domain: {space}{domain}\n{indent}  app: {app}\n{indent}  class: {class}\n")
+                    format!("{indent}- {key}: {space}{domain}\n{indent}  app: {app}\n{indent}  class: {class}\n")
                 };
                 text.push_str(&lines);
                 text += &comment;
@@ -261,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_short_cut_takes_both_plain_forms_and_leaves_the_rest_to_yaml() {
+    fn the_short_cut_takes_plain_and_quoted_words_and_leaves_the_rest_to_yaml() {
         for (text, taken) in [
             ("rules:\n- {domain: a.example, app: a, class: web}\n", true),
             (
@@ -269,7 +296,11 @@ mod tests {
                 true,
             ),
             ("rules:\n- {domain: a.example, app: a, class: web}\nprefixes: []\n", false),
-            ("rules:\n- {domain: a.example, app: 'a', class: web}\n", false),
+            ("rules:\n- {domain: 'a.example', \"app\": 'yes', class: \"web\"}\n", true),
+            ("rules:\n- {domain: 163.example, app: 9gag, class: web}\n", true),
+            ("rules:\n- {domain: 163.ec, app: a, class: web}\n", false),
+            ("rules:\n- {domain: \"\\x61.example\", app: a, class: web}\n", false),
+            ("rules:\n- {domain: a.example, app: 'a\", class: web}\n", false),
             ("rules:\n- {domain: a.example, app: yes, class: web}\n", false),
             ("rules:\n- {domain: a.example, app: a, class: films}\n", false),
             (
