@@ -75,6 +75,12 @@ pub struct Metrics {
     pub pushes_ended: Family<Reason, Counter>,
     /// Attempts at pushes that failed and will be made again.
     pub pushes_retried: Counter,
+    /// Outcomes of pushes that the guard was not told of, for the engine's queue was full.
+    pub pushes_untold: Counter,
+    /// Step of the canary, from 1.
+    pub guard_step: Gauge,
+    /// 1: the guard took everything back.
+    pub guard_rolled_back: Gauge,
     /// Pushes that wait for their turn or for their next attempt.
     pub pushes_waiting: Gauge,
     /// Pushes whose attempts failed, and that are tried on.
@@ -140,6 +146,9 @@ impl Metrics {
             pushes: Family::default(),
             pushes_ended: Family::default(),
             pushes_retried: Counter::default(),
+            pushes_untold: Counter::default(),
+            guard_step: Gauge::default(),
+            guard_rolled_back: Gauge::default(),
             pushes_waiting: Gauge::default(),
             pushes_failing: Gauge::default(),
             push_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
@@ -217,6 +226,17 @@ impl Metrics {
             "pushes_retried",
             "Attempts at pushes that failed and will be made again",
             self.pushes_retried.clone(),
+        );
+        registry.register(
+            "pushes_untold",
+            "Outcomes of pushes that the guard was not told of, for the engine's queue was full",
+            self.pushes_untold.clone(),
+        );
+        registry.register("guard_step", "Step of the canary, from 1", self.guard_step.clone());
+        registry.register(
+            "guard_rolled_back",
+            "1: the guard took back what decisions had set, until an operator goes on",
+            self.guard_rolled_back.clone(),
         );
         registry.register(
             "pushes_waiting",

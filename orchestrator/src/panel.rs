@@ -38,6 +38,7 @@ impl Live for Panel {
             Mode::Stop => "stop",
             Mode::Plan => "plan",
             Mode::Live => "live",
+            Mode::Canary => "canary",
         };
         About { started: self.started, policy: book.policy.revision().to_owned(), mode: mode.to_owned() }
     }

@@ -116,6 +116,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let (in_force, book_in_force) = watch::channel(book.clone());
     let task = EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), bells.clone()).await?;
     let (inbox, requests) = Inbox::new();
+    let executor = executor.telling(inbox.clone());
     let (advice_asks, advice_queue) = mpsc::channel(ASKS_MAX);
     let (api_asks, api_queue) = mpsc::channel(ASKS_MAX);
     let queues = Queues { requests, advice: advice_queue, api: api_queue };

@@ -129,7 +129,7 @@ fn of_decision(decision: &Decision) -> String {
     let Some(chosen) = &decision.chosen else {
         return format!("{what}: nothing was done, because {}.", why_nothing(decision));
     };
-    if decision.mode != Mode::Live {
+    if !matches!(decision.mode, Mode::Live | Mode::Canary) {
         return format!("{what}: {chosen} would have been chosen, but guard.mode was not live.");
     }
     let outcome = match (&decision.message, decision.tapped, &decision.push) {
@@ -191,5 +191,8 @@ pub(crate) fn gate_name(gate: Gate) -> &'static str {
         Gate::Backoff => "policy.backoff",
         Gate::Floor => "choose.floor",
         Gate::Outscored => "a better action",
+        Gate::Holdout => "choose.holdout",
+        Gate::Canary => "guard.canary",
+        Gate::Pushes => "guard.pushes",
     }
 }

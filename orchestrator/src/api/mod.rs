@@ -34,6 +34,7 @@ pub use self::listen::{DoorError, TcpDoor, UnixDoor};
 pub use self::metrics::Metrics;
 pub use self::routes::router;
 use self::token::Token;
+use crate::engine::io::GuardState;
 use crate::identity::Profile;
 use crate::ledger::Ledger;
 
@@ -46,6 +47,11 @@ pub enum Ask {
         stop: bool,
         /// Whether anything changed.
         answer: oneshot::Sender<bool>,
+    },
+    /// Where the canary stands. Changes nothing.
+    Guard {
+        /// As the engine has it.
+        answer: oneshot::Sender<GuardNow>,
     },
     /// The person withdrew consent to advice, or gives it back. Answered once that is durable; false: nobody of this id.
     Consent {
@@ -70,6 +76,17 @@ pub enum Ask {
         /// By name; `None`: unknown.
         answer: oneshot::Sender<BTreeMap<String, Option<f64>>>,
     },
+}
+
+/// Where the canary stands, and what that means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GuardNow {
+    /// As the engine keeps it.
+    pub state: GuardState,
+    /// The share of subscribers something is done for, 0 to 1.
+    pub share: f64,
+    /// How many steps there are.
+    pub steps: usize,
 }
 
 /// What only the running daemon knows. Answers at once, from memory.

@@ -16,8 +16,8 @@ use usher_models::units::{Micros, SubscriberId};
 use super::error::ApiError;
 use super::metrics::RequestLabels;
 use super::model::{
-    Agent, App, Decision, Element, LastBatch, LastPart, Lint, LintRequest, Message, Page, Push, Session,
-    SettingRow, Status, Subscriber, SubscriberDetail, Switched, Told, Usage, settings_of,
+    Agent, App, Decision, Element, Guard, LastBatch, LastPart, Lint, LintRequest, Message, Page, Push,
+    Session, SettingRow, Status, Subscriber, SubscriberDetail, Switched, Told, Usage, settings_of,
 };
 use super::{ApiState, Ask, LiveElement, explain, lint};
 use crate::elements::{PushId, PushState};
@@ -168,11 +168,13 @@ async fn read<T: Send + 'static>(
 async fn status(State(state): State<ApiState>) -> Answer<Status> {
     let about = state.live.about();
     let agents = state.live.agents();
+    let guard = ask(&state, |answer| Ask::Guard { answer }).await?;
     let (overview, stopped) = read(&state, |ledger| Ok((ledger.overview()?, ledger.stopped()?))).await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: about.started.into(),
         stopped,
+        guard: (about.mode == "canary" || guard.state.rolled_back.is_some()).then(|| Guard::from(guard)),
         mode: about.mode,
         policy: about.policy,
         subscribers: state.live.subscribers(),

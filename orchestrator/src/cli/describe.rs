@@ -18,6 +18,7 @@ pub(super) fn status(status: &Status) -> String {
             if status.stopped { "STOPPED: no decision is made (`usher resume`)" } else { "running" },
         )
         .line("Mode", &status.mode)
+        .line("Canary", canary(status))
         .line("Policy", &status.policy)
         .line("Version", &status.version)
         .line("Started", format!("{} ({})", when(status.started), ago(status.started)))
@@ -27,6 +28,27 @@ pub(super) fn status(status: &Status) -> String {
         .line("Pushes", pushes(status))
         .line("Messages", format!("{} pending", status.messages_pending));
     sheet.end()
+}
+
+/// Which step, of how many, for which share, since when, and what was seen.
+fn canary(status: &Status) -> String {
+    let Some(guard) = &status.guard else { return String::new() };
+    if let Some(why) = &guard.rolled_back {
+        return format!("ROLLED BACK (`usher resume` begins anew): {}", plain(why));
+    }
+    let since = guard.since.map_or_else(String::new, |since| format!(" since {}", ago(since)));
+    format!(
+        "step {} of {}: {} % of subscribers{since}; {} decisions carried out, {} withheld, {} and {} judged, {} of {} pushes failed",
+        guard.step,
+        guard.steps,
+        number(100.0 * guard.share),
+        guard.treated_decisions,
+        guard.control_decisions,
+        guard.treated_judged,
+        guard.control_judged,
+        guard.push_errors,
+        guard.pushes
+    )
 }
 
 fn pushes(status: &Status) -> String {
@@ -119,6 +141,7 @@ pub(super) fn push(push: &Push) -> String {
         Cause::Tap(id) => format!("tap on the message of decision {id}"),
         Cause::Expiry => "the time of a setting was up".to_owned(),
         Cause::Gone => "the profile is gone".to_owned(),
+        Cause::RolledBack => "the guard took back what decisions had set".to_owned(),
     };
     sheet
         .line("Push", &push.id)
@@ -192,12 +215,25 @@ fn trace(mut sheet: Sheet, decision: &Decision) -> String {
     sheet
         .line("Moment", format!("{} (episode {})", decision.moment, decision.episode))
         .line("At", when(decision.at))
-        .line("Mode", if decision.mode == Mode::Live { "" } else { "not live: nothing was carried out" })
+        .line(
+            "Mode",
+            match decision.mode {
+                Mode::Live | Mode::Canary => "",
+                Mode::Plan | Mode::Stop => "not live: nothing was carried out",
+            },
+        )
         .line("Facts", facts(decision));
     for candidate in &decision.candidates {
         sheet.line(&format!("Action {}", candidate.action), verdict(candidate));
     }
-    sheet.line("Chosen", decision.chosen.as_deref().unwrap_or("nothing"));
+    let mut chosen = decision.chosen.clone().unwrap_or_else(|| "nothing".to_owned());
+    if let Some(style) = &decision.style {
+        let _ = write!(chosen, ", in the style {style}");
+    }
+    if decision.probability < 1.0 {
+        let _ = write!(chosen, ", with a chance of {}", number(decision.probability));
+    }
+    sheet.line("Chosen", chosen);
     match &decision.message {
         Some(Sending::Pending) => sheet.line("Message", "waits to be sent"),
         Some(Sending::Sent(at)) => sheet.line("Message", format!("sent {}", when(*at))),

@@ -247,6 +247,7 @@ pub(super) const fn cause(cause: &Cause) -> &'static str {
         Cause::Tap(_) => "tap",
         Cause::Expiry => "expiry",
         Cause::Gone => "gone",
+        Cause::RolledBack => "rolled_back",
     }
 }
 

@@ -19,6 +19,8 @@ use super::{
     ElementOutcome, ElementState, Elements, Journal, LeftoverError, Outcome, PushId, PushOutcome, PushState,
     PushesConfig,
 };
+use crate::engine::io::Cause;
+use crate::inputs::Inbox;
 use crate::ledger::pushes::{PushRecord, Queue};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, PushLabels};
@@ -71,6 +73,8 @@ struct Shared {
     ledger: Ledger,
     config: PushesConfig,
     metrics: Metrics,
+    /// Whom to tell what became of decisions' pushes.
+    inbox: Option<Inbox>,
 }
 
 /// Whose pushes are under way, and from which queue they came.
@@ -87,7 +91,17 @@ enum Job {
 impl Executor {
     /// An executor; nothing happens before [`run`](Self::run).
     pub fn new(elements: Arc<Elements>, ledger: Ledger, config: PushesConfig, metrics: Metrics) -> Self {
-        Self { shared: Arc::new(Shared { elements, ledger, config, metrics }), wake: Wake::default() }
+        let shared = Shared { elements, ledger, config, metrics, inbox: None };
+        Self { shared: Arc::new(shared), wake: Wake::default() }
+    }
+
+    /// Has the engine told what becomes of decisions' pushes.
+    #[must_use]
+    pub fn telling(mut self, inbox: Inbox) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.inbox = Some(inbox);
+        }
+        self
     }
 
     /// To be called after a push was put into the ledger.
@@ -286,6 +300,12 @@ impl Shared {
         for element in elements {
             self.count(&element);
             self.note_element(&push.id, element).await?;
+        }
+        // What is tried on was told of once.
+        if let (Some(inbox), Cause::Decision(decision), 1) = (&self.inbox, &push.cause, attempts)
+            && !inbox.pushed(decision.clone(), matches!(outcome, Outcome::Done))
+        {
+            self.metrics.pushes_untold.inc();
         }
         match outcome {
             Outcome::Done => self.done(record).await,

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use usher_models::units::{Micros, SubscriberId};
 
 use super::io::{Candidate, Decision, DecisionId, Gate, Mode, Score, Stopped};
+use super::learning::Of;
+use super::luck;
 use super::subscriber::Subscriber;
 use super::world::{WatchedMoment, World};
 use crate::identity::{Country, Profile};
-use crate::policy::{Action, ActionKind, Amount, Expression, Known, Purpose, Read, Unknown};
+use crate::policy::{Action, ActionKind, Amount, Choose, Expression, Known, Purpose, Read, Unknown};
 
 /// Who and when.
 pub(super) struct Case<'c> {
@@ -31,28 +33,23 @@ pub(super) fn decision_id(subscriber: &SubscriberId, moment: &str, episode: u64,
 impl Case<'_> {
     /// Weighs every action of the moment.
     pub(super) fn decide(&self, watched: &WatchedMoment, episode: u64) -> Decision {
+        let policy = self.world.policy.revision();
+        let id = decision_id(&self.profile.id, &watched.name, episode, policy);
         let mut candidates: Vec<Candidate> =
             watched.actions.iter().map(|(name, action)| self.weigh(watched, name, action)).collect();
-        let total = |candidate: &Candidate| candidate.score.map_or(f64::NEG_INFINITY, |score| score.total);
-        // Of equals the first by name.
-        let best = candidates
-            .iter()
-            .filter(|candidate| candidate.stopped_by.is_none())
-            .fold(None, |best: Option<&Candidate>, candidate| match best {
-                Some(best) if total(best) >= total(candidate) => Some(best),
-                _ => Some(candidate),
-            })
-            .map(|best| (best.action.clone(), total(best)));
-        for candidate in &mut candidates {
-            if let Some((name, score)) = &best
-                && candidate.stopped_by.is_none()
-                && candidate.action != *name
-            {
-                let why = format!("`{name}` scores {score:.3}");
-                candidate.stopped_by = Some(Stopped { gate: Gate::Outscored, why });
+        let (mut picked, mut probability) = self.pick(watched, &mut candidates, &id);
+        let mut style = None;
+        if let Some(index) = picked {
+            if let Some((drawn, chance)) = self.style(&watched.actions[index], &id) {
+                probability *= chance;
+                style = Some(drawn);
+            }
+            let sets = matches!(watched.actions[index].1.kind, ActionKind::Set(_));
+            if let Err((gate, why)) = self.withheld(sets) {
+                candidates[index].stopped_by = Some(Stopped { gate, why });
+                picked = None;
             }
         }
-        let policy = self.world.policy.revision();
         let mut facts = BTreeMap::new();
         let mut words = BTreeMap::new();
         for read in watched.moment.when.reads() {
@@ -66,7 +63,7 @@ impl Case<'_> {
             }
         }
         Decision {
-            id: decision_id(&self.profile.id, &watched.name, episode, policy),
+            id,
             subscriber: self.profile.id.clone(),
             moment: watched.name.clone(),
             episode,
@@ -76,15 +73,120 @@ impl Case<'_> {
             facts,
             words,
             candidates,
-            chosen: best.map(|(name, _)| name),
+            chosen: picked.map(|index| watched.actions[index].0.clone()),
+            probability,
+            style,
         }
+    }
+
+    /// The best of those that passed every gate; now and then, instead, any message that passed those of the policy, whatever
+    /// its score, so that what is believed of it can change. Which, and with which chance.
+    fn pick(
+        &self,
+        watched: &WatchedMoment,
+        candidates: &mut [Candidate],
+        id: &DecisionId,
+    ) -> (Option<usize>, f64) {
+        let total = |candidate: &Candidate| candidate.score.map_or(f64::NEG_INFINITY, |score| score.total);
+        let passed = |candidate: &Candidate| candidate.stopped_by.is_none();
+        // Of equals the first by name.
+        let best = candidates.iter().enumerate().filter(|(_, candidate)| passed(candidate)).fold(
+            None,
+            |best: Option<(usize, f64)>, (index, candidate)| match best {
+                Some((_, score)) if score >= total(candidate) => best,
+                _ => Some((index, total(candidate))),
+            },
+        );
+        let best = best.map(|(index, _)| index);
+        let Choose { explore, salt, .. } = self.world.policy.choose();
+        let says = |index: usize| matches!(watched.actions[index].1.kind, ActionKind::Say { .. });
+        let may_be_tried = |(index, candidate): (usize, &Candidate)| {
+            let below_floor =
+                candidate.stopped_by.as_ref().is_some_and(|stopped| stopped.gate == Gate::Floor);
+            (says(index) && (passed(candidate) || below_floor)).then_some(index)
+        };
+        let tried: Vec<usize> = match best {
+            Some(best) if !says(best) => Vec::new(),
+            _ if *explore == 0.0 => Vec::new(),
+            _ => candidates.iter().enumerate().filter_map(may_be_tried).collect(),
+        };
+        let (mut picked, mut probability) = (best, 1.0);
+        if !tried.is_empty() {
+            #[expect(clippy::cast_precision_loss, reason = "a handful of actions")]
+            let share = explore / tried.len() as f64;
+            let draw = luck::draw("explore", salt, &[id.0.as_bytes()]);
+            if draw < *explore {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "which of a handful"
+                )]
+                let which = ((draw / share) as usize).min(tried.len() - 1);
+                picked = Some(tried[which]);
+            }
+            let by_chance = if picked.is_some_and(|picked| tried.contains(&picked)) { share } else { 0.0 };
+            probability = by_chance + if picked == best { 1.0 - explore } else { 0.0 };
+        }
+        if let Some(index) = picked {
+            candidates[index].stopped_by = None;
+            let why = if picked == best {
+                format!("`{}` scores {:.3}", watched.actions[index].0, total(&candidates[index]))
+            } else {
+                format!("`{}` was tried instead", watched.actions[index].0)
+            };
+            for (_, other) in candidates.iter_mut().enumerate().filter(|(other, _)| *other != index) {
+                if other.stopped_by.is_none() {
+                    other.stopped_by = Some(Stopped { gate: Gate::Outscored, why: why.clone() });
+                }
+            }
+        }
+        (picked, probability)
+    }
+
+    /// In which style to say it, and the chance it was drawn with; `None`: there is but one text.
+    fn style(&self, (name, action): &(String, Action), id: &DecisionId) -> Option<(String, f64)> {
+        let ActionKind::Say { styles, .. } = &action.kind else { return None };
+        if styles.is_empty() {
+            return None;
+        }
+        let names: Vec<&str> = styles.keys().map(String::as_str).collect();
+        let choose = self.world.policy.choose();
+        let own = &self.subscriber.state.told.styles;
+        let of = (name.as_str(), &*self.segment());
+        let chances = self.world.learned.style_chances(of, &names, own, choose, self.now);
+        let mut draw = luck::draw("style", &choose.salt, &[id.0.as_bytes()]);
+        let last = names.len() - 1;
+        let drawn = chances.iter().position(|chance| {
+            draw -= chance;
+            draw < 0.0
+        });
+        let drawn = drawn.unwrap_or(last);
+        Some((names[drawn].to_owned(), chances[drawn]))
+    }
+
+    /// What keeps a pick from being carried out.
+    fn withheld(&self, sets: bool) -> Result<(), (Gate, String)> {
+        if let Some((at, why)) = &self.world.guard.rolled_back {
+            return Err((Gate::Guard, format!("taken back at {at}: {why}")));
+        }
+        if self.world.is_held_out(&self.profile.id, self.now) {
+            let why = format!("held out in {}, to compare others with", quarter(self.now));
+            return Err((Gate::Holdout, why));
+        }
+        self.guarded(sets)
+    }
+
+    /// Among whom outcomes are pooled: a plan, at home or abroad.
+    pub(super) fn segment(&self) -> String {
+        let abroad = self.subscriber.whereabouts().is_some_and(|session| session.roaming);
+        format!("{}{}", self.profile.plan, if abroad { " abroad" } else { "" })
     }
 
     fn weigh(&self, watched: &WatchedMoment, name: &str, action: &Action) -> Candidate {
         let value = self.amount(&action.value);
         let cost = self.amount(&action.cost);
         let score = match (&value, &cost) {
-            (Ok(value), Ok(cost)) => Some(self.score(&watched.name, action, *value, *cost)),
+            (Ok(value), Ok(cost)) => Some(self.score(&watched.name, (name, action), *value, *cost)),
             _ => None,
         };
         let stopped = self.gates(name, action, value, cost, score);
@@ -92,12 +194,14 @@ impl Case<'_> {
         Candidate { action: name.to_owned(), stopped_by, score }
     }
 
-    fn score(&self, moment: &str, action: &Action, value: f64, cost: f64) -> Score {
+    fn score(&self, moment: &str, (name, action): (&str, &Action), value: f64, cost: f64) -> Score {
         let choose = self.world.policy.choose();
-        let propensity = match action.kind {
-            ActionKind::Set(_) => choose.propensity_set,
-            ActionKind::Say { .. } => choose.propensity_say,
+        let prior = match action.kind {
+            ActionKind::Set(_) => choose.prior_set,
+            ActionKind::Say { .. } => choose.prior_say,
         };
+        let of = Of { action: name, segment: &self.segment(), style: "" };
+        let propensity = self.world.learned.propensity(of, prior, choose, self.now);
         let relevance = choose.relevance.get(moment).copied().unwrap_or(choose.relevance_default);
         Score { propensity, relevance, value, cost, total: propensity * relevance * (value - cost) }
     }
@@ -160,8 +264,10 @@ impl Case<'_> {
     fn feasible(&self, action: &Action) -> Result<(), String> {
         let change = match &action.kind {
             ActionKind::Set(change) => Some(change),
-            ActionKind::Say { tap, template } => {
-                self.fill(template)?;
+            ActionKind::Say { tap, template, styles } => {
+                for text in std::iter::once(template).chain(styles.values()) {
+                    self.fill(text)?;
+                }
                 tap.as_ref()
             }
         };
@@ -200,6 +306,14 @@ impl Case<'_> {
     }
 }
 
+impl World {
+    /// Whether nothing is done for this person in this quarter, wherever and by whatever policy.
+    pub(super) fn is_held_out(&self, id: &SubscriberId, now: Micros) -> bool {
+        let Choose { holdout, salt, .. } = self.policy.choose();
+        *holdout > 0.0 && luck::draw("holdout", salt, &[id.0.as_bytes(), quarter(now).as_bytes()]) < *holdout
+    }
+}
+
 /// Opens the gate where the condition holds.
 fn holds(
     condition: &Expression,
@@ -211,6 +325,13 @@ fn holds(
         Ok(false) => Err((gate, format!("`{}` is false", condition.source()))),
         Err(unknown) => Err((gate, format!("`{}` is unknown: {unknown}", condition.source()))),
     }
+}
+
+/// `2026-Q4`, UTC.
+fn quarter(now: Micros) -> String {
+    let timestamp = jiff::Timestamp::from_microsecond(now.get()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let date = jiff::tz::TimeZone::UTC.to_datetime(timestamp).date();
+    format!("{}-Q{}", date.year(), (date.month() + 2) / 3)
 }
 
 fn price(amount: f64, country: &Country) -> String {

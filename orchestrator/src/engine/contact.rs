@@ -96,11 +96,12 @@ impl Engine {
         let Some(line) = self.by_decision.get(decision).copied() else { return };
         let mut opened = self.open(line);
         let now = self.now;
-        let contacts = &mut opened.subscriber.state.contacts;
-        let Some(contact) = contacts.iter_mut().find(|contact| contact.decision == *decision) else {
+        let state = &mut opened.subscriber.state;
+        let Some(contact) = state.contacts.iter_mut().find(|contact| contact.decision == *decision) else {
             return;
         };
         contact.declined = Some(now);
+        self.judge_message(&mut state.told, contact, false);
         opened.changed = true;
         self.close(&opened);
     }
@@ -130,6 +131,7 @@ impl Engine {
         opened.subscriber.state.told.complaint = Some(self.now);
         opened.changed = true;
         self.close(&opened);
+        self.guard_complaint(id);
     }
 }
 

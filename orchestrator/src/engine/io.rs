@@ -6,6 +6,7 @@ use usher_models::setting::Settings;
 use usher_models::units::{Bytes, Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
+pub use super::guard::{Group, GuardState};
 use crate::identity::{Country, Plan, Profile};
 
 /// One thing that happened. The time it happened at is passed beside it.
@@ -42,6 +43,15 @@ pub enum Input {
     },
     /// The person complained.
     Complaint(SubscriberId),
+    /// A push that a decision led to is done, or failed for the first time.
+    Pushed {
+        /// The decision.
+        decision: DecisionId,
+        /// It is in force.
+        ok: bool,
+    },
+    /// The operator goes on after the guard took everything back: the canary begins anew.
+    Resume,
 }
 
 /// What one agent saw in `[start, end)`, event time.
@@ -167,6 +177,8 @@ pub enum Effect {
     Say(Say),
     /// What is not sent yet to this subscriber must not be sent.
     Withdraw(SubscriberId),
+    /// The canary went a step on, or everything was taken back.
+    Guarded(GuardState),
 }
 
 /// New desired settings of a subscriber.
@@ -194,6 +206,8 @@ pub enum Cause {
     Expiry,
     /// The profile is gone: what was set is taken back.
     Gone,
+    /// The guard took back what decisions had set.
+    RolledBack,
 }
 
 /// A message to a subscriber.
@@ -241,7 +255,7 @@ pub struct Decision {
     pub at: Micros,
     /// Revision of the policy that decided.
     pub policy: String,
-    /// `guard.mode` at the time. Only `live` decisions are carried out.
+    /// `guard.mode` at the time. Only `live` and `canary` decisions are carried out.
     pub mode: Mode,
     /// The numbers its condition read (`video_capped`, `sub.roaming`: truth is 1); `None`: unknown.
     pub facts: BTreeMap<String, Option<f64>>,
@@ -252,6 +266,24 @@ pub struct Decision {
     pub candidates: Vec<Candidate>,
     /// The action taken; `None`: nothing was worth doing.
     pub chosen: Option<String>,
+    /// The chance with which this action, in this style, was to be picked, or nothing: 1 where no chance was in it. What
+    /// keeps a pick from being carried out (`holdout`, the guard) does not change it.
+    #[serde(default = "certain")]
+    pub probability: f64,
+    /// The style of its message, where it has several.
+    #[serde(default)]
+    pub style: Option<String>,
+}
+
+const fn certain() -> f64 {
+    1.0
+}
+
+impl Decision {
+    /// The action, where it is really done.
+    pub fn carried_out(&self) -> Option<&str> {
+        self.chosen.as_deref().filter(|_| matches!(self.mode, Mode::Live | Mode::Canary))
+    }
 }
 
 /// `guard.mode`: what becomes of a decision.
@@ -264,6 +296,8 @@ pub enum Mode {
     Plan,
     /// Decisions are carried out.
     Live,
+    /// Decisions are carried out for a share of the subscribers, which grows.
+    Canary,
 }
 
 /// What a tap on the message of a decision meets.
@@ -324,8 +358,14 @@ pub enum Gate {
     Backoff,
     /// `choose.floor`.
     Floor,
-    /// Another action scored higher.
+    /// Another action scored higher, or was tried instead.
     Outscored,
+    /// `choose.holdout`: for this person nothing is done this quarter.
+    Holdout,
+    /// `guard.canary`: this person's turn has not come.
+    Canary,
+    /// `guard.pushes`: enough was pushed for now.
+    Pushes,
 }
 
 /// score = propensity * relevance * (value - cost)

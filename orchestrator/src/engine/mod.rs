@@ -17,10 +17,14 @@ mod choose;
 mod clock;
 pub(crate) mod contact;
 mod feed;
+mod guard;
 pub mod io;
 mod layout;
+mod learning;
 mod look;
+mod luck;
 mod moments;
+mod outcome;
 mod pages;
 mod roster;
 mod sketch;
@@ -42,11 +46,12 @@ use self::calendar::{Cycle, Cycles};
 use self::clock::Clock;
 use self::feed::Waiting;
 use self::io::{Cause, DecisionId, Effect, Input, Line, SessionSeen, TapState};
+pub use self::learning::{Learned, Tally};
 use self::look::Look;
 use self::pages::{Agents, Pages, Seat};
 use self::roster::{Card, Cards, Roster};
 pub use self::state::{
-    Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Overlay, SentMessage, SubscriberState, Told,
+    Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Overlay, SentMessage, SubscriberState, Told, Trial,
 };
 use self::subscriber::Subscriber;
 use self::world::{Leaf, World};
@@ -74,6 +79,8 @@ pub struct Counters {
     pub boundaries_skipped: u64,
     /// Times event time went on without an agent that was too far behind for what waited for it.
     pub overtaken: u64,
+    /// Outcomes that were learnt of the action only: it has too many segments.
+    pub segments_full: u64,
 }
 
 /// The engine. One task owns it.
@@ -192,6 +199,21 @@ impl Engine {
         self.unsettled.push(line);
     }
 
+    /// How actions fared, to be kept over a change of policy.
+    pub fn learned(&self) -> &Learned {
+        &self.world.learned
+    }
+
+    /// Takes up what was learnt before, as far as it is of actions and moments there still are. Before the first step.
+    pub fn learn_from(&mut self, mut learned: Learned) {
+        let policy = &self.world.policy;
+        learned.keep_only(
+            |name| policy.actions().contains_key(name),
+            |name| policy.moments().contains_key(name),
+        );
+        self.world.learned = learned;
+    }
+
     /// Takes in one thing that happened and gives what is to be done, in order. Time that goes back stands still.
     pub fn step(&mut self, at: Micros, input: Input) -> Vec<Effect> {
         self.now = self.now.max(at);
@@ -224,10 +246,13 @@ impl Engine {
             Input::Declined(decision) => self.decline(&decision),
             Input::Consent { subscriber, advice } => self.consent(&subscriber, advice, &mut effects),
             Input::Complaint(subscriber) => self.complain(&subscriber),
+            Input::Pushed { ok, .. } => self.guard_pushed(ok),
+            Input::Resume => self.guard_resume(&mut effects),
         }
         self.catch_up(&mut effects);
         self.cross_boundaries(&mut effects);
         self.look_again(&mut effects);
+        self.guard_turn(&mut effects);
         effects
     }
 
@@ -249,7 +274,7 @@ impl Engine {
             return Some(self.now);
         }
         let agenda = self.agenda.first().map(|(due, _)| *due);
-        [agenda, self.clock.next_idle(self.now)].into_iter().flatten().min()
+        [agenda, self.clock.next_idle(self.now), self.guard_due()].into_iter().flatten().min()
     }
 
     /// Up to when everything was told, event time.
@@ -626,9 +651,10 @@ impl Engine {
             return;
         };
         contact.used = true;
+        self.judge_message(&mut state.told, contact, true);
         let until = now.after(std::time::Duration::from_secs(contact.tap_seconds));
         for (name, value) in &contact.tap {
-            state.overlays.insert(name.clone(), Overlay { value: value.clone(), until });
+            state.overlays.insert(name.clone(), Overlay { value: value.clone(), until, tapped: true });
         }
         opened.changed = true;
         self.look_at_opened(&mut opened, Cause::Tap(decision.clone()), false, effects);

@@ -20,7 +20,7 @@ use usher_models::units::{Micros, SubscriberId};
 use super::Engine;
 use super::choose::Case;
 use super::contact::forget_contacts;
-use super::io::{Cause, Decision, Desire, Effect, Line, Mode, Say};
+use super::io::{Cause, Decision, Desire, Effect, Line, Say};
 use super::look::Look;
 use super::pages::{Agents, Page, Phases};
 use super::state::{Fired, Overlay, SentMessage};
@@ -69,6 +69,7 @@ impl Engine {
         again: bool,
         effects: &mut Vec<Effect>,
     ) {
+        self.judge(opened);
         let subscriber = &mut opened.subscriber;
         let expired = subscriber.expire(self.now);
         let forgotten = forget_contacts(&self.world, &mut subscriber.state.contacts, self.now);
@@ -132,6 +133,13 @@ impl Engine {
     fn plan_next_look(&mut self, opened: &Opened) {
         let line = opened.line;
         let ends = opened.subscriber.state.overlays.values().map(|overlay| overlay.until);
+        let learning = self.world.policy.choose().learning;
+        let open = opened.subscriber.state.contacts.iter().filter(|contact| !contact.judged);
+        let answers = learning
+            .into_iter()
+            .flat_map(|learning| open.clone().map(move |contact| contact.judged_at(learning)));
+        let trials = opened.subscriber.state.trials.iter().map(|trial| trial.due);
+        let ends = ends.chain(answers).chain(trials);
         let phases = self.phases(line).into_iter().flatten();
         let moments = phases.filter_map(|(index, phase)| {
             let watched = self.world.moments.get(usize::from(*index)).filter(|it| it.facts.is_empty())?;
@@ -325,9 +333,11 @@ impl Engine {
         let silent = Some(Phase::Silent(silent_until));
         set_phase(&mut self.pages.seat_mut(opened.line).phases, index, silent);
         let (profile, subscriber) = (&opened.profile, &opened.subscriber);
-        let decision =
-            Case { world: &self.world, profile, subscriber, now: self.now }.decide(watched, episode);
-        self.carry_out(opened, index, decision, effects);
+        let case = Case { world: &self.world, profile, subscriber, now: self.now };
+        let (decision, segment) = (case.decide(watched, episode), case.segment());
+        self.begin_trial(opened, index, &decision, segment.clone());
+        self.guard_decided(&decision);
+        self.carry_out(opened, index, decision, segment, effects);
     }
 
     fn carry_out(
@@ -335,10 +345,11 @@ impl Engine {
         opened: &mut Opened,
         index: usize,
         decision: Decision,
+        segment: String,
         effects: &mut Vec<Effect>,
     ) {
-        let id = decision.id.clone();
-        let chosen = decision.chosen.clone().filter(|_| decision.mode == Mode::Live);
+        let (id, style) = (decision.id.clone(), decision.style.clone());
+        let chosen = decision.carried_out().map(str::to_owned);
         effects.push(Effect::Decided(decision));
         let Some(chosen) = chosen else { return };
         let Some((name, action)) = self.world.moments[index].actions.iter().find(|(name, _)| *name == chosen)
@@ -350,18 +361,23 @@ impl Engine {
             ActionKind::Set(change) => {
                 let until = self.now.after(change.duration);
                 for (name, value) in &change.values {
-                    subscriber.state.overlays.insert(name.clone(), Overlay { value: value.clone(), until });
+                    let overlay = Overlay { value: value.clone(), until, tapped: false };
+                    subscriber.state.overlays.insert(name.clone(), overlay);
                 }
                 let desire: Option<Desire> =
                     subscriber.reconcile(&self.world, profile, Cause::Decision(id), false);
                 self.counters.desired += u64::from(desire.is_some());
+                if desire.is_some() {
+                    self.guard_pushes(&mut opened.subscriber);
+                }
                 effects.extend(desire.map(Effect::Desire));
                 // Conditions may read what was set.
                 self.again.push(opened.line);
             }
-            ActionKind::Say { template, tap } => {
+            ActionKind::Say { template, styles, tap } => {
                 let case = Case { world: &self.world, profile, subscriber, now: self.now };
                 // The gates have filled it in once: it can be filled in.
+                let template = style.as_ref().and_then(|style| styles.get(style)).unwrap_or(template);
                 let Ok(text) = case.fill(template) else { return };
                 let expires = self.now.after(self.world.policy.rules().contact.expire);
                 let tap_seconds = tap.as_ref().map_or(Duration::ZERO, |tap| tap.duration).as_secs();
@@ -375,6 +391,9 @@ impl Engine {
                     tap_seconds,
                     used: false,
                     declined: None,
+                    style: style.unwrap_or_default(),
+                    segment,
+                    judged: false,
                 });
                 self.by_decision.insert(id.clone(), opened.line);
                 self.counters.said += 1;

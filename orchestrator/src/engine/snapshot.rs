@@ -15,7 +15,9 @@ use usher_models::units::Micros;
 
 use super::clock::Clock;
 use super::feed::Waiting;
+use super::guard::{GuardState, Pushed};
 use super::io::{DecisionId, Line};
+use super::learning::Learned;
 use super::pages::{Page, Pages};
 use super::roster::{Cards, Roster};
 use super::state::SubscriberState;
@@ -72,6 +74,9 @@ struct Head {
     boundary: Option<i64>,
     agenda: Vec<(Micros, u32)>,
     stopped: bool,
+    learned: Learned,
+    guard: GuardState,
+    pushed: Pushed,
     plans: BTreeMap<String, Plan>,
     countries: BTreeMap<String, Country>,
     now: Micros,
@@ -90,6 +95,9 @@ impl Engine {
             boundary: self.boundary,
             agenda: self.agenda.iter().copied().collect(),
             stopped: self.world.stopped,
+            learned: self.world.learned.clone(),
+            guard: self.world.guard.clone(),
+            pushed: self.world.pushed.clone(),
             plans: self.world.plans.clone(),
             countries: self.world.countries.clone(),
             now: self.now,
@@ -147,6 +155,8 @@ impl Engine {
         engine.due = head.agenda.iter().map(|(due, line)| (*line, *due)).collect();
         engine.agenda = head.agenda.into_iter().collect();
         engine.world.stopped = head.stopped;
+        engine.world.learned = head.learned;
+        (engine.world.guard, engine.world.pushed) = (head.guard, head.pushed);
         engine.index(&pages);
         engine.pages = pages;
         Ok((engine, u64::from_le_bytes(position)))

@@ -6,6 +6,7 @@ use usher_models::setting::Setting;
 use usher_models::units::Micros;
 
 use super::io::DecisionId;
+use super::learning::Tally;
 use super::roster::Cards;
 
 /// Most messages remembered of one subscriber. The quotas of a policy look back over these, and a policy that would need
@@ -15,7 +16,7 @@ pub const MAX_CONTACTS: usize = 256;
 pub const MAX_SESSIONS: usize = 64;
 
 /// The durable part of what the engine knows of one subscriber: one row, JSON.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubscriberState {
     /// Of the last desired settings; rises with each.
@@ -39,16 +40,40 @@ pub struct SubscriberState {
     /// What the person told us, beyond taps.
     #[serde(default)]
     pub told: Told,
+    /// Decisions whose outcome is still to be seen.
+    #[serde(default)]
+    pub trials: Vec<Trial>,
+    /// When decisions led to pushes, as far as a budget looks back.
+    #[serde(default)]
+    pub pushed: Vec<Micros>,
+}
+
+/// A moment fired, and something was set for it, or nothing was done: how good things were then, to be compared later.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trial {
+    /// The moment.
+    pub moment: String,
+    /// What was set; empty: nothing was done.
+    pub action: String,
+    /// Of whom it teaches.
+    pub segment: String,
+    /// Thousandths of points, of 100.
+    pub before: i32,
+    /// When to look again.
+    pub due: Micros,
 }
 
 /// What a person told us that holds for all messages.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Told {
     /// Consent to advice is withdrawn, since then.
     pub stop: Option<Micros>,
     /// The last complaint.
     pub complaint: Option<Micros>,
+    /// How messages of each style were answered.
+    pub styles: BTreeMap<String, Tally>,
 }
 
 /// A value in force until a time.
@@ -59,6 +84,9 @@ pub struct Overlay {
     pub value: String,
     /// When the plan's own comes back.
     pub until: Micros,
+    /// The person tapped for it.
+    #[serde(default)]
+    pub tapped: bool,
 }
 
 /// How often a moment fired and how long it keeps silent.
@@ -92,6 +120,15 @@ pub struct SentMessage {
     /// The person said no, then.
     #[serde(default)]
     pub declined: Option<Micros>,
+    /// Its style; empty where there is but one text.
+    #[serde(default)]
+    pub style: String,
+    /// Of whom it teaches.
+    #[serde(default)]
+    pub segment: String,
+    /// What became of it was learnt.
+    #[serde(default)]
+    pub judged: bool,
 }
 
 impl SentMessage {
@@ -138,6 +175,8 @@ impl SubscriberState {
             moments: self.moments.clone(),
             contacts: self.contacts.clone(),
             sessions: self.sessions.clone(),
+            trials: self.trials.clone(),
+            pushed: self.pushed.clone(),
             told: (self.told != Told::default()).then(|| self.told.clone()),
         };
         postcard::to_allocvec(&packed).expect("numbers, words and lists can be packed").into_boxed_slice()
@@ -159,6 +198,8 @@ impl SubscriberState {
             moments: packed.moments,
             contacts: packed.contacts,
             sessions: packed.sessions,
+            trials: packed.trials,
+            pushed: packed.pushed,
             told: packed.told.unwrap_or_default(),
         }
     }
@@ -186,6 +227,8 @@ struct Packed {
     moments: BTreeMap<String, Fired>,
     contacts: Vec<SentMessage>,
     sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
+    trials: Vec<Trial>,
+    pushed: Vec<Micros>,
     /// Most people tell us nothing.
     told: Option<Told>,
 }

@@ -6,8 +6,10 @@ use usher_models::units::Bytes;
 use super::io::{Candidate, Decision, Desire, DirectionName, Gate, Mode, Observed, Quality, Say, UsageSeen};
 use super::*;
 
+mod choosing;
 mod contact;
 mod days;
+mod guard;
 mod reference;
 mod snapshots;
 
@@ -565,10 +567,8 @@ fn nobody_runs_a_policy_that_asks_for_more_than_is_evaluated_or_does_not_fit_the
         let policy = Policy::parse("policy.yaml", policy).unwrap_or_else(|errors| panic!("{errors}"));
         Engine::new(policy, &directory).unwrap_err().to_string()
     };
-    assert!(
-        refused(&POLICY.replace("mode: live", "mode: canary"))
-            .contains("`mode: canary` is not supported yet")
-    );
+    let partner = POLICY.replace("You are busy.", "Ask {partner}.");
+    assert!(refused(&partner).contains("the placeholder `{partner}` is not supported yet"));
     assert!(refused(&POLICY.replace("plan.video", "plan.vidoe")).contains("no plan has `vidoe`"));
     assert!(
         refused(&POLICY.replace("set: {video: hd", "set: {sound: hd"))

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::guard::{GuardState, Pushed};
 use super::io::Mode;
 use super::layout::{self, Layout};
+use super::learning::Learned;
+use super::outcome::{best_gauge, shortest_set};
 use super::state::OpenSession;
 use crate::identity::{Country, Plan};
 use crate::policy::{Action, Fact, Known, Moment, Policy, Read};
@@ -28,6 +31,11 @@ pub(super) struct World {
     /// By number.
     pub(super) organisations: BTreeMap<u32, Organisation>,
     pub(super) stopped: bool,
+    /// How actions fared.
+    pub(super) learned: Learned,
+    /// Where the canary stands.
+    pub(super) guard: GuardState,
+    pub(super) pushed: Pushed,
 }
 
 /// Members of an organisation, by line.
@@ -58,6 +66,10 @@ pub(super) struct WatchedMoment {
     pub(super) facts: Vec<usize>,
     /// It may hold where there is no use at all, so that it has to be looked at without a report.
     pub(super) wakes: bool,
+    /// The fact among them that tells how good things are.
+    pub(super) gauge: Option<usize>,
+    /// How long the shortest of what can be set lasts.
+    pub(super) trial: Option<std::time::Duration>,
     /// What can be done about it, in the order of their names.
     pub(super) actions: Vec<(String, Action)>,
 }
@@ -109,6 +121,7 @@ impl World {
         let reads_organisations = moments
             .iter()
             .any(|watched| watched.moment.when.reads().any(|read| matches!(read, Read::Org(_))));
+        let guard = GuardState::of(policy.revision());
         Self {
             policy,
             facts,
@@ -120,12 +133,20 @@ impl World {
             countries,
             organisations: BTreeMap::new(),
             stopped: false,
+            learned: Learned::default(),
+            guard,
+            pushed: Pushed::default(),
         }
     }
 
     /// What becomes of decisions now.
     pub(super) fn mode(&self) -> Mode {
-        if self.stopped { Mode::Stop } else { self.policy.guard().mode }
+        match self.policy.guard().mode {
+            _ if self.stopped => Mode::Stop,
+            // Decided and recorded, so that what would be done can be seen.
+            Mode::Live | Mode::Canary if self.guard.rolled_back.is_some() => Mode::Plan,
+            mode => mode,
+        }
     }
 
     pub(super) fn country(&self, session: &OpenSession) -> Option<&Country> {
@@ -156,12 +177,16 @@ fn watched(name: &str, moment: &Moment, facts: &[String], layout: &Layout, polic
         && read_facts.iter().all(|fact| layout::is_zero_without_use(&layout.facts[*fact].fact))
         && moment.when.native().is_none_or(|native| native.may_hold(&zero));
     let mine = policy.actions().iter().filter(|(_, action)| action.at.iter().any(|at| at == name));
+    let gauge = best_gauge(read_facts.iter().map(|fact| layout.facts[*fact].fact.measure));
+    let actions: Vec<(String, Action)> = mine.map(|(name, action)| (name.clone(), action.clone())).collect();
     WatchedMoment {
         name: name.to_owned(),
         moment: moment.clone(),
+        gauge: gauge.map(|at| read_facts[at]),
+        trial: shortest_set(actions.iter().map(|(_, action)| &action.kind)),
         facts: read_facts,
         reads,
         wakes,
-        actions: mine.map(|(name, action)| (name.clone(), action.clone())).collect(),
+        actions,
     }
 }

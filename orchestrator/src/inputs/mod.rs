@@ -15,6 +15,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::agents::Batch;
+use crate::engine::io::DecisionId;
 use crate::identity::Directory;
 use crate::ledger::BatchMark;
 use crate::policy::{Policy, PolicyErrors};
@@ -35,6 +36,13 @@ pub enum Request {
         batch: Box<Batch>,
         /// The last batch of its boot that is applied and durable.
         answer: oneshot::Sender<Result<BatchMark, Refusal>>,
+    },
+    /// A push that a decision led to is done, or failed for the first time.
+    Pushed {
+        /// The decision.
+        decision: DecisionId,
+        /// It is in force.
+        ok: bool,
     },
     /// Is the task alive?
     Ping {
@@ -100,6 +108,11 @@ impl Inbox {
         let (answer, loaded) = oneshot::channel();
         self.send(Request::Book { book, answer }).await?;
         loaded.await.map_err(|_| Refusal::Stopping)
+    }
+
+    /// Tells what became of a push. Waits for nobody; false: there was no room.
+    pub fn pushed(&self, decision: DecisionId, ok: bool) -> bool {
+        self.queue.try_send(Request::Pushed { decision, ok }).is_ok()
     }
 
     /// Returns once the engine task has come to this.

@@ -205,6 +205,12 @@ impl EngineTask {
                 // An agent that is gone meanwhile asks again what was applied.
                 let _ = answer.send(applied);
             }
+            Request::Pushed { decision, ok } => {
+                self.advance();
+                let mut record = self.record();
+                self.step(&mut record, Input::Pushed { decision, ok });
+                self.commit(record).await?;
+            }
             Request::Ping { answer } => {
                 let _ = answer.send(());
             }
@@ -274,7 +280,9 @@ impl EngineTask {
         } else {
             // Windows begin anew: facts of another policy are other facts.
             let stopped = self.ledger.with(Ledger::stopped).await?;
+            let learned = self.intake.engine.learned().clone();
             self.intake.engine = engine_of(&book, &self.ledger).await?;
+            self.intake.engine.learn_from(learned);
             self.counted = Counters::default();
             record.journal_anew = true;
             self.keeping.at_once = true;
@@ -399,8 +407,17 @@ impl EngineTask {
     async fn api(&mut self, ask: api::Ask) -> Result<(), TaskError> {
         match ask {
             api::Ask::Stop { stop, answer } => {
-                let changed = self.ledger.with(Ledger::stopped).await? != stop;
-                if changed {
+                let was_stopped = self.ledger.with(Ledger::stopped).await?;
+                let resumes = !stop && self.intake.engine.guard().rolled_back.is_some();
+                if resumes {
+                    self.advance();
+                    let mut record = self.record();
+                    self.step(&mut record, Input::Resume);
+                    self.commit(record).await?;
+                    tracing::warn!("resumed after a roll-back: the canary begins anew");
+                }
+                let changed = resumes || was_stopped != stop;
+                if was_stopped != stop {
                     self.advance();
                     let mut record = self.record();
                     self.step(&mut record, Input::Stop(stop));
@@ -409,6 +426,11 @@ impl EngineTask {
                     tracing::warn!(stop, "kill switch turned");
                 }
                 let _ = answer.send(changed);
+            }
+            api::Ask::Guard { answer } => {
+                let engine = &self.intake.engine;
+                let (share, steps) = engine.guard_share();
+                let _ = answer.send(api::GuardNow { state: engine.guard().clone(), share, steps });
             }
             api::Ask::Consent { subscriber, advice, answer } => {
                 let _ = answer.send(self.consent(subscriber, advice).await?);
@@ -454,6 +476,8 @@ impl EngineTask {
             return Ok(());
         }
         let snapshot = self.intake.engine.snapshot(self.position);
+        let learned = serde_json::to_string(self.intake.engine.learned()).map_err(LedgerError::Encode)?;
+        self.ledger.with(move |ledger| ledger.keep_learned(&learned)).await?;
         let path = keeping::file_of(self.ledger.path());
         let writing = tokio::task::spawn_blocking(move || keeping::write(&snapshot, &path));
         *keeping = Keeping {
@@ -505,12 +529,16 @@ impl EngineTask {
             ("engine_sessions_full", now.sessions_refused, before.sessions_refused),
             ("engine_boundary_skipped", now.boundaries_skipped, before.boundaries_skipped),
             ("engine_agent_overtaken", now.overtaken, before.overtaken),
+            ("engine_segments_full", now.segments_full, before.segments_full),
         ] {
             if now > before {
                 self.metrics.records_ignored.get_or_create(&Reason { reason }).inc_by(now - before);
             }
         }
         self.counted = now;
+        let guard = self.intake.engine.guard();
+        self.metrics.guard_step.set(i64::try_from(guard.step + 1).unwrap_or(i64::MAX));
+        self.metrics.guard_rolled_back.set(i64::from(guard.rolled_back.is_some()));
     }
 
     fn count_effects(&self, effects: &[Effect]) {
@@ -540,6 +568,14 @@ impl EngineTask {
                 }
                 Effect::Say(_) => "say",
                 Effect::Withdraw(_) => "withdraw",
+                Effect::Guarded(state) => {
+                    if let Some((_, why)) = &state.rolled_back {
+                        tracing::error!(why, "rolled back: what decisions set is taken back");
+                    } else {
+                        tracing::info!(step = state.step + 1, "the canary's step begins");
+                    }
+                    "guarded"
+                }
             };
             count(&self.metrics.effects, kind);
         }
@@ -549,6 +585,21 @@ impl EngineTask {
 /// An engine for `book` with every subscriber as the ledger has them.
 async fn engine_of(book: &Book, ledger: &Ledger) -> Result<Engine, TaskError> {
     let mut engine = Engine::new(book.policy.clone(), &book.directory)?;
+    // What was learnt since the last snapshot is in the journal, which was for another engine.
+    if let Some(learned) = ledger.with(Ledger::learned).await? {
+        let learned = serde_json::from_str(&learned).map_err(|error| LedgerError::Corrupt {
+            what: "what was learnt".to_owned(),
+            why: error.to_string(),
+        })?;
+        engine.learn_from(learned);
+    }
+    if let Some(guard) = ledger.with(Ledger::guard).await? {
+        let guard = serde_json::from_str(&guard).map_err(|error| LedgerError::Corrupt {
+            what: "where the canary stands".to_owned(),
+            why: error.to_string(),
+        })?;
+        engine.guard_from(guard);
+    }
     for (subscriber, state) in ledger.with(Ledger::engine_rows).await? {
         let state = parse_state(&subscriber, &state)?;
         engine.restore(subscriber, state);

@@ -428,14 +428,28 @@ impl Ledger {
             .optional()?)
     }
 
+    /// Where the canary last stood, as JSON.
+    pub fn guard(&self) -> Result<Option<String>, LedgerError> {
+        self.switch("guard")
+    }
+
     /// The kill switch: true stops every decision.
     pub fn stopped(&self) -> Result<bool, LedgerError> {
-        let value: Option<String> = self
+        Ok(self.switch("stop")?.as_deref() == Some("true"))
+    }
+
+    /// What the engine has learnt, as JSON, as of the last time it was kept.
+    pub fn learned(&self) -> Result<Option<String>, LedgerError> {
+        self.switch("learned")
+    }
+
+    fn switch(&self, name: &str) -> Result<Option<String>, LedgerError> {
+        let value = self
             .reader()
-            .prepare_cached("SELECT value FROM switches WHERE name = 'stop'")?
-            .query_row([], |row| row.get(0))
+            .prepare_cached("SELECT value FROM switches WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
             .optional()?;
-        Ok(value.as_deref() == Some("true"))
+        Ok(value)
     }
 }
 

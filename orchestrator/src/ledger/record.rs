@@ -186,6 +186,13 @@ impl Ledger {
         Ok(forgotten)
     }
 
+    /// Keeps what the engine has learnt, as JSON.
+    pub fn keep_learned(&self, learned: &str) -> Result<(), LedgerError> {
+        self.writer()
+            .execute("INSERT OR REPLACE INTO switches (name, value) VALUES ('learned', ?1)", [learned])?;
+        Ok(())
+    }
+
     /// Notes that the channel has taken the message.
     pub fn message_sent(&self, decision: &DecisionId, at: Micros) -> Result<(), LedgerError> {
         self.writer().execute(
@@ -252,6 +259,11 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
             Effect::Say(say) => {
                 write_message(transaction, record.at, say)?;
                 applied.messages.push(say.decision.clone());
+            }
+            Effect::Guarded(state) => {
+                transaction
+                    .prepare_cached("INSERT OR REPLACE INTO switches (name, value) VALUES ('guard', ?1)")?
+                    .execute([serde_json::to_string(state)?])?;
             }
             Effect::Withdraw(subscriber) => {
                 transaction

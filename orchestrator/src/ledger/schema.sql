@@ -88,7 +88,7 @@ CREATE TABLE taps (
     at_us    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- What an operator has turned: `stop`, the kill switch.
+-- What is one for all: `stop`, the kill switch; `guard`, where the canary stands; `learned`, how actions fared.
 CREATE TABLE switches (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL

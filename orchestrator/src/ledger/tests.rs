@@ -181,6 +181,8 @@ fn old_decisions_are_forgotten_with_their_messages_and_new_ones_stay() {
             words: BTreeMap::new(),
             candidates: Vec::new(),
             chosen: Some("roam_pass".into()),
+            probability: 1.0,
+            style: None,
         };
         let effects = vec![Effect::Decided(decision), Effect::Say(say(id))];
         let tap = Some(DecisionId(id.into()));

@@ -53,7 +53,7 @@ const SUB: [Field; 15] = [
 const ORG: [Field; 1] = [field("moved", one, true)];
 /// What a push did.
 const OUTCOME: [Field; 3] =
-    [field("complaint_delta", one, false), field("push_error", one, false), field("qoe_delta", one, false)];
+    [field("complaint_delta", one, true), field("push_error", one, true), field("qoe_delta", one, true)];
 
 fn one() -> Known {
     Known::Number(1.0)

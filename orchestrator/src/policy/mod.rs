@@ -21,8 +21,8 @@ use std::time::Duration;
 pub use expr::{Expression, Known, Read, Unknown};
 pub(crate) use native::Native;
 pub use types::{
-    Action, ActionKind, Amount, Backoff, Change, Choose, Contact, Fact, Guard, Measure, Moment, Purpose,
-    Quiet, Quota, Rearm, Rules, Source, Stat, Window,
+    Action, ActionKind, Amount, Backoff, Canary, Change, Choose, Contact, Fact, Guard, Learning, Measure,
+    Moment, Prior, Purpose, PushBudgets, Quiet, Quota, Rearm, Rules, Source, Stat, Window,
 };
 
 use crate::document::{Issue, Issues, Span, nearest};
@@ -127,8 +127,8 @@ impl Policy {
     }
 
     /// What is allowed at all.
-    pub fn guard(&self) -> Guard {
-        self.guard
+    pub fn guard(&self) -> &Guard {
+        &self.guard
     }
 
     fn expressions(&self) -> impl Iterator<Item = &Expression> {

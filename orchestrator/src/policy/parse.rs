@@ -19,6 +19,8 @@ pub(super) struct Reading<'t> {
     pub(super) moments: BTreeSet<String>,
     /// Where the first action stands that says something.
     pub(super) says: Option<Span>,
+    /// Styles that messages are written in, and where.
+    pub(super) styles: Vec<(String, Span)>,
 }
 
 /// Stack for reading a policy: the CEL parser goes down it with every sign of an expression, far in a debug build.
@@ -51,6 +53,7 @@ fn read(file: &str, yaml: &str) -> Result<Policy, Vec<Issue>> {
         facts: BTreeMap::new(),
         moments: BTreeSet::new(),
         says: None,
+        styles: Vec::new(),
     };
     let policy = reading.policy(&root);
     let Reading { mut issues, mut unsupported, .. } = reading;

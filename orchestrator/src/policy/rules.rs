@@ -1,22 +1,21 @@
 //! The last three words: policy, choose, guard.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::check::Scope;
 use super::expr::{Expression, Wants};
 use super::parse::Reading;
-use super::types::{Backoff, Choose, Contact, Guard, Purpose, Rules};
+use super::types::{Backoff, Canary, Choose, Contact, Guard, Learning, Prior, Purpose, PushBudgets, Rules};
 use super::values::{percent, positive, quiet, quota, rate, ratio};
 use crate::document::{Fields, Issue, Kind, Node, Span, items, nearest, number, text, word};
 use crate::engine::MAX_CONTACTS;
 use crate::engine::contact::REMEMBERED;
 use crate::engine::io::Mode;
 
-/// Chance that a message is taken up, where the policy does not say.
-const PRIOR_SAY: f64 = 0.1;
-/// Chance that a reconfiguration helps, where the policy does not say.
-const PRIOR_SET: f64 = 0.8;
+/// How long an outcome is a decision's, where the policy does not say.
+const CREDIT: Duration = Duration::from_hours(24);
+/// Most pushes a budget counts: each is remembered for the budget's time.
+const PUSHES_MAX: u32 = 100_000;
 /// The bargain, where the policy does not say.
 const SUITABLE: &str = "value > cost";
 
@@ -141,14 +140,9 @@ impl Reading<'_> {
     }
 
     pub(super) fn choose(&mut self, node: Option<&Node>) -> Choose {
-        let mut choose = Choose {
-            relevance_default: 1.0,
-            relevance: BTreeMap::new(),
-            floor: 0.0,
-            propensity_say: PRIOR_SAY,
-            propensity_set: PRIOR_SET,
-        };
+        let mut choose = Choose::default();
         let Some(mut fields) = node.and_then(|node| Fields::of(node, "choose", &mut self.issues)) else {
+            self.check_styles(&choose);
             return choose;
         };
         if let Some(node) = fields.take("relevance") {
@@ -160,15 +154,15 @@ impl Reading<'_> {
         if let Some(node) = fields.take("learn") {
             self.learn(node, &mut choose);
         }
-        for key in ["explore", "holdout"] {
-            let what = format!("`{key}`");
-            if let Some(node) = fields.take(key)
-                && ratio(node, &what, &mut self.issues).is_some_and(|share| share != 0.0)
-            {
-                self.not_yet(node.span, format!("{what} above zero"));
-            }
+        for (key, share) in [("explore", &mut choose.explore), ("holdout", &mut choose.holdout)] {
+            let found = fields.take(key).and_then(|node| ratio(node, &format!("`{key}`"), &mut self.issues));
+            *share = found.unwrap_or(0.0);
+        }
+        if let Some(salt) = fields.take("salt").and_then(|node| text(node, "a salt", &mut self.issues)) {
+            salt.clone_into(&mut choose.salt);
         }
         fields.finish(&mut self.issues);
+        self.check_styles(&choose);
         choose
     }
 
@@ -201,16 +195,15 @@ impl Reading<'_> {
         Some(weight)
     }
 
-    /// The priors are used as they stand; what would move them is not evaluated yet.
     fn learn(&mut self, node: &Node, choose: &mut Choose) {
         let Some(mut fields) = Fields::of(node, "learn", &mut self.issues) else { return };
-        for (key, propensity) in [("say", &mut choose.propensity_say), ("set", &mut choose.propensity_set)] {
+        for (key, belief) in [("say", &mut choose.prior_say), ("set", &mut choose.prior_set)] {
             let Some(node) = fields.take(key) else { continue };
             let Some(prior) = items(node, "a prior [a, b]", &mut self.issues) else { continue };
             let numbers: Vec<f64> =
                 prior.iter().filter_map(|node| number(node, "a part of a prior", &mut self.issues)).collect();
             match numbers[..] {
-                [a, b] if a > 0.0 && b > 0.0 => *propensity = a / (a + b),
+                [good, bad] if good > 0.0 && bad > 0.0 => *belief = Prior { good, bad },
                 _ if numbers.len() < prior.len() => {}
                 _ => {
                     let message = "expected a prior of two numbers above zero, as [2, 18] for 2 of 20";
@@ -218,79 +211,111 @@ impl Reading<'_> {
                 }
             }
         }
-        for (key, what) in [("half_life", "a half-life"), ("credit", "a time for credit")] {
-            if let Some(node) = fields.take(key) {
-                positive(node, what, &mut self.issues);
-                self.not_yet(node.span, format!("learning (`{key}`)"));
-            }
+        let half_life = fields.take("half_life");
+        let credit = fields.take("credit");
+        let mut time = |node: Option<&Node>, what| positive(node?, what, &mut self.issues);
+        let fades = time(half_life, "a half-life");
+        let lasts = time(credit, "a time for credit");
+        choose.learning = fades.map(|half_life| Learning { half_life, credit: lasts.unwrap_or(CREDIT) });
+        if let Some(node) = credit.filter(|_| half_life.is_none()) {
+            let issue = Issue::new(node.span, "`credit` without `half_life`: nothing is learnt without it");
+            self.issues.push(issue.with_help("as `half_life: 30d`"));
         }
         if let Some(node) = fields.take("styles") {
             for style in items(node, "styles", &mut self.issues).unwrap_or_default() {
-                text(style, "a style's name", &mut self.issues);
+                let Some(name) = text(style, "a style's name", &mut self.issues) else { continue };
+                if choose.styles.iter().any(|other| other == name) {
+                    self.issues.push(Issue::new(style.span, format!("style `{name}` stands here twice")));
+                } else {
+                    choose.styles.push(name.to_owned());
+                }
             }
-            self.not_yet(node.span, "learning (`styles`)");
         }
         fields.finish(&mut self.issues);
+    }
+
+    /// The styles that messages are written in are those that are learnt of.
+    fn check_styles(&mut self, choose: &Choose) {
+        for (style, span) in std::mem::take(&mut self.styles) {
+            if choose.styles.contains(&style) {
+                continue;
+            }
+            let known = || choose.styles.iter().map(String::as_str);
+            let issue = Issue::new(span, format!("unknown style `{style}`"));
+            self.issues.push(issue.with_help(match nearest(&style, known()) {
+                Some(right) => format!("did you mean `{right}`?"),
+                None => "expected one of `choose.learn.styles`".to_owned(),
+            }));
+        }
     }
 
     pub(super) fn guard(&mut self, node: &Node) -> Option<Guard> {
-        const MODES: [(&str, Option<Mode>); 4] = [
-            ("stop", Some(Mode::Stop)),
-            ("plan", Some(Mode::Plan)),
-            ("live", Some(Mode::Live)),
-            ("canary", None),
-        ];
+        const MODES: [(&str, Mode); 4] =
+            [("stop", Mode::Stop), ("plan", Mode::Plan), ("canary", Mode::Canary), ("live", Mode::Live)];
         let mut fields = Fields::of(node, "guard", &mut self.issues)?;
-        let mode = fields.require("mode", &mut self.issues).and_then(|node| {
-            let mode = word(node, "mode", &MODES, &mut self.issues)?;
-            if mode.is_none() {
-                self.not_yet(node.span, "`mode: canary`");
-            }
-            // Never run: what is not supported keeps the policy from being used.
-            Some(mode.unwrap_or(Mode::Stop))
-        });
+        let mode = fields.require("mode", &mut self.issues);
+        let mode_span = mode.map(|node| node.span);
+        let mode = mode.and_then(|node| word(node, "mode", &MODES, &mut self.issues));
+        let mut budgets = PushBudgets::default();
         if let Some(node) = fields.take("pushes")
             && let Some(mut pushes) = Fields::of(node, "pushes", &mut self.issues)
         {
-            for key in ["element", "subscriber", "all"] {
-                if let Some(node) = pushes.take(key) {
-                    rate(node, "a bound on pushes", &mut self.issues);
+            for (key, budget) in [
+                ("element", &mut budgets.element),
+                ("subscriber", &mut budgets.subscriber),
+                ("all", &mut budgets.all),
+            ] {
+                let Some(node) = pushes.take(key) else { continue };
+                *budget = rate(node, "a bound on pushes", &mut self.issues);
+                if budget.is_some_and(|budget| budget.count > PUSHES_MAX) {
+                    let message =
+                        format!("a bound of more than {PUSHES_MAX} pushes: expected a shorter time");
+                    self.issues.push(Issue::new(node.span, message));
                 }
             }
             pushes.finish(&mut self.issues);
-            self.not_yet(node.span, "bounding pushes");
         }
-        if let Some(node) = fields.take("canary") {
-            self.canary(node);
+        let canary = fields.take("canary");
+        if let Some(span) = mode_span.filter(|_| mode == Some(Mode::Canary) && canary.is_none()) {
+            let issue = Issue::new(span, "`mode: canary` needs `guard.canary`");
+            self.issues
+                .push(issue.with_help("as `canary: {steps: [1%, 10%, 100%], bake: 10m, min_samples: 200}`"));
         }
-        if let Some(node) = fields.take("rollback") {
-            self.expression(node, Wants::Truth, Scope::Outcome);
-            self.not_yet(node.span, "rolling back by outcome");
-        }
+        let canary = canary.and_then(|node| self.canary(node)).unwrap_or_default();
+        let rollback =
+            fields.take("rollback").map(|node| self.expression(node, Wants::Truth, Scope::Outcome));
         fields.finish(&mut self.issues);
-        Some(Guard { mode: mode? })
+        let rollback = match rollback {
+            Some(None) => return None,
+            Some(rollback) => rollback,
+            None => None,
+        };
+        Some(Guard { mode: mode?, pushes: budgets, canary, rollback })
     }
 
-    fn canary(&mut self, node: &Node) {
-        let Some(mut fields) = Fields::of(node, "canary", &mut self.issues) else { return };
+    fn canary(&mut self, node: &Node) -> Option<Canary> {
+        let mut fields = Fields::of(node, "canary", &mut self.issues)?;
+        let mut shares = Vec::new();
         if let Some(node) = fields.require("steps", &mut self.issues) {
             let steps = items(node, "steps", &mut self.issues).unwrap_or_default();
-            let shares: Vec<f64> =
-                steps.iter().filter_map(|node| percent(node, "a step", &mut self.issues)).collect();
-            if shares.windows(2).any(|pair| pair[0] >= pair[1]) {
+            shares.extend(steps.iter().filter_map(|node| percent(node, "a step", &mut self.issues)));
+            if steps.is_empty() || shares.windows(2).any(|pair| pair[0] >= pair[1]) {
                 self.issues.push(Issue::new(node.span, "expected steps that rise"));
             }
         }
-        if let Some(node) = fields.require("bake", &mut self.issues) {
-            positive(node, "how long a step bakes", &mut self.issues);
-        }
-        if let Some(node) = fields.require("min_samples", &mut self.issues) {
-            let samples = number(node, "a number of samples", &mut self.issues);
-            if samples.is_some_and(|samples| samples < 1.0 || samples.fract() != 0.0) {
+        let bake = fields
+            .require("bake", &mut self.issues)
+            .and_then(|node| positive(node, "how long a step bakes", &mut self.issues));
+        let samples = fields.require("min_samples", &mut self.issues).and_then(|node| {
+            let samples = number(node, "a number of samples", &mut self.issues)?;
+            if samples < 1.0 || samples.fract() != 0.0 || samples > 1e9 {
                 self.issues.push(Issue::new(node.span, "expected a whole number of samples, one or more"));
+                return None;
             }
-        }
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and in range")]
+            Some(samples as u64)
+        });
         fields.finish(&mut self.issues);
-        self.not_yet(node.span, "`canary`");
+        Some(Canary { steps: shares, bake: bake?, samples_min: samples? })
     }
 }

@@ -306,11 +306,13 @@ impl Reading<'_> {
             }
             (None, Some(say), tap) => {
                 self.says = self.says.or(Some(say.span));
-                let template = self.template(say);
+                let texts = self.texts(say);
                 let tap = tap.map(|tap| self.change(tap, "`tap`", false));
-                match (template, tap) {
-                    (Some(template), None) => Some(ActionKind::Say { template, tap: None }),
-                    (Some(template), Some(Some(tap))) => Some(ActionKind::Say { template, tap: Some(tap) }),
+                match (texts, tap) {
+                    (Some((template, styles)), None) => Some(ActionKind::Say { template, styles, tap: None }),
+                    (Some((template, styles)), Some(Some(tap))) => {
+                        Some(ActionKind::Say { template, styles, tap: Some(tap) })
+                    }
                     _ => None,
                 }
             }
@@ -408,6 +410,27 @@ impl Reading<'_> {
                 None
             }
         }
+    }
+
+    /// One text, or one for each of some styles, of which the first serves where none is drawn.
+    fn texts(&mut self, node: &Node) -> Option<(String, BTreeMap<String, String>)> {
+        if !matches!(node.kind, Kind::Map(_)) {
+            return Some((self.template(node)?, BTreeMap::new()));
+        }
+        let fields = Fields::of(node, "`say`", &mut self.issues)?;
+        let mut entries: Vec<_> = fields.others().collect();
+        entries.sort_by_key(|(_, span, _)| span.offset);
+        let (mut first, mut styles) = (None, BTreeMap::new());
+        for (style, span, node) in entries {
+            let template = self.template(node)?;
+            self.styles.push((style.to_owned(), span));
+            first = first.or_else(|| Some(template.clone()));
+            styles.insert(style.to_owned(), template);
+        }
+        if first.is_none() {
+            self.issues.push(Issue::new(node.span, "`say` without a text"));
+        }
+        Some((first?, styles))
     }
 
     fn template(&mut self, node: &Node) -> Option<String> {

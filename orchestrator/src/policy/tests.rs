@@ -55,15 +55,6 @@ fn the_whole_example_is_a_valid_policy_and_what_is_not_evaluated_yet_is_listed()
         "43:10: the placeholder `{fit_plan}` is not supported yet",
         "43:10: the placeholder `{saving}` is not supported yet",
         "44:17: a placeholder in a setting's value is not supported yet",
-        "56:49: learning (`half_life`) is not supported yet",
-        "56:62: learning (`credit`) is not supported yet",
-        "56:75: learning (`styles`) is not supported yet",
-        "57:12: `explore` above zero is not supported yet",
-        "58:12: `holdout` above zero is not supported yet",
-        "60:9: `mode: canary` is not supported yet",
-        "61:11: bounding pushes is not supported yet",
-        "62:11: `canary` is not supported yet",
-        "63:13: rolling back by outcome is not supported yet",
     ];
     assert_eq!(listed, expected);
     assert!(policy.check(&BTreeMap::new()).is_err(), "nobody may run it");
@@ -83,8 +74,8 @@ fn the_small_policy_is_right() {
     assert_eq!(policy.unsupported(), []);
     let sliding = Window::Sliding { over: Duration::from_secs(10), every: Duration::from_secs(1) };
     assert_eq!(policy.facts()["capped"].window, sliding);
-    assert!((policy.choose().propensity_set - 0.8).abs() < 1e-12);
-    assert!((policy.choose().propensity_say - 0.1).abs() < 1e-12);
+    assert!((policy.choose().prior_set.mean() - 0.8).abs() < 1e-12);
+    assert!((policy.choose().prior_say.mean() - 0.1).abs() < 1e-12);
 }
 
 /// What is wrong, and what is said about it: each breaks the small policy in one place.
@@ -267,7 +258,7 @@ fn each_mistake_is_told_with_its_place_and_what_was_expected() {
         (
             "mode: live",
             "mode: life",
-            "17:15: `life` is no mode: expected one of stop, plan, live, canary (did you mean `live`?)",
+            "17:15: `life` is no mode: expected one of stop, plan, canary, live (did you mean `live`?)",
         ),
         (
             "mode: live",

@@ -183,6 +183,8 @@ pub enum ActionKind {
     Say {
         /// The message, with placeholders.
         template: String,
+        /// The same by style, where the action has several texts.
+        styles: BTreeMap<String, String>,
         /// What a tap sets.
         tap: Option<Change>,
     },
@@ -296,15 +298,113 @@ pub struct Choose {
     pub relevance: BTreeMap<String, f64>,
     /// Best score below this: do nothing.
     pub floor: f64,
-    /// Chance that a message is taken up: mean of the Beta prior.
-    pub propensity_say: f64,
-    /// Chance that a reconfiguration helps: mean of the Beta prior.
-    pub propensity_set: f64,
+    /// What is believed of messages before anything is learnt.
+    pub prior_say: Prior,
+    /// The same of reconfigurations.
+    pub prior_set: Prior,
+    /// What moves the priors; `None`: they stand.
+    pub learning: Option<Learning>,
+    /// Styles of messages, in the file's order.
+    pub styles: Vec<String>,
+    /// Share of decisions at which any message that may be sent is, instead of the best.
+    pub explore: f64,
+    /// Share of subscribers for whom nothing is carried out, quarter by quarter.
+    pub holdout: f64,
+    /// Makes those other people than elsewhere.
+    pub salt: String,
+}
+
+impl Default for Choose {
+    fn default() -> Self {
+        Self {
+            relevance_default: 1.0,
+            relevance: BTreeMap::new(),
+            floor: 0.0,
+            prior_say: Prior { good: 2.0, bad: 18.0 },
+            prior_set: Prior { good: 8.0, bad: 2.0 },
+            learning: None,
+            styles: Vec::new(),
+            explore: 0.0,
+            holdout: 0.0,
+            salt: String::new(),
+        }
+    }
+}
+
+/// A Beta distribution: as if so many had turned out well, and so many badly.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prior {
+    /// Above zero.
+    pub good: f64,
+    /// Above zero.
+    pub bad: f64,
+}
+
+impl Prior {
+    /// The chance it stands for.
+    pub fn mean(self) -> f64 {
+        self.good / self.weight()
+    }
+
+    /// Against how much evidence it holds its own.
+    pub fn weight(self) -> f64 {
+        self.good + self.bad
+    }
+}
+
+/// How outcomes move the priors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learning {
+    /// After which an outcome counts half.
+    pub half_life: Duration,
+    /// How long after a decision an outcome is its.
+    pub credit: Duration,
 }
 
 /// What is allowed at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Guard {
     /// What becomes of decisions.
     pub mode: Mode,
+    /// Most pushes of decisions.
+    pub pushes: PushBudgets,
+    /// How a new policy comes into force.
+    pub canary: Canary,
+    /// When everything is taken back.
+    pub rollback: Option<Expression>,
+}
+
+impl Guard {
+    /// Whether outcomes are watched.
+    pub fn watches(&self) -> bool {
+        self.mode == Mode::Canary || self.rollback.is_some()
+    }
+}
+
+/// Most pushes that decisions may lead to; what a tap or an end leads to is not bounded by them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PushBudgets {
+    /// To one gateway.
+    pub element: Option<Quota>,
+    /// For one subscriber.
+    pub subscriber: Option<Quota>,
+    /// Of all.
+    pub all: Option<Quota>,
+}
+
+/// Steps by which a policy reaches everybody.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Canary {
+    /// Shares of the subscribers, rising, 0 to 1.
+    pub steps: Vec<f64>,
+    /// How long a step lasts at least.
+    pub bake: Duration,
+    /// Fewest samples on each side that tell anything.
+    pub samples_min: u64,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self { steps: vec![1.0], bake: Duration::from_mins(10), samples_min: 200 }
+    }
 }

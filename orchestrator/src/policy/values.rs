@@ -61,10 +61,17 @@ pub(super) fn quota(node: &Node, what: &str, issues: &mut Vec<Issue>) -> Option<
 }
 
 /// A rate: a count per unit, as `60/min`.
-pub(super) fn rate(node: &Node, what: &str, issues: &mut Vec<Issue>) -> Option<u32> {
+pub(super) fn rate(node: &Node, what: &str, issues: &mut Vec<Issue>) -> Option<Quota> {
     let found = text(node, what, issues)?;
     let read = found.split_once('/').and_then(|(count, unit)| {
-        matches!(unit.trim(), "s" | "min" | "h" | "d").then(|| count.trim().parse().ok()).flatten()
+        let seconds = match unit.trim() {
+            "s" => 1,
+            "min" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        Some(Quota { count: count.trim().parse().ok()?, per: Duration::from_secs(seconds) })
     });
     if read.is_none() {
         let message =

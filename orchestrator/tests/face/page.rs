@@ -75,6 +75,8 @@ fn sent(ledger: &Ledger, id: &str, at: Micros, expires: Micros) {
         words: BTreeMap::new(),
         candidates: Vec::new(),
         chosen: Some("roam_pass".into()),
+        probability: 1.0,
+        style: None,
     };
     let say = Say {
         decision: decision.id.clone(),

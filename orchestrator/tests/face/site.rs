@@ -14,11 +14,11 @@ use usher_models::setting::{Setting, Settings};
 use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
 use usher_orchestrator::api::{
-    self, About, ApiState, Ask, Live, LiveAgent, LiveElement, LiveUplink, Metrics,
+    self, About, ApiState, Ask, GuardNow, Live, LiveAgent, LiveElement, LiveUplink, Metrics,
 };
 use usher_orchestrator::elements::{Change, ElementOutcome, ElementState, PushId, PushState};
 use usher_orchestrator::engine::io::{
-    Candidate, Cause, Decision, DecisionId, Desire, Effect, Gate, Mode, Say, Score, Stopped,
+    Candidate, Cause, Decision, DecisionId, Desire, Effect, Gate, GuardState, Mode, Say, Score, Stopped,
 };
 use usher_orchestrator::identity::{Consent, Profile};
 use usher_orchestrator::ledger::{
@@ -229,6 +229,9 @@ async fn engine(ledger: Ledger, mut asks: mpsc::Receiver<Ask>) {
                 ledger.apply(&InputRecord { effects, ..InputRecord::default() }).unwrap();
                 let _ = answer.send(true);
             }
+            Ask::Guard { answer } => {
+                let _ = answer.send(GuardNow { state: GuardState::default(), share: 1.0, steps: 1 });
+            }
             Ask::Complaint { answer, .. } => {
                 let _ = answer.send(true);
             }
@@ -300,6 +303,8 @@ fn fill(ledger: &Ledger) -> String {
         words: BTreeMap::from([("plan.video".into(), "sd".into())]),
         chosen: candidates.iter().find(|one| one.stopped_by.is_none()).map(|one| one.action.clone()),
         candidates,
+        probability: 1.0,
+        style: None,
     };
     let stopped = Candidate {
         action: "hd_evening".into(),

@@ -34,6 +34,11 @@ pub struct Decision {
     pub candidates: Vec<Candidate>,
     /// The action taken; null: nothing was worth doing.
     pub chosen: Option<String>,
+    /// The chance with which that, in this style, was to be picked: 1 where no chance was in it.
+    pub probability: f64,
+    /// The style of its message, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub style: Option<String>,
     /// What became of its message, where it sent one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<Sending>,
@@ -63,6 +68,8 @@ impl From<DecisionRow> for Decision {
             words: decision.words,
             candidates: decision.candidates,
             chosen: decision.chosen,
+            probability: decision.probability,
+            style: decision.style,
             message: row.message.map(Sending::from),
             tapped: row.tapped.map(Time::from),
             declined: row.declined.map(Time::from),

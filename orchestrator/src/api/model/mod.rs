@@ -10,6 +10,7 @@ use usher_models::units::{Micros, SubscriberId};
 
 pub use self::decision::{Decision, Explanation, FiredMoment, Message, Sending};
 pub use self::push::{Part, Push, PushedSetting, SettingRow, settings_of};
+use crate::api::GuardNow;
 use crate::elements::ElementState;
 use crate::engine::io::DirectionName;
 use crate::identity::{Consent, Profile};
@@ -62,6 +63,9 @@ pub struct Status {
     pub stopped: bool,
     /// `stop`, `plan`, `canary` or `live`, as the policy has it.
     pub mode: String,
+    /// Where the canary stands, where there is one, or where everything was taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
     /// Revision of the policy in force.
     pub policy: String,
     /// Subscribers known.
@@ -78,6 +82,54 @@ pub struct Status {
     pub pushes_needing_repair: u64,
     /// Messages still to be handed to the channel.
     pub messages_pending: u64,
+}
+
+/// Where the canary stands.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Guard {
+    /// Which step, from 1.
+    pub step: usize,
+    /// Of how many.
+    pub steps: usize,
+    /// The share of subscribers something is done for, 0 to 1.
+    pub share: f64,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Why everything was taken back, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<String>,
+    /// Decisions of this step that were carried out.
+    pub treated_decisions: u64,
+    /// Decisions of this step that were withheld.
+    pub control_decisions: u64,
+    /// Gauges of the former that were looked at again.
+    pub treated_judged: u64,
+    /// Gauges of the latter.
+    pub control_judged: u64,
+    /// Pushes of this step.
+    pub pushes: u64,
+    /// Those that failed at first.
+    pub push_errors: u64,
+}
+
+impl From<GuardNow> for Guard {
+    fn from(now: GuardNow) -> Self {
+        let GuardNow { state, share, steps } = now;
+        Self {
+            step: state.step + 1,
+            steps,
+            share,
+            since: state.since.map(Time::from),
+            rolled_back: state.rolled_back.map(|(at, why)| format!("at {at}: {why}")),
+            treated_decisions: state.treated.decisions,
+            control_decisions: state.control.decisions,
+            treated_judged: state.treated.gauged,
+            control_judged: state.control.gauged,
+            pushes: state.pushes,
+            push_errors: state.push_errors,
+        }
+    }
 }
 
 /// What the kill switch did.

@@ -39,6 +39,15 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
+/// An engine that learns, tries and watches what comes of it.
+fn engine() -> Engine {
+    let learning = "learn: {say: [2, 18], set: [8, 2], half_life: 30d, credit: 20s}\n  explore: 0.2";
+    let guard = "guard: {mode: live, pushes: {subscriber: 3/h, all: 9/h, element: 8/h}, rollback: \"complaint_delta > 0.5\"}";
+    engine_with(
+        &POLICY.replace("learn: {say: [2, 18], set: [8, 2]}", learning).replace("guard: {mode: live}", guard),
+    )
+}
+
 /// A made-up day as inputs. Taps name the last message of a dry run, so that they hit.
 fn inputs(day: &[Happening]) -> Vec<(Micros, Input)> {
     const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -129,7 +138,7 @@ proptest! {
         let mut profiles: BTreeMap<SubscriberId, Profile> = BTreeMap::new();
         for (index, (at, input)) in inputs(&day).into_iter().enumerate() {
             if cuts.contains(&index) {
-                engine = super::engine();
+                engine = self::engine();
                 for profile in profiles.values() {
                     // Profiles are kept by the shell and told before anything else.
                     engine.admit(profile);
@@ -149,7 +158,7 @@ proptest! {
                         let before = revisions.insert(desire.subscriber.clone(), desire.settings.revision);
                         prop_assert!(before.is_none_or(|before| before < desire.settings.revision), "{desire:?}");
                     }
-                    Effect::Withdraw(_) => {}
+                    Effect::Withdraw(_) | Effect::Guarded(_) => {}
                 }
             }
             for (id, state) in engine.take_dirty() {
