@@ -10,11 +10,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use usher_models::telemetry;
 use usher_models::units::Micros;
-use usher_models::wire::{Enforcement, SlotUsage};
+use usher_models::wire::{Class, Enforcement, SlotUsage};
 
 use crate::dataplane::{Boot, DataPlaneError, Slots};
 use crate::store::{Store, StoreError};
-use crate::usage::{Account, Accounts, SessionFacts};
+use crate::usage::quality::Sides;
+use crate::usage::{Account, Accounts, Drained, SessionFacts};
 
 /// Why the books could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,8 @@ pub struct Told {
     pub bytes: u64,
     /// Counters found below their baseline.
     pub backwards: u64,
+    /// Which flows to measure from now on, by class.
+    pub masks: [u16; Class::COUNT],
 }
 
 /// What new sessions did.
@@ -55,6 +58,7 @@ pub struct Books {
     store: Arc<Store>,
     accounts: Accounts,
     enforced: HashMap<u32, Enforcement>,
+    sides: Sides,
     bypass: bool,
 }
 
@@ -84,6 +88,7 @@ impl Books {
                 store,
                 accounts: Accounts::new(restored, max_subscribers),
                 enforced: HashMap::new(),
+                sides: Sides::default(),
                 bypass: false,
             }),
         }
@@ -111,10 +116,12 @@ impl Books {
         }
         let held = |slot| self.enforced.get(&slot).copied().unwrap_or_default();
         let holds = |slot| if self.bypass { Enforcement::default() } else { held(slot) };
-        let drained = self.accounts.drain(now, &readings, flows, holds);
+        let served = self.sides.take(now, &plane.measured(now));
+        let drained = self.accounts.drain(now, &readings, &served, flows, holds);
         let bytes = self.store.drained(&drained)?;
         self.accounts.committed(&drained);
-        Ok(Some(Told { batches: drained.batches.len(), bytes, backwards: drained.backwards }))
+        let Drained { batches, backwards, masks, .. } = drained;
+        Ok(Some(Told { batches: batches.len(), bytes, backwards, masks }))
     }
 
     /// Makes these the sessions. `holds` says what is done with a session's packets. `at_start`: bind and set everything,
@@ -152,6 +159,9 @@ impl Books {
             self.store.sessions(&plan.changed)?;
         }
         let mut enforce: Vec<u32> = plan.changed.iter().map(|account| account.slot).collect();
+        for slot in &enforce {
+            self.sides.forget(*slot);
+        }
         self.accounts.apply(plan.changed);
         if at_start {
             enforce = self.accounts.all_open().map(|account| account.slot).collect();

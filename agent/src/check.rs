@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use usher_models::wire::{FlowDetails, FlowLine, Lane, SLOT_LANES, SlotUsage, WAYS};
+use usher_models::wire::{FlowDetails, FlowLine, Lane, Quality, SLOT_LANES, SlotUsage, WAYS};
 
 use crate::capture::CaptureError;
 use crate::capture::file::CaptureFile;
@@ -160,7 +160,8 @@ pub fn probe_memory(probe: &ProbeSource, cpus: u64) -> u64 {
     let flows = u64::from(FlowLine::lines(sizes.max_flows)) * bytes(line);
     let prefixes = u64::from(sizes.max_prefixes) * HASH_OVERHEAD * 2;
     let per_cpu = cpus * (bytes(size_of::<SlotUsage>()) + RECENT_BYTES);
-    lanes + flows + prefixes + per_cpu + u64::from(sizes.ring_bytes)
+    let quality = u64::from(sizes.max_measured.next_power_of_two()) * bytes(size_of::<Quality>());
+    lanes + flows + prefixes + per_cpu + quality + u64::from(sizes.ring_bytes)
 }
 
 /// CPUs that may ever come up: what per-CPU maps are sized by.
@@ -181,6 +182,7 @@ mod tests {
             pin_dir: "/sys/fs/bpf/usher".into(),
             max_flows: 65_536,
             max_subscribers,
+            max_measured: 1_024,
         };
         let small = probe_memory(&probe(1_000), 2);
         assert!(probe_memory(&probe(1_000), 64) > small + (62 << 20));

@@ -75,6 +75,9 @@ pub struct ProbeSource {
     /// Sessions at a time.
     #[serde(default = "defaults::max_subscribers")]
     pub max_subscribers: u32,
+    /// Classes of sessions whose quality is measured at a time; beyond that, they are not measured.
+    #[serde(default = "defaults::max_measured")]
+    pub max_measured: u32,
 }
 
 /// A capture's input and pace.
@@ -199,6 +202,10 @@ mod defaults {
 
     pub(super) fn max_subscribers() -> u32 {
         16_384
+    }
+
+    pub(super) fn max_measured() -> u32 {
+        32_768
     }
 
     pub(super) fn state_dir() -> PathBuf {

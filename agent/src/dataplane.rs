@@ -9,7 +9,9 @@ use std::borrow::Cow;
 
 use ipnet::IpNet;
 use usher_models::units::Micros;
-use usher_models::wire::{Class, Direction, Enforcement, FlowKey, SlotUsage};
+use usher_models::wire::{
+    Class, Direction, Enforcement, FlowKey, Quality, QualityCounts, ROUND_TRIP_BUCKETS, SlotUsage,
+};
 
 use crate::capture::{self, BindingsFull, Capture, CaptureError, Source};
 use crate::config;
@@ -81,6 +83,44 @@ pub trait Slots {
     fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), DataPlaneError>;
     /// What is done with a slot's packets, read back.
     fn enforcement(&mut self, slot: u32) -> Result<Enforcement, DataPlaneError>;
+    /// What was measured since the last call. What is told once is not told again: it may be lost, which counters may not.
+    fn measured(&mut self, now: Micros) -> Vec<Measured>;
+}
+
+/// What was measured of one class of a slot in some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    /// The subscriber slot.
+    pub slot: u32,
+    /// The class.
+    pub class: Class,
+    /// By direction of the packets.
+    pub counts: [QualityCounts; 2],
+    /// Round-trip times in the buckets of [`Quality`], by the direction of the packets that were answered: down is the side of the
+    /// subscriber, up that of the internet.
+    pub round_trips: [[u32; ROUND_TRIP_BUCKETS]; 2],
+}
+
+impl Measured {
+    /// What was added to a record between two looks at it.
+    pub fn between(slot: u32, class: Class, before: &Quality, now: &Quality) -> Self {
+        let counts = std::array::from_fn(|direction| {
+            let (before, now) = (&before.counts[direction], &now.counts[direction]);
+            QualityCounts {
+                segments: now.segments.wrapping_sub(before.segments),
+                retransmitted: now.retransmitted.wrapping_sub(before.retransmitted),
+                reordered: now.reordered.wrapping_sub(before.reordered),
+                round_trips: now.round_trips.wrapping_sub(before.round_trips),
+                windows: now.windows.wrapping_sub(before.windows),
+                irregular: now.irregular.wrapping_sub(before.irregular),
+            }
+        });
+        let round_trips = std::array::from_fn(|side| {
+            let (before, now) = (&before.round_trips[side], &now.round_trips[side]);
+            std::array::from_fn(|bucket| now[bucket].wrapping_sub(before[bucket]))
+        });
+        Self { slot, class, counts, round_trips }
+    }
 }
 
 /// Packets of one reason, cumulative.
@@ -199,6 +239,14 @@ impl DataPlane {
         Ok(())
     }
 
+    /// Begins the next turn of measuring, with a mask for each class.
+    pub fn next_turn(&mut self, masks: [u16; Class::COUNT]) -> Result<(), DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.next_turn(masks)?),
+            Self::Capture(_) => Ok(()),
+        }
+    }
+
     /// What less was done with, and why.
     pub fn counters(&self) -> Result<Vec<ReasonCount>, DataPlaneError> {
         Ok(match self {
@@ -243,6 +291,7 @@ pub fn probe_config(source: &config::ProbeSource) -> ProbeConfig {
         max_flows: source.max_flows,
         max_subscribers: source.max_subscribers.saturating_add(1),
         max_prefixes: source.max_subscribers.saturating_mul(PREFIXES_A_SESSION),
+        max_measured: source.max_measured,
         ..ProbeConfig::new(source.interface.clone())
     }
 }
@@ -294,6 +343,14 @@ impl Slots for DataPlane {
         match self {
             Self::Probe(probe) => Ok(probe.enforcement(slot)?),
             Self::Capture(capture) => Ok(capture.enforcement(slot)),
+        }
+    }
+
+    fn measured(&mut self, now: Micros) -> Vec<Measured> {
+        match self {
+            Self::Probe(probe) => probe.measured(now),
+            // A capture measures nothing: it sees a copy, when it comes to it.
+            Self::Capture(_) => vec![],
         }
     }
 }

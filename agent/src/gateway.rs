@@ -189,6 +189,10 @@ impl Gateway {
                 self.flows.clear();
                 self.metrics.drained("told");
                 self.metrics.batch_bytes.inc_by(told.bytes);
+                match self.plane.next_turn(told.masks) {
+                    Ok(()) => self.metrics.measured(&told.masks),
+                    Err(error) => tracing::warn!("the same flows are measured on: {error}"),
+                }
                 if told.backwards > 0 {
                     self.metrics.counters_backwards.inc_by(told.backwards);
                     tracing::error!(

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -43,6 +43,13 @@ pub struct PacketLabels {
     pub reason: &'static str,
     /// `up`, `down`, or `any` where that is not told apart.
     pub direction: &'static str,
+}
+
+/// Label of classes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ClassLabel {
+    /// The class.
+    pub class: &'static str,
 }
 
 /// Label of results.
@@ -90,6 +97,8 @@ pub struct Metrics {
     pub packet_bytes: Family<PacketLabels, Counter>,
     /// Flows the data plane remembers.
     pub flows: Gauge,
+    /// Share of a class's flows that are measured at one time.
+    pub measured_share: Family<ClassLabel, Gauge<f64, AtomicU64>>,
     /// Whether all enforcement is off.
     pub bypass: Gauge,
     /// Push steps by result: running, prepared, confirmed, cancelled, refused.
@@ -145,6 +154,7 @@ impl Metrics {
             packets: Family::default(),
             packet_bytes: Family::default(),
             flows: Gauge::default(),
+            measured_share: Family::default(),
             bypass: Gauge::default(),
             push_steps: Family::default(),
             pushes_dropped: Counter::default(),
@@ -217,6 +227,11 @@ impl Metrics {
         registry.register("classifier_refusals", "What the classifier gave up", self.classifier.clone());
         registry.register("packets", "Packets the data plane did less with", self.packets.clone());
         registry.register("packets_bytes", "Their bytes, where told", self.packet_bytes.clone());
+        registry.register(
+            "measured_share",
+            "Share of a class's flows that are measured at one time",
+            self.measured_share.clone(),
+        );
         registry.register("push_steps", "Push steps by result", self.push_steps.clone());
         registry.register(
             "uplink_failures",
@@ -268,6 +283,14 @@ impl Metrics {
         }
     }
 
+    /// Which flows are measured, by the masks of [`usher_models::wire::Turn`].
+    pub fn measured(&self, masks: &[u16; Class::COUNT]) {
+        for (class, mask) in Class::ALL.into_iter().zip(masks) {
+            let share = 1.0 / (f64::from(*mask) + 1.0);
+            self.measured_share.get_or_create(&ClassLabel { class: class.name() }).set(share);
+        }
+    }
+
     /// Takes over cumulative counts of the classifier.
     pub fn classifier(&self, counts: &[(&'static str, u64)]) {
         for (reason, count) in counts {
@@ -302,6 +325,7 @@ mod tests {
         metrics.named(Class::Video, "sni", Duration::from_millis(3));
         metrics.decided(Duration::from_millis(3));
         metrics.drained("told");
+        metrics.measured(&[0, 1, 3, 0, 0, 0, 63, 0]);
         let counts = [ReasonCount { reason: "not_ip", direction: None, packets: 7, bytes: Some(420) }];
         metrics.packets(&counts);
         let page = metrics.text();
@@ -313,6 +337,7 @@ mod tests {
             "usher_agent_verdict_seconds_count 1",
             "usher_agent_decision_seconds_bucket{le=\"0.005\"} 1",
             "usher_agent_uplink_connected 0",
+            "usher_agent_measured_share{class=\"video\"} 0.5",
         ] {
             assert!(page.contains(line), "{line} in\n{page}");
         }

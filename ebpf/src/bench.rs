@@ -22,6 +22,10 @@ const TCP: u8 = 6;
 const REMOTE: u32 = 0xc612_0000;
 /// Where the TCP header's timestamp is, after two bytes of padding, kind and length.
 const TIMESTAMP_AT: usize = 24;
+/// Where its sequence number is, and the acknowledgement after it.
+const SEQUENCE_AT: usize = 4;
+/// Bytes by which a segment moves its numbers on.
+const PAYLOAD_BYTES: u32 = 62;
 
 #[map(name = "bench_plan")]
 static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
@@ -113,10 +117,12 @@ fn ipv6<const AT: usize>(context: &TcContext, subscriber: u32, remote: u32, up: 
     write(context, AT + 8, [a, b])
 }
 
-/// Time stamps as two ends that answer each other at once send them.
+/// Sequence numbers and time stamps as two ends that answer each other at once send them, of which the one below comes first.
 #[inline(always)]
 fn timestamps<const TCP_AT: usize>(context: &TcContext, pass: u32, up: bool) -> Option<()> {
-    let echoed = if up { pass.wrapping_sub(1) } else { pass };
+    let sent = pass.wrapping_mul(PAYLOAD_BYTES);
+    let (echoed, received) = if up { (pass, sent.wrapping_add(PAYLOAD_BYTES)) } else { (pass.wrapping_sub(1), sent) };
+    write(context, TCP_AT + SEQUENCE_AT, [sent.to_be(), received.to_be()])?;
     write(context, TCP_AT + TIMESTAMP_AT, [pass.to_be(), echoed.to_be()])
 }
 

@@ -3,6 +3,7 @@
 //! With [`skb`] the only place with raw pointers. What the agent or another CPU may write meanwhile is read and written word by word,
 //! never through a reference. Sizes of maps are the agent's to choose when it loads them.
 
+mod quality;
 mod skb;
 
 use core::arch::asm;
@@ -15,11 +16,13 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, RingBuf};
 use usher_models::wire::{
     ANONYMOUS, Action, Cell, Class, Config, Direction, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine,
-    FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, WAYS,
+    FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, Turn, WAYS,
 };
 
+pub use self::quality::{HandedOver, hand_over, handed_over, measure, quality, quality_words};
 pub use self::skb::{Skb, found, ports};
-use crate::parse::Packet;
+use crate::parse::{Frame as _, mapped};
+use crate::quality::Measured;
 
 /// BPF_F_MMAPABLE (linux/bpf.h): the agent sees the map as memory; and its values begin on a page, hence on a cache line.
 const MMAPABLE: u32 = 1 << 10;
@@ -127,6 +130,38 @@ impl ConfigEntry {
     #[inline(always)]
     pub fn sample_rate(&self) -> Rate {
         unsafe { addr_of!((*self.0).sample_rate).read_volatile() }
+    }
+
+    /// Whether a flow is measured now.
+    #[inline(always)]
+    pub fn measures(&self, flow: &FlowEntry, class: Class) -> bool {
+        const { assert!(Class::COUNT == 8) };
+        let mut place = class.index();
+        believed(&mut place, 7);
+        // SAFETY: as above; the class is within the masks.
+        let mask = unsafe { addr_of!((*self.0).turn.masks).cast::<u16>().add(place).read_volatile() };
+        Turn::measures(flow.place / WAYS as u32, self.turn_number(), mask)
+    }
+
+    /// The turn, and whether flows of the class are measured in each.
+    #[inline(always)]
+    pub fn turn(&self, class: Class) -> Measured {
+        let mut place = class.index();
+        believed(&mut place, 7);
+        // SAFETY: as above.
+        let mask = unsafe { addr_of!((*self.0).turn.masks).cast::<u16>().add(place).read_volatile() };
+        Measured { turn: self.turn_number() as u8, always: mask == 0 }
+    }
+
+    #[inline(always)]
+    fn turn_number(&self) -> u32 {
+        unsafe { addr_of!((*self.0).turn.number).read_volatile() }
+    }
+
+    /// Records of quality, less one.
+    #[inline(always)]
+    fn quality_mask(&self) -> u32 {
+        unsafe { addr_of!((*self.0).turn.quality_mask).read_volatile() }
     }
 
     /// Bytes of a packet handed to the agent at the most.
@@ -254,6 +289,12 @@ impl FlowEntry {
         // SAFETY: a map value is valid for the length of a run; the same for all below.
         let state = unsafe { addr_of!((*self.flow).state).read_volatile() };
         if state.is_of(self.of) { state } else { FlowState::default() }
+    }
+
+    /// Where it is in the table.
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        self.place
     }
 
     /// Notes whose the flow is, and that it lives, unless something else was noted since `seen` was: then the next packet does.
@@ -474,38 +515,76 @@ pub fn coarse_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
+/// What of a packet the agent is to see.
+pub struct Sample {
+    pub ip_at: u32,
+    pub ip_bytes: u32,
+    pub protocol: u8,
+    /// The subscriber's in the upper half.
+    pub ports: u32,
+    pub slot: u32,
+    pub direction: Direction,
+    pub first_packet_ns: u64,
+}
+
 /// Hands the beginning of a packet to the agent; false where that failed.
 #[inline(always)]
-pub fn sample(
-    skb: &Skb,
-    packet: &Packet,
-    config: &ConfigEntry,
-    slot: u32,
-    direction: Direction,
-    first_packet_ns: u64,
-) -> bool {
+pub fn sample(skb: &Skb, sample: &Sample, config: &ConfigEntry) -> bool {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return false };
-    let length = packet.ip_bytes.min(config.sample_bytes());
+    let length = sample.ip_bytes.min(config.sample_bytes());
     if length == 0 || length > MAX_FIRST_BYTES as u32 {
         return false;
     }
     // SAFETY: the value is valid for the length of a run and this CPU's alone; `length` bytes fit into it, and the helper
-    // refuses to read beyond the packet.
+    // refuses to read beyond the packet. The head is written field by field, for put together elsewhere first it would be on the stack.
     unsafe {
         let to = addr_of_mut!((*scratch).packet).cast();
-        if bpf_skb_load_bytes(skb.context.as_ptr(), packet.ip_at, to, length) != 0 {
+        if bpf_skb_load_bytes(skb.context.as_ptr(), sample.ip_at, to, length) != 0 {
             return false;
         }
-        addr_of_mut!((*scratch).head).write(FirstBytes {
-            flow: packet.flow(direction),
-            first_packet_ns,
-            seen_ns: now_ns(),
-            slot,
-            length,
-            direction: direction as u32,
-            zero: 0,
-        });
+        let head = addr_of_mut!((*scratch).head);
+        let ends = [addr_of_mut!((*head).flow.subscriber).cast(), addr_of_mut!((*head).flow.remote).cast()];
+        let [source, destination] = match sample.direction {
+            Direction::Up => ends,
+            Direction::Down => [ends[1], ends[0]],
+        };
+        if !write_addresses(skb, sample.ip_at, source, destination) {
+            return false;
+        }
+        addr_of_mut!((*head).flow.subscriber_port).write((sample.ports >> 16) as u16);
+        addr_of_mut!((*head).flow.remote_port).write(sample.ports as u16);
+        addr_of_mut!((*head).flow.protocol).cast::<u32>().write(u32::from(sample.protocol).to_le());
+        addr_of_mut!((*head).first_packet_ns).write(sample.first_packet_ns);
+        addr_of_mut!((*head).seen_ns).write(now_ns());
+        addr_of_mut!((*head).slot).write(sample.slot);
+        addr_of_mut!((*head).length).write(length);
+        addr_of_mut!((*head).direction).write(sample.direction as u32);
+        addr_of_mut!((*head).zero).write(0);
         let record = core::slice::from_raw_parts(scratch.cast::<u8>(), FirstBytes::SIZE + length as usize);
         SAMPLES.output::<[u8]>(record, 0).is_ok()
     }
+}
+
+/// Writes the addresses of the packet whose IP header begins at `at`; false where they cannot be read.
+///
+/// # Safety
+///
+/// Both places have room for four words.
+#[inline(always)]
+unsafe fn write_addresses(skb: &Skb, at: u32, source: *mut [u32; 4], destination: *mut [u32; 4]) -> bool {
+    let Some([first]) = skb.words(at) else { return false };
+    // SAFETY: as the caller says.
+    unsafe {
+        if first.to_ne_bytes()[0] >> 4 == 4 {
+            let Some([a, b]) = skb.words(at + 12) else { return false };
+            source.write(mapped(a));
+            destination.write(mapped(b));
+        } else {
+            let Some([a, b, c, d]) = skb.words(at + 8) else { return false };
+            source.write([a, b, c, d]);
+            let Some([a, b, c, d]) = skb.words(at + 24) else { return false };
+            destination.write([a, b, c, d]);
+        }
+    }
+    true
 }

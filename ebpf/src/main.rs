@@ -1,7 +1,7 @@
-//! The probe: one program for each direction of a subscriber-facing interface.
+//! The probe: one program for each direction of a subscriber-facing interface, and one that measures for both.
 //!
 //! A packet's way, forwards: [`entry`] -> [`parse::plain`], or [`walk::walk`] where the frame is not plain -> [`carry`]: its
-//! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent. What goes wrong is counted by reason,
+//! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps [`quality::measure`]. What goes wrong is counted by reason,
 //! and the packet passes: forwarding goes first.
 //!
 //! Owns what happens to a packet. Refuses raw pointers, which are [`kernel`]'s.
@@ -13,13 +13,15 @@
 mod kernel;
 mod parse;
 mod police;
+mod quality;
 mod walk;
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use usher_models::wire::{ANONYMOUS, Class, Direction, Fingerprint, FlowState, Reason, tells_without_end};
 
-use kernel::{ConfigEntry, Skb};
+use kernel::{ConfigEntry, Sample, Skb};
 use parse::{Frame as _, Packet};
 
 /// The packet goes on: TCX_NEXT, which to clsact is TC_ACT_UNSPEC. Other programs still see it.
@@ -39,10 +41,19 @@ pub fn usher_down(context: TcContext) -> i32 {
     entry(&Skb::new(context), Direction::Down)
 }
 
+/// The last of a packet whose turn it is to be measured; called by the two above, and never attached.
+#[classifier]
+pub fn usher_measure(context: TcContext) -> i32 {
+    quality::measure(&Skb::new(context));
+    PASS
+}
+
 /// Whether a packet goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Pass,
+    /// It goes on, and it is its flow's turn to be measured.
+    Measure,
     Drop,
 }
 
@@ -57,6 +68,11 @@ fn entry(skb: &Skb, direction: Direction) -> i32 {
     };
     match verdict {
         Verdict::Pass => PASS,
+        Verdict::Measure => {
+            // Comes back only where there is no such program.
+            kernel::measure(skb);
+            PASS
+        }
         Verdict::Drop => DROP,
     }
 }
@@ -131,8 +147,20 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction)
         if let Some(first_packet_ns) =
             flow.and_then(|flow| flow.takes_sample(packet.opens_connection, budget))
         {
-            show(skb, packet, config, slot, direction, first_packet_ns);
+            let place = u64::from(packet.ip_bytes) << 32 | u64::from(packet.ip_at);
+            let whose = u64::from(slot) << 32 | u64::from(packet.protocol) << 8 | direction as u64;
+            let ports = u32::from(subscriber_port) << 16 | u32::from(remote_port);
+            show(skb.raw(), place, whose, ports, first_packet_ns);
         }
+    }
+    // What is held back is lost to the path behind, and told by what is sent in its place.
+    if verdict == Verdict::Pass
+        && let Some(flow) = flow
+        && config.measures(&flow, state.class())
+        && slot != ANONYMOUS
+        && quality::hand_over(packet, &flow, slot, state.class(), direction)
+    {
+        return Verdict::Measure;
     }
     verdict
 }
@@ -163,19 +191,23 @@ fn account(
     verdict
 }
 
-/// Hands the beginning of a packet to the agent, within what its subscriber may have of the ring.
-#[inline(always)]
-fn show(
-    skb: &Skb,
-    packet: &Packet,
-    config: &ConfigEntry,
-    slot: u32,
-    direction: Direction,
-    first_packet_ns: u64,
-) {
-    if police::rationed(config, slot, direction, packet.ip_bytes.min(config.sample_bytes())) {
+/// Hands the beginning of a packet to the agent, within what its subscriber may have of the ring. A function of its own, that reads the addresses
+/// once more: for the few packets it is called for, all others need not keep them.
+///
+/// `place` is where the IP header begins and, above it, how long the packet is; `whose` the slot and, below it, protocol and direction.
+#[inline(never)]
+fn show(context: *mut __sk_buff, place: u64, whose: u64, ports: u32, first_packet_ns: u64) {
+    let skb = Skb::new(TcContext::new(context));
+    let (ip_at, ip_bytes) = (place as u32, (place >> 32) as u32);
+    let (slot, protocol) = ((whose >> 32) as u32, (whose >> 8) as u8);
+    let direction = if whose & 1 == 0 { Direction::Up } else { Direction::Down };
+    let Some(config) = kernel::config() else { return };
+    if police::rationed(&config, slot, direction, ip_bytes.min(config.sample_bytes())) {
         kernel::tally(Reason::SampleRationed, direction, skb.length());
-    } else if !kernel::sample(skb, packet, config, slot, direction, first_packet_ns) {
+        return;
+    }
+    let sample = Sample { ip_at, ip_bytes, protocol, ports, slot, direction, first_packet_ns };
+    if !kernel::sample(&skb, &sample, &config) {
         kernel::tally(Reason::SampleLost, direction, skb.length());
     }
 }

@@ -4,7 +4,7 @@
 //! and says the same of them. Reads nothing that it has not checked to be there, whatever the bytes are. Compiles for the
 //! kernel and for the host, where property tests drive it; it knows neither maps nor pointers.
 
-use usher_models::wire::{Direction, FlowKey, Reason, TcpFlags, tells};
+use usher_models::wire::{Direction, Reason, TcpFlags, tells};
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: u32 = 14;
@@ -61,6 +61,8 @@ pub struct Packet {
     pub ip_at: u32,
     /// Its IP bytes, header included.
     pub ip_bytes: u32,
+    /// Where its TCP or UDP header begins; 0 where none was read.
+    pub transport_at: u32,
     /// Bytes of its IP and transport headers, which each segment of a super-packet has on the wire.
     pub header_bytes: u32,
     /// What kept its ports from being read, if anything did.
@@ -89,22 +91,6 @@ impl Packet {
         match direction {
             Direction::Up => ([source, destination], [source_port, destination_port]),
             Direction::Down => ([destination, source], [destination_port, source_port]),
-        }
-    }
-
-    /// Its flow.
-    #[inline(always)]
-    pub fn flow(&self, direction: Direction) -> FlowKey {
-        let ([subscriber, remote], [subscriber_port, remote_port]) = self.ends_and_ports(direction);
-        // One word, so that the compiler writes it as one.
-        let [protocol, zero @ ..] = u32::from(self.protocol).to_le_bytes();
-        FlowKey {
-            subscriber: address(subscriber),
-            remote: address(remote),
-            subscriber_port,
-            remote_port,
-            protocol,
-            zero,
         }
     }
 }
@@ -160,6 +146,7 @@ pub fn plain<F: Frame>(frame: &F) -> Option<Packet> {
         opens_connection: flags.open(),
         ip_at: ETHERNET,
         ip_bytes,
+        transport_at: ETHERNET + header_bytes,
         header_bytes: header_bytes + transport_bytes,
         trouble: None,
         fragment: Fragment::Whole,

@@ -141,6 +141,7 @@ const NOTHING: Packet = Packet {
     opens_connection: false,
     ip_at: 0,
     ip_bytes: 0,
+    transport_at: 0,
     header_bytes: 0,
     trouble: None,
     fragment: Fragment::Whole,
@@ -349,6 +350,7 @@ impl Walk {
                 return self.give_up(frame, Reason::BadTransport);
             };
             packet.ports = both_ports(ports);
+            packet.transport_at = at;
             packet.header_bytes += bytes;
             packet.worth_a_sample = tells(flags, bytes < payload_bytes);
             packet.opens_connection = flags.open();

@@ -5,6 +5,7 @@
 mod enforcement;
 mod life;
 mod packets;
+mod quality;
 mod rig;
 
 /// Runs the rest of a test where the kernel lets it, else says why not.

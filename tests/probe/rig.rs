@@ -34,6 +34,7 @@ impl Rig {
             max_flows: 256,
             max_subscribers: 16,
             max_prefixes: 16,
+            max_measured: 64,
             ring_bytes: 1 << 18,
             sample_packets: 4,
             ..ProbeConfig::new(&unique)

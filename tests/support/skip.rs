@@ -48,6 +48,7 @@ fn refused() -> Option<String> {
         max_flows: 16,
         max_subscribers: 2,
         max_prefixes: 4,
+        max_measured: 16,
         ring_bytes: 1 << 16,
         ..ProbeConfig::new("lo")
     };

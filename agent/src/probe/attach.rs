@@ -24,8 +24,11 @@ pub enum Attach {
 pub(super) const UP: &str = "usher_up";
 pub(super) const DOWN: &str = "usher_down";
 
+/// What the two others call with a packet that is to be measured.
+pub(super) const MEASURE: &str = "usher_measure";
+
 /// All programs of the object.
-pub(super) const PROGRAMS: [&str; 2] = [UP, DOWN];
+pub(super) const PROGRAMS: [&str; 3] = [UP, DOWN, MEASURE];
 /// The pins of the links, in the order of [`HOOKS`].
 pub(super) const LINKS: [&str; 2] = ["link_up", "link_down"];
 /// Which program hangs where.

@@ -6,17 +6,19 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::maps::{Array, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, ProgramArray};
 use aya::{Ebpf, EbpfLoader, Pod};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use usher_models::units::Micros;
 use usher_models::wire::{
-    ANONYMOUS, Config, Direction, FlowDetails, FlowLine, LAYOUT, Lane, PREFIX_BITS, Reason, SLOT_LANES,
-    SlotUsage, Tally, WAYS,
+    ANONYMOUS, Config, Direction, FlowDetails, FlowLine, LAYOUT, Lane, PREFIX_BITS, QUALITY_WAYS, Quality,
+    Reason, SLOT_LANES, SlotUsage, Tally, WAYS,
 };
 
-use super::attach::LINKS;
+use super::attach::{self, LINKS, MEASURE};
 use super::error::errno;
 use super::lanes::Lanes;
+use super::quality::Qualities;
 use super::table::FlowTable;
 use super::{ProbeConfig, ProbeError};
 
@@ -28,10 +30,13 @@ const LANES: &str = "usher_lanes";
 const ANONYMOUS_USAGE: &str = "usher_anonymous";
 const RATIONS: &str = "usher_rations";
 const TALLIES: &str = "usher_tallies";
+const QUALITY: &str = "usher_quality";
+/// Not pinned: it belongs to the programs that were loaded with it.
+const REST: &str = "usher_rest";
 pub(super) const SAMPLES: &str = "usher_samples";
 
 /// Sizes that the config had, and the layout of the maps beside it.
-const FORMER_LAYOUTS: [(u32, u32); 1] = [(72, 1)];
+const FORMER_LAYOUTS: [(u32, u32); 2] = [(72, 1), (240, 2)];
 
 /// The compiled programs, as `scripts/probe.sh` left them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/usher-probe.o");
@@ -62,7 +67,7 @@ struct Shape {
 }
 
 /// All pinned maps; `config` first, for the others mean nothing without it.
-fn shapes(settings: &ProbeConfig) -> [Shape; 9] {
+fn shapes(settings: &ProbeConfig) -> [Shape; 10] {
     let shape = |name, pin, key, value, entries| Shape { name, pin, key, value, entries };
     let reasons = u32::try_from(Reason::COUNT * Direction::BOTH.len()).unwrap_or(u32::MAX);
     let slots = settings.max_subscribers.max(1);
@@ -78,8 +83,14 @@ fn shapes(settings: &ProbeConfig) -> [Shape; 9] {
         shape(LANES, "lanes", 4, size_of::<Lane>(), slots.saturating_mul(slot_lanes)),
         shape(ANONYMOUS_USAGE, "anonymous", 4, size_of::<SlotUsage>(), 1),
         shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons),
+        shape(QUALITY, "quality", 4, size_of::<Quality>(), quality_records(settings.max_measured)),
         shape(SAMPLES, "samples", 0, 0, ring_bytes(settings.ring_bytes)),
     ]
+}
+
+/// Records of quality there are where so many are wanted: a power of two, and a group at the least.
+pub(super) fn quality_records(wanted: u32) -> u32 {
+    wanted.clamp(QUALITY_WAYS, 1 << 22).next_power_of_two()
 }
 
 /// The nearest size the kernel takes for a ring: a power of two of pages.
@@ -194,6 +205,9 @@ pub(super) struct Maps {
     anonymous: PerCpuArray<MapData, Record<SlotUsage>>,
     tallies: PerCpuArray<MapData, Record<Tally>>,
     pub(super) lanes: Lanes,
+    pub(super) qualities: Qualities,
+    /// Measuring ends with it.
+    _rest: ProgramArray<MapData>,
 }
 
 /// The flow table, whose flows are found as the config says.
@@ -208,6 +222,13 @@ pub(super) fn flow_table(
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf, settings: &ProbeConfig) -> Result<Self, ProbeError> {
         let lanes = Lanes::take(ebpf, LANES, settings.max_subscribers.max(1))?;
+        let records = quality_records(settings.max_measured);
+        let qualities = Qualities::take(ebpf, QUALITY, records, Micros::now())?;
+        let rest = ebpf.take_map(REST).ok_or(ProbeError::NotInObject { name: REST })?;
+        let mut rest = ProgramArray::try_from(rest).map_err(kernel("open the probe's maps"))?;
+        let measure = attach::program(ebpf, MEASURE)?;
+        let measure = measure.fd().map_err(kernel("open a program"))?;
+        rest.set(0, measure, 0).map_err(kernel("let packets be measured"))?;
         let mut take = |name| ebpf.take_map(name).ok_or(ProbeError::NotInObject { name });
         let doing = "open the probe's maps";
         Ok(Self {
@@ -216,6 +237,8 @@ impl Maps {
             anonymous: take(ANONYMOUS_USAGE)?.try_into().map_err(kernel(doing))?,
             tallies: take(TALLIES)?.try_into().map_err(kernel(doing))?,
             lanes,
+            qualities,
+            _rest: rest,
         })
     }
 
@@ -223,8 +246,8 @@ impl Maps {
         self.config.get(&0, 0).map(|Record(config)| config).map_err(kernel("read the probe's config"))
     }
 
-    pub(super) fn set_config(&mut self, config: Config) -> Result<(), ProbeError> {
-        self.config.set(0, Record(config), 0).map_err(kernel("write the probe's config"))
+    pub(super) fn set_config(&mut self, config: &Config) -> Result<(), ProbeError> {
+        self.config.set(0, Record(*config), 0).map_err(kernel("write the probe's config"))
     }
 
     /// The counters of a slot; nobody's are kept by CPU.

@@ -4,9 +4,9 @@
 //! maps of another layout or size, and knows neither sessions nor settings: it is told prefixes, slots and enforcement.
 //!
 //! ```text
-//! pins      config  sessions  flows  details  lanes  anonymous  rations  tallies  samples  link_up  link_down
-//! agent      rw      rw        rw     w        rw     r          -        r        r
-//! programs   r       r         rw     rw       rw     w          rw       w        w
+//! pins      config  sessions  flows  details  lanes  quality  anonymous  rations  tallies  samples  link_up  link_down
+//! agent      rw      rw        rw     w        rw     rw       r          -        r        r
+//! programs   r       r         rw     rw       rw     rw       w          rw       w        w
 //! ```
 //!
 //! Everything is pinned: dropping a [`Probe`] leaves counting and enforcement running, and the next [`Probe::load`] on the
@@ -19,6 +19,7 @@ mod error;
 mod lanes;
 mod mapped;
 mod maps;
+mod quality;
 mod samples;
 mod table;
 mod trial;
@@ -33,8 +34,8 @@ use aya::Ebpf;
 use ipnet::IpNet;
 use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{
-    ANONYMOUS, Config, Direction, Enforcement, FlowLine, FlowState, HashKeys, LAYOUT, MAX_FIRST_BYTES, Rate,
-    Reason, SlotUsage, Tally,
+    ANONYMOUS, Class, Config, Direction, Enforcement, FlowLine, FlowState, HashKeys, LAYOUT, MAX_FIRST_BYTES,
+    Rate, Reason, SlotUsage, Tally, Turn,
 };
 
 pub use attach::Attach;
@@ -42,7 +43,7 @@ pub use error::ProbeError;
 pub use samples::Flows;
 pub use trial::{Trial, TrialOutcome, Verdict};
 
-use crate::dataplane::Boot;
+use crate::dataplane::{Boot, Measured};
 use environment::Interface;
 use maps::Maps;
 use table::FlowTable;
@@ -60,6 +61,8 @@ pub struct ProbeConfig {
     pub max_subscribers: u32,
     /// Session prefixes.
     pub max_prefixes: u32,
+    /// Subscribers' classes whose quality is measured at one time. What does not fit is not measured.
+    pub max_measured: u32,
     /// Bytes of the ring of first bytes; rounded up to a power of two of pages.
     pub ring_bytes: u32,
     /// Packets of a new flow handed to the classifier. Flows to port 53 are not held to it.
@@ -83,6 +86,7 @@ impl ProbeConfig {
             max_flows: 262_144,
             max_subscribers: 16_384,
             max_prefixes: 65_536,
+            max_measured: 32_768,
             ring_bytes: 16 << 20,
             sample_packets: 24,
             sample_bytes: 2_048,
@@ -168,8 +172,9 @@ impl Probe {
         config.sample_bytes = settings.sample_bytes.min(u32::try_from(MAX_FIRST_BYTES).unwrap_or(u32::MAX));
         config.sample_rate = Rate::per_second(settings.sample_rate.0, u64::from(settings.ring_bytes / 2));
         config.interface = interface.index;
+        config.turn.quality_mask = maps::quality_records(settings.max_measured) - 1;
         config.generation = next_generation(config.generation);
-        maps.set_config(config)?;
+        maps.set_config(&config)?;
         attach::attach(&mut ebpf, &settings, attached_to == interface.index)?;
         let generations = VecDeque::from([(config.generation, Micros::now())]);
         Ok((Self { ebpf, maps, flows: table, config, settings, generations, _lock: lock }, flows))
@@ -237,6 +242,23 @@ impl Probe {
         self.config.bypass != 0
     }
 
+    /// What was measured since the last call, in no order.
+    pub fn measured(&mut self, now: Micros) -> Vec<Measured> {
+        self.maps.qualities.since_last(now)
+    }
+
+    /// Begins the next turn of measuring, in which a flow is measured if its class's mask says so, see [`Turn`].
+    pub fn next_turn(&mut self, masks: [u16; Class::COUNT]) -> Result<(), ProbeError> {
+        let before = self.config.turn;
+        // Where a class is measured always from now on, no flow of it takes up what it was before.
+        let anew = before.masks.iter().zip(masks).any(|(before, mask)| *before != 0 && mask == 0);
+        let step = if anew { u32::from(Turn::PATIENCE) + 1 } else { 1 };
+        self.change(|config| {
+            config.turn.number = config.turn.number.wrapping_add(step);
+            config.turn.masks = masks;
+        })
+    }
+
     /// What the probe did less with, and why; cumulative. Every reason and direction, in the order of their numbers.
     pub fn counters(&self) -> Result<Vec<(Reason, Direction, Tally)>, ProbeError> {
         self.maps.tallies()
@@ -257,6 +279,7 @@ impl Probe {
             (Some(_), Some((oldest, _))) => self.flows.sweep(*oldest, self.config.generation),
             _ => Swept { kept: self.flows.count(), forgotten: 0 },
         };
+        self.maps.qualities.sweep(now, idle);
         let began = self.generations.back().map_or(now, |(_, began)| *began);
         if now.since(began) >= idle / GENERATIONS {
             self.change(|config| config.generation = next_generation(config.generation))?;
@@ -289,7 +312,7 @@ impl Probe {
     fn change(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), ProbeError> {
         let mut config = self.config;
         change(&mut config);
-        self.maps.set_config(config)?;
+        self.maps.set_config(&config)?;
         self.config = config;
         Ok(())
     }

@@ -369,6 +369,7 @@ mod tests {
             released: vec![],
             until: Micros::new(1),
             backwards: 0,
+            masks: [0; 8],
         }
     }
 

@@ -21,7 +21,8 @@ use usher_models::telemetry;
 use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Cell, Class, Direction, Enforcement, SlotUsage};
 
-use super::{at_cap, difference};
+use super::quality::{RoundTrips, Served, ServedBySlot, masks};
+use super::{at_cap, difference, qoo};
 use crate::dataplane::Boot;
 
 /// How long a closed session keeps its slot.
@@ -105,6 +106,8 @@ pub struct Drained {
     pub until: Micros,
     /// Counters found below their baseline.
     pub backwards: u64,
+    /// Which flows to measure from now on, by class, for so many packets as came.
+    pub masks: [u16; Class::COUNT],
 }
 
 /// The books of one boot.
@@ -230,6 +233,7 @@ impl Accounts {
         &self,
         now: Micros,
         readings: &[(u32, SlotUsage)],
+        served: &ServedBySlot,
         flows: &[telemetry::FlowNamed],
         enforcement: impl Fn(u32) -> Enforcement,
     ) -> Drained {
@@ -244,6 +248,7 @@ impl Accounts {
         }
         let mut baseline = Vec::new();
         let mut backwards = 0;
+        let mut packets = [0_u64; Class::COUNT];
         for (slot, reading) in readings {
             let before = self.baseline.get(slot).copied().unwrap_or_default();
             if *reading == before {
@@ -255,11 +260,19 @@ impl Accounts {
             let rates = enforcement(*slot);
             let name = self.session_of(*slot);
             for class in Class::ALL {
+                let cells = used.cells[class.index()];
+                let caps = Direction::BOTH.map(|way| at_cap(&used, &rates, class, way, interval));
+                let mut quality =
+                    served.get(&(*slot, class)).map(|served| (served, Some(outcome(class, served, &caps))));
                 for direction in Direction::BOTH {
-                    let cell = used.cells[class.index()][direction.index()];
+                    let cell = cells[direction.index()];
+                    packets[class.index()] = packets[class.index()].saturating_add(cell.packets);
                     if cell != Cell::default() {
-                        let cap = at_cap(&used, &rates, class, direction, interval);
-                        batches.usage(usage(name, class, direction, cell, cap));
+                        let mut usage = usage(name, class, direction, cell, caps[direction.index()]);
+                        if let Some((served, qoo)) = &mut quality {
+                            tell_quality(&mut usage, served, direction.index(), qoo.take());
+                        }
+                        batches.usage(usage);
                     }
                 }
             }
@@ -280,7 +293,8 @@ impl Accounts {
             batches.session(session(account, telemetry::SessionState::Closed));
             released.push(account.facts.id.clone());
         }
-        Drained { batches: batches.done(), baseline, released, until, backwards }
+        let masks = masks(&packets, interval);
+        Drained { batches: batches.done(), baseline, released, until, backwards, masks }
     }
 
     /// The drain is stored: its books hold now.
@@ -386,13 +400,7 @@ fn session(account: &Account, state: telemetry::SessionState) -> telemetry::Sess
     }
 }
 
-fn usage(
-    session: &str,
-    class: Class,
-    direction: Direction,
-    cell: Cell,
-    cap: Option<(usher_models::units::BitsPerSecond, f64)>,
-) -> telemetry::Usage {
+fn usage(session: &str, class: Class, direction: Direction, cell: Cell, cap: Cap) -> telemetry::Usage {
     telemetry::Usage {
         session: session.to_owned(),
         class: telemetry::Class::from(class).into(),
@@ -403,6 +411,45 @@ fn usage(
         dropped_packets: cell.dropped_packets,
         rate_bits_per_second: cap.map_or(0, |(rate, _)| rate.0),
         at_cap: cap.map(|(_, share)| share),
+        ..telemetry::Usage::default()
+    }
+}
+
+/// A rate that holds, and the share of the interval spent at it.
+type Cap = Option<(usher_models::units::BitsPerSecond, f64)>;
+
+/// What is told once of a class, with the first of its directions: the path from end to end, and the score.
+struct Outcome {
+    round_trips: Option<RoundTrips>,
+    qoo: Option<f64>,
+}
+
+fn outcome(class: Class, served: &Served, caps: &[Cap; 2]) -> Outcome {
+    let held = caps.iter().flatten().filter(|(rate, share)| *share > 0.0 && rate.0 > 0);
+    let measured = qoo::Measurement {
+        round_trips: served.round_trips,
+        loss: served.worst_loss(),
+        throughput: held.map(|(rate, _)| rate.0).min(),
+    };
+    let qoo = qoo::requirement(class).and_then(|needed| qoo::score(&needed, &measured));
+    Outcome { round_trips: served.round_trips, qoo }
+}
+
+fn tell_quality(usage: &mut telemetry::Usage, served: &Served, direction: usize, outcome: Option<Outcome>) {
+    let told = |round_trips: RoundTrips| telemetry::RoundTrips {
+        p50_ms: round_trips.p50_ms,
+        p90_ms: round_trips.p90_ms,
+        p95_ms: round_trips.p95_ms,
+        p99_ms: round_trips.p99_ms,
+        samples: round_trips.samples,
+    };
+    usage.side = served.sides[direction].map(told);
+    usage.loss = served.loss[direction];
+    usage.reordered = served.reordered[direction];
+    usage.regularity = served.regularity[direction];
+    if let Some(outcome) = outcome {
+        usage.path = outcome.round_trips.map(told);
+        usage.qoo = outcome.qoo;
     }
 }
 
@@ -448,7 +495,7 @@ mod tests {
     }
 
     fn tell(accounts: &mut Accounts, now: Micros, readings: &[(u32, SlotUsage)]) -> Vec<telemetry::Batch> {
-        let drained = accounts.drain(now, readings, &[], |_| Enforcement::default());
+        let drained = accounts.drain(now, readings, &ServedBySlot::new(), &[], |_| Enforcement::default());
         accounts.committed(&drained);
         drained.batches
     }

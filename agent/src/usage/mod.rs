@@ -4,9 +4,13 @@
 //! a drain tells the difference and moves the baseline, both in one transaction of the store, so that no byte is told
 //! twice and none is left out, wherever the agent is stopped.
 //!
+//! What was measured is told with the usage it is of, and has no baseline: it may be lost.
+//!
 //! Refuses clocks, maps and files: readings and times come in, batches and the new baseline go out.
 
 mod accounts;
+pub mod qoo;
+pub mod quality;
 
 pub use accounts::{Account, Accounts, Drained, Plan, Restored, SessionFacts};
 

@@ -270,6 +270,7 @@ fn batch(agent: u32, at: i64, subscribers: u32) -> telemetry::Batch {
                     // One in 500 is held back all the time.
                     at_cap: held
                         .then(|| if number.is_multiple_of(500) { 1.0 } else { f64::from(number % 7) / 10.0 }),
+                    ..telemetry::Usage::default()
                 });
             }
         }

@@ -4,15 +4,16 @@
 //! call: the probe, an empty program, or one look-up of the 5-tuple in a hash map as large as the probe's table. The three
 //! take turns within each round. Printed are the nanoseconds above the empty program, and their ratio to the look-up's.
 //!
-//! Counting and rates are on for every subscriber, and so large that nothing is held back. Needs root. With `--check` it
-//! fails where a case costs more than CI lets it.
+//! Counting and rates are on for every subscriber, and so large that nothing is held back. Quality is measured of the share of flows that the
+//! agent chooses where packets come as fast as here, and in `rtt-64k` of every packet: the share is printed. Needs root. With `--check`
+//! it fails where a case costs more than CI lets it.
 
 #[path = "../../../ebpf/src/bench_plan.rs"]
 #[expect(unreachable_pub, reason = "the programs' file")]
 mod plan;
 
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use aya::maps::{Array, ProgramArray};
@@ -22,9 +23,11 @@ use aya::{Ebpf, EbpfLoader};
 use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use serde::Serialize;
+use usher_agent::dataplane::Measured;
 use usher_agent::probe::{Probe, ProbeConfig};
+use usher_agent::usage::quality::masks;
 use usher_benches::{say, write};
-use usher_models::units::BitsPerSecond;
+use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Rate, Reason};
 
 use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, SUBSCRIBER};
@@ -47,6 +50,8 @@ struct Case {
     both: bool,
     /// The table is full of other flows.
     full: bool,
+    /// Every flow is measured all the time, as on a gateway with little to do.
+    measured: bool,
     /// The highest median ratio that `--check` lets pass.
     limit: Option<f64>,
 }
@@ -58,16 +63,18 @@ const TCP4_64K: Case = Case {
     subscribers: 8_192,
     both: false,
     full: false,
+    measured: false,
     limit: Some(1.6),
 };
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case { name: "tcp4-1", flows: 1, subscribers: 1, limit: Some(2.2), ..TCP4_64K },
     TCP4_64K,
     Case { name: "tcp4-1m", flows: 1 << 20, subscribers: 100_000, limit: None, ..TCP4_64K },
     Case { name: "tcp6-64k", shape: IPV6, limit: None, ..TCP4_64K },
     Case { name: "gtpu-64k", shape: GTPU, limit: None, ..TCP4_64K },
-    Case { name: "rtt-64k", both: true, limit: None, ..TCP4_64K },
+    Case { name: "rtt-64k", both: true, measured: true, limit: None, ..TCP4_64K },
+    Case { name: "rtt-64k-share", both: true, limit: None, ..TCP4_64K },
     Case { name: "full", full: true, limit: None, ..TCP4_64K },
 ];
 
@@ -136,12 +143,16 @@ struct Figure {
     empty_ns: Spread,
     /// The agent's reading of one subscriber's counters.
     drain_ns: f64,
+    /// A flow is measured in one of so many turns.
+    measured_one_in: u32,
+    /// Round-trip times that were measured, by a thousand packets.
+    round_trips_per_1000: f64,
 }
 
 fn table(figures: &[Figure]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["case", "the probe", "one look-up", "ratio", "driver", "a drain"]);
+    table.set_header(["case", "the probe", "one look-up", "ratio", "driver", "a drain", "measured"]);
     let both =
         |spread: Spread, digits: usize| format!("{:.digits$} / {:.digits$}", spread.minimum, spread.median);
     for figure in figures {
@@ -152,6 +163,7 @@ fn table(figures: &[Figure]) -> Table {
             both(figure.lookup_ratio, 2),
             both(figure.empty_ns, 0),
             format!("{:.0}", figure.drain_ns),
+            format!("1/{}", figure.measured_one_in),
         ]);
     }
     table
@@ -166,6 +178,7 @@ fn measure(case: &Case) -> anyhow::Result<Figure> {
         max_flows: if case.full { 1_024 } else { base.max_flows.max(case.flows) },
         max_subscribers: base.max_subscribers.max(case.subscribers + 1),
         max_prefixes: base.max_prefixes.max(case.subscribers),
+        max_measured: base.max_measured.max(case.subscribers * 2),
         // The first packet of a flow is shown to the agent, which is not there; the others are a warm flow's.
         sample_packets: 1,
         ring_bytes: 1 << 16,
@@ -199,15 +212,18 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
     if case.full {
         driver.run([&probed[0], &probed[1]], all, case.flows)?;
     }
-    driver.run([&probed[0], &probed[1]], all * 2, 0)?;
+    driver.probe([&probed[0], &probed[1]], all * 2)?;
 
-    let before = packets(probe, case.subscribers)?;
     let runs = RUNS.max(all);
+    let whole = driver.probe([&probed[0], &probed[1]], runs)?;
+    let mask = if case.measured { 0 } else { mask(whole) };
+    let before = packets(probe, case.subscribers)?;
+    let _ = probe.measured(Micros::now());
     let mut rounds: [Vec<f64>; 4] = Default::default();
     for _ in 0..ROUNDS {
         let empty = driver.run([&nothing, &nothing], runs, 0)?;
         let looked_up = driver.run([&look_up, &look_up], runs, 0)? - empty;
-        let net = driver.run([&probed[0], &probed[1]], runs, 0)? - empty;
+        let net = turns(&mut driver, probe, [&probed[0], &probed[1]], runs, mask)? - empty;
         for (rounds, value) in rounds.iter_mut().zip([net, looked_up, net / looked_up, empty]) {
             rounds.push(value);
         }
@@ -216,7 +232,10 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
     let drain = Instant::now();
     let counted = packets(probe, case.subscribers)? - before;
     let drain_ns = drain.elapsed().as_secs_f64() * 1e9 / f64::from(case.subscribers + 1);
-    ensure!(counted == u64::from(runs) * ROUNDS as u64, "{counted} packets counted of {ROUNDS} x {runs}");
+    // To find a single flow's turn took a few more.
+    let driven = u64::from(runs) * ROUNDS as u64;
+    let most = driven + if case.flows == 1 { (u64::from(mask) + 1) * ROUNDS as u64 } else { 0 };
+    ensure!((driven..=most).contains(&counted), "{counted} packets counted of {ROUNDS} x {runs}");
     let full: u64 = probe
         .counters()?
         .into_iter()
@@ -227,6 +246,9 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
     let most = if case.full { u64::MAX } else { counted / 50 };
     let least = if case.full { counted * 9 / 10 } else { 0 };
     ensure!((least..=most).contains(&full), "{full} of {counted} packets found the flow table full");
+    let trips =
+        |measured: &Measured| measured.counts.iter().map(|counts| u64::from(counts.round_trips)).sum::<u64>();
+    let round_trips: u64 = probe.measured(Micros::now()).iter().map(trips).sum();
     let [net, looked_up, ratio, empty] = rounds.map(Spread::of);
     Ok(Figure {
         case: case.name,
@@ -235,7 +257,45 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
         lookup_ratio: ratio,
         empty_ns: empty,
         drain_ns,
+        measured_one_in: u32::from(mask) + 1,
+        round_trips_per_1000: round_trips as f64 * 1e3 / counted as f64,
     })
+}
+
+/// The mask of the agent's choice, where a packet comes every so many nanoseconds.
+fn mask(nanoseconds: f64) -> u16 {
+    let mut packets = [0; Class::COUNT];
+    packets[Class::Other.index()] = (1e9 / nanoseconds) as u64;
+    masks(&packets, Duration::from_secs(1))[Class::Other.index()]
+}
+
+/// Drives the probe through `runs` packets in a turn of measuring; nanoseconds of each. Of many flows it is the turn of a share; a single one
+/// has its turn for that share of the packets.
+fn turns(
+    driver: &mut Driver,
+    probe: &mut Probe,
+    probed: [&ProgramFd; 2],
+    runs: u32,
+    mask: u16,
+) -> anyhow::Result<f64> {
+    probe.next_turn([mask; Class::COUNT])?;
+    if driver.case.flows > 1 || mask == 0 {
+        return driver.probe(probed, runs);
+    }
+    // Which turn is its own is not known beforehand: that in which something is measured.
+    let share = (runs / (u32::from(mask) + 1)).max(1);
+    let _ = probe.measured(Micros::now());
+    for _ in 0..=mask {
+        driver.probe(probed, 1)?;
+        if !probe.measured(Micros::now()).is_empty() {
+            break;
+        }
+        probe.next_turn([mask; Class::COUNT])?;
+    }
+    let own = driver.probe(probed, share)?;
+    probe.next_turn([mask; Class::COUNT])?;
+    let others = driver.probe(probed, runs - share)?;
+    Ok((own * f64::from(share) + others * f64::from(runs - share)) / f64::from(runs))
 }
 
 /// Packets let through, of all subscribers of the bench; fails where one was held back or nobody's.
@@ -264,6 +324,8 @@ struct Driver {
     plan: Array<aya::maps::MapData, [u32; 6]>,
     case: Case,
     frame: Vec<u8>,
+    /// The probe's next turn: its packets go on where the last ones were, as connections do.
+    turn: u32,
 }
 
 impl Driver {
@@ -274,7 +336,7 @@ impl Driver {
         }
         let targets = ebpf.take_map("bench_targets").context("no table of targets")?.try_into()?;
         let plan = ebpf.take_map("bench_plan").context("no plan")?.try_into()?;
-        Ok(Self { ebpf, targets, plan, case: *case, frame: frame(case.shape) })
+        Ok(Self { ebpf, targets, plan, case: *case, frame: frame(case.shape), turn: 0 })
     }
 
     /// One of the bench's own programs.
@@ -282,13 +344,30 @@ impl Driver {
         Ok(program(&mut self.ebpf, name)?.info()?.fd()?)
     }
 
+    /// Drives the probe through the next `runs` packets; nanoseconds of each.
+    fn probe(&mut self, programs: [&ProgramFd; 2], runs: u32) -> anyhow::Result<f64> {
+        let turn = self.turn;
+        self.turn = turn.wrapping_add(runs);
+        self.drive(programs, runs, 0, turn)
+    }
+
     /// Drives the targets of up and down through `runs` packets, from the first flow on; nanoseconds of each.
     fn run(&mut self, targets: [&ProgramFd; 2], runs: u32, remote_offset: u32) -> anyhow::Result<f64> {
+        self.drive(targets, runs, remote_offset, 0)
+    }
+
+    fn drive(
+        &mut self,
+        targets: [&ProgramFd; 2],
+        runs: u32,
+        remote_offset: u32,
+        turn: u32,
+    ) -> anyhow::Result<f64> {
         for (place, target) in (0..).zip(targets) {
             self.targets.set(place, target, 0)?;
         }
         let plan = Plan {
-            turn: 0,
+            turn,
             shape: self.case.shape,
             flow_mask: self.case.flows - 1,
             subscribers: self.case.subscribers,

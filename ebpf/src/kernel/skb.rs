@@ -21,6 +21,10 @@ static FORGET: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "usher_fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2]> = LruHashMap::with_max_entries(8_192, 0);
 
+/// Where a key of theirs is put together, on each CPU: the stack has no room for it. Not shared between runs.
+#[map(name = "usher_fragment")]
+static KEY: PerCpuArray<FragmentKey> = PerCpuArray::with_max_entries(1, 0);
+
 /// What the fragments of a packet have in common (RFC 791, 3.2; RFC 8200, 4.5).
 #[repr(C)]
 struct FragmentKey {
@@ -47,7 +51,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn raw(&self) -> *mut __sk_buff {
+    pub fn raw(&self) -> *mut __sk_buff {
         self.context.skb.skb
     }
 
@@ -136,21 +140,24 @@ pub fn found(place: u32) -> Option<&'static Packet> {
 /// The ports of a packet, of which a later fragment shows none: those of the first one, if that has passed.
 #[inline(always)]
 pub fn ports(packet: &Packet) -> [u16; 2] {
-    let key = |identification| FragmentKey {
-        ends: packet.ends,
-        identification,
-        protocol: u32::from(packet.protocol),
+    let (identification, first) = match packet.fragment {
+        Fragment::Whole => return packet.ports,
+        Fragment::First(identification) => (identification, true),
+        Fragment::Later(identification) => (identification, false),
     };
-    match packet.fragment {
-        Fragment::Whole => packet.ports,
-        Fragment::First(identification) => {
-            // Where this fails the later ones are another flow: a label.
-            let _ = FRAGMENTS.insert(&key(identification), &packet.ports, 0);
-            packet.ports
-        }
-        Fragment::Later(identification) => {
-            // SAFETY: read at once, as one word.
-            unsafe { FRAGMENTS.get(&key(identification)) }.copied().unwrap_or([0; 2])
-        }
+    let Some(key) = KEY.get_ptr_mut(0) else { return packet.ports };
+    // SAFETY: valid for the length of a run, and this CPU's alone.
+    let key = unsafe {
+        (*key).ends = packet.ends;
+        (*key).identification = identification;
+        (*key).protocol = u32::from(packet.protocol);
+        &*key
+    };
+    if first {
+        // Where this fails the later ones are another flow: a label.
+        let _ = FRAGMENTS.insert(key, &packet.ports, 0);
+        return packet.ports;
     }
+    // SAFETY: read at once, as one word.
+    unsafe { FRAGMENTS.get(key) }.copied().unwrap_or([0; 2])
 }

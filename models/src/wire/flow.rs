@@ -1,6 +1,6 @@
 //! What the probe keeps about a flow, what it is told, and what it hands up.
 
-use super::{Class, FlowKey, Rate};
+use super::{Class, FlowKey, Rate, Turn};
 
 /// Bits of a session prefix's address; IPv4 prefixes are mapped, so that /32 is 128 here.
 pub const PREFIX_BITS: u32 = 128;
@@ -254,7 +254,7 @@ pub struct FlowDetails {
     pub samples: u32,
     /// Zero.
     pub zero: u32,
-    /// Kept for what is measured of a flow. Zero.
+    /// What the programs measure of the flow, as they alone read it.
     pub quality: [u64; 6],
 }
 
@@ -288,6 +288,8 @@ pub struct Config {
     pub sample_rate: Rate,
     /// Drawn at random with the boot.
     pub hash_keys: HashKeys,
+    /// Which flows are measured.
+    pub turn: Turn,
 }
 
 /// The head of a ring-buffer record; `length` bytes of the packet follow, from its innermost IP header on.
@@ -348,7 +350,7 @@ const _: () = {
     assert!(size_of::<FlowLine>() == 64);
     assert!(size_of::<FlowDetails>() == 64);
     assert!(Class::COUNT <= 8);
-    assert!(size_of::<Config>() == 80 + 160);
+    assert!(size_of::<Config>() == 80 + 160 + 24);
     assert!(size_of::<FirstBytes>() == 72);
     assert!(offset_of!(Config, layout) == 0);
     assert!(offset_of!(FlowKey, subscriber_port) == 32);

@@ -7,6 +7,7 @@
 
 mod flow;
 mod lane;
+mod quality;
 mod rate;
 mod reason;
 mod telling;
@@ -16,12 +17,13 @@ pub use flow::{
     MAX_FIRST_BYTES, PREFIX_BITS, WAYS,
 };
 pub use lane::{Action, Enforcement, Gate, LANES, LINE, Lane, SLOT_LANES};
+pub use quality::{QUALITY_WAYS, Quality, QualityCounts, ROUND_TRIP_BUCKETS, Turn};
 pub use rate::Rate;
 pub use reason::{Reason, Tally};
 pub use telling::{TcpFlags, tells, tells_without_end};
 
 /// Version of every record below; kept in the pinned maps and compared before any of them is read.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Kinds of use, a small fixed set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -28,11 +28,13 @@ pub enum Reason {
     BucketContended = 10,
     /// The subscriber has had its share of the ring of first bytes. Counted and enforced; no sample.
     SampleRationed = 11,
+    /// All records of quality where the slot and class could have one are others'. Counted and enforced; not measured.
+    QualityFull = 12,
 }
 
 impl Reason {
     /// How many there are.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 13;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -48,6 +50,7 @@ impl Reason {
         Self::NoSuchSlot,
         Self::BucketContended,
         Self::SampleRationed,
+        Self::QualityFull,
     ];
 
     /// Its place in arrays by reason.
@@ -70,6 +73,7 @@ impl Reason {
             Self::NoSuchSlot => "no_such_slot",
             Self::BucketContended => "bucket_contended",
             Self::SampleRationed => "sample_rationed",
+            Self::QualityFull => "quality_full",
         }
     }
 

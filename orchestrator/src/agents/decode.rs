@@ -34,6 +34,8 @@ const KEY_MAX: usize = 128;
 const WORD_MAX: usize = 64;
 /// Most bytes, or packets, one record can add: a terabit a second for two and a half hours.
 const AMOUNT_MAX: u64 = 1 << 50;
+/// Longest round-trip time that is believed, milliseconds: ten minutes.
+const ROUND_TRIP_MS_MAX: f64 = 600_000.0;
 /// Largest sequence of a batch: the next one can be counted, and both can be stored.
 const SEQUENCE_MAX: u64 = 1 << 62;
 /// How far a gateway's clock may run ahead of ours before its times are not believed.
@@ -298,6 +300,7 @@ impl Batch {
         let (mut session, mut class, mut direction) = ("", 0, 0);
         let [mut bytes, mut packets, mut dropped_bytes, mut dropped_packets] = [0; 4];
         let mut at_cap = None;
+        let [mut path_ms, mut loss, mut qoo] = [None; 3];
         let mut fields = Fields::new(encoded);
         while let Some((field, value)) = fields.next()? {
             match field {
@@ -309,6 +312,9 @@ impl Batch {
                 6 => dropped_bytes = value.number()?,
                 7 => dropped_packets = value.number()?,
                 9 => at_cap = Some(value.double()?),
+                11 => path_ms = Some(median(value.bytes()?)?),
+                12 => loss = Some(value.double()?),
+                14 => qoo = Some(value.double()?),
                 _ => {}
             }
         }
@@ -321,13 +327,11 @@ impl Batch {
             return Ok(());
         }
         let class = self.class(class, "usage_class");
-        let at_cap = match at_cap {
-            Some(share) if !(0.0..=1.0).contains(&share) => {
-                self.ignore("usage_at_cap");
-                None
-            }
-            #[expect(clippy::cast_possible_truncation, reason = "a share: seven digits are plenty")]
-            share => share.map(|share| share as f32),
+        let at_cap = self.within(at_cap, 1.0, "usage_at_cap");
+        let quality = Quality {
+            rtt_ms: self.within(path_ms, ROUND_TRIP_MS_MAX, "usage_round_trip"),
+            loss: self.within(loss, 1.0, "usage_loss"),
+            qoo: self.within(qoo, 100.0, "usage_qoo"),
         };
         let usage = Usage {
             session: (0, 0),
@@ -338,10 +342,22 @@ impl Batch {
             dropped_bytes,
             dropped_packets,
             at_cap,
-            quality: Quality::default(),
+            quality,
         };
         self.push(session, usage);
         Ok(())
+    }
+
+    /// A measure between 0 and its maximum; one that is not is none.
+    fn within(&mut self, measure: Option<f64>, max: f64, reason: &'static str) -> Option<f32> {
+        match measure {
+            Some(value) if !(0.0..=max).contains(&value) => {
+                self.ignore(reason);
+                None
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "a measure: seven digits are plenty")]
+            value => value.map(|value| value as f32),
+        }
     }
 
     /// Adds usage of a session; an id that cannot be one counts as anonymous.
@@ -404,6 +420,18 @@ impl Batch {
     }
 }
 
+/// The median of encoded round-trip times, milliseconds.
+fn median(encoded: &[u8]) -> Result<f64, Refused> {
+    let mut median = 0.0;
+    let mut fields = Fields::new(encoded);
+    while let Some((field, value)) = fields.next()? {
+        if field == 1 {
+            median = value.double()?;
+        }
+    }
+    Ok(median)
+}
+
 /// Something to be kept and shown: not empty, not long, nothing invisible in it.
 fn is_word(word: &str, max: usize) -> bool {
     !word.is_empty() && word.len() <= max && !word.chars().any(|c| c.is_control() || c.is_whitespace())
@@ -464,6 +492,25 @@ mod tests {
             assert_eq!(decoded.ignored, BTreeMap::from([(reason, 1)]));
             assert_eq!(decoded.usage[0].bytes, 5);
         }
+    }
+
+    #[test]
+    fn what_was_measured_is_taken_over_and_what_cannot_be_is_unknown() {
+        let trips = |p50_ms| telemetry::RoundTrips { p50_ms, ..telemetry::RoundTrips::default() };
+        let path = |p50_ms| telemetry::Usage { path: Some(trips(p50_ms)), ..usage(1) };
+        let mut measured = batch();
+        measured.usage = vec![
+            telemetry::Usage { side: Some(trips(9.0)), loss: Some(0.25), qoo: Some(75.0), ..path(42.0) },
+            path(-1.0),
+            path(f64::INFINITY),
+            telemetry::Usage { loss: Some(1.5), qoo: Some(f64::NAN), ..usage(1) },
+        ];
+        let decoded = taken(&measured).unwrap();
+        let qualities: Vec<_> = decoded.usage.iter().map(|usage| usage.quality).collect();
+        let first = Quality { rtt_ms: Some(42.0), loss: Some(0.25), qoo: Some(75.0) };
+        assert_eq!(qualities, [first, Quality::default(), Quality::default(), Quality::default()]);
+        let ignored = [("usage_loss", 1), ("usage_qoo", 1), ("usage_round_trip", 2)];
+        assert_eq!(decoded.ignored, BTreeMap::from(ignored));
     }
 
     #[test]

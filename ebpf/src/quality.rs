@@ -1,0 +1,94 @@
+//! How well a packet's flow gets through, for those packets whose turn it is: what [`segments`] finds is counted for the slot and class.
+//!
+//! A packet that is not measured costs the comparison that says so; nothing here is read or written for it.
+
+pub mod segments;
+
+use usher_models::wire::{Class, Direction, Reason};
+
+use crate::kernel::{self, FlowEntry, HandedOver, Skb};
+use crate::parse::{Fragment, Frame as _, Packet, TCP, tcp_flags};
+
+pub use self::segments::Measured;
+use self::segments::{Half, Segment, Stamps, TICK_SHIFT, Ticks};
+
+/// The first word of the options of a segment with time stamps as RFC 7323 (appendix A) wants them: two that do nothing, kind, length.
+const TIME_STAMPS: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
+/// Bytes of a TCP header without options.
+const TCP_BYTES: u32 = 20;
+/// And with time stamps.
+const STAMPED_BYTES: u32 = 32;
+
+/// Hands a packet that passes over to [`measure`]; false where it tells nothing.
+#[inline(always)]
+pub fn hand_over(packet: &Packet, flow: &FlowEntry, slot: u32, class: Class, direction: Direction) -> bool {
+    // A fragment has a part of what there is to read; a packet in trouble has none.
+    if packet.transport_at == 0 || packet.fragment != Fragment::Whole || packet.protocol != TCP {
+        return false;
+    }
+    kernel::hand_over(HandedOver {
+        transport_at: packet.transport_at,
+        payload_bytes: packet.ip_bytes.saturating_sub(packet.header_bytes),
+        flow: flow.place(),
+        slot,
+        class: class as u32,
+        direction: direction as u32,
+    })
+}
+
+/// Measures the packet that was handed over: a program of its own, for few packets come here, and what it needs of stack and instructions
+/// is not to be among those of all the others.
+#[inline(always)]
+pub fn measure(skb: &Skb) {
+    let (Some(config), Some(packet)) = (kernel::config(), kernel::handed_over()) else { return };
+    let class = Class::from_u8(packet.class as u8);
+    let direction = if packet.direction == 0 { Direction::Up } else { Direction::Down };
+    let Some(segment) = segment(skb, packet) else { return };
+    let Some(words) = kernel::quality_words(packet.flow) else { return };
+    let answered = direction.opposite();
+    let waiting = words.half(answered);
+    let other = Half::of(waiting);
+    let before = words.half(direction);
+    let (own, told) = segments::take(Half::of(before), &other, &segment, &config.turn(class), now);
+    words.set_half(direction, before[0], own.words());
+    // Of two answers on two CPUs one is counted.
+    let answers = told.answers && words.exchange(answered, waiting[0], other.waiting.over().word());
+    let round_trip = if answers { told.round_trip } else { 0 };
+    if told.segments == 0 && round_trip == 0 {
+        return;
+    }
+    let Some(quality) = kernel::quality(&config, packet.slot, class) else {
+        kernel::tally(Reason::QualityFull, direction, skb.length());
+        return;
+    };
+    if told.segments != 0 {
+        quality.segments(direction, told.segments, told.retransmitted, told.reordered);
+    }
+    if round_trip != 0 {
+        quality.round_trip(answered, (u64::from(round_trip) << TICK_SHIFT) / 1_000);
+    }
+}
+
+/// The TCP segment a packet is.
+#[inline(always)]
+fn segment(skb: &Skb, packet: &HandedOver) -> Option<Segment> {
+    let at = packet.transport_at;
+    let [_, sequence, acknowledgement, offset] = skb.words(at)?;
+    let room = (offset.to_ne_bytes()[0] >> 4) as u32 * 4 >= STAMPED_BYTES;
+    let [first, value, echoed] = skb.words(at + TCP_BYTES).unwrap_or([0; 3]);
+    let there = room && first == TIME_STAMPS;
+    let stamps = Stamps { there, value: u32::from_be(value), echoed: u32::from_be(echoed) };
+    Some(Segment {
+        sequence: u32::from_be(sequence),
+        acknowledgement: u32::from_be(acknowledgement),
+        flags: tcp_flags(offset),
+        payload_bytes: packet.payload_bytes,
+        segment_bytes: skb.segment_bytes(),
+        stamps,
+    })
+}
+
+#[inline(always)]
+fn now() -> Ticks {
+    (kernel::now_ns() >> TICK_SHIFT) as Ticks
+}

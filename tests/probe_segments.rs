@@ -1,0 +1,293 @@
+//! What the probe tells of TCP segments, on the host: the kernel's source itself, on connections made up here, whose truth is known.
+
+use proptest::prelude::*;
+use usher_models::wire::TcpFlags;
+
+#[path = "../ebpf/src/quality/segments.rs"]
+#[expect(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_lossless,
+    dead_code,
+    unreachable_pub,
+    reason = "the probe's file, held to the kernel's needs"
+)]
+mod segments;
+
+use segments::{Half, Measured, Segment, Stamps, Ticks, Told, take};
+
+const ACK: TcpFlags = TcpFlags::ACK;
+const SYN_ACK: TcpFlags = TcpFlags(0x12);
+const FIN_ACK: TcpFlags = TcpFlags(0x11);
+
+/// Half of the round-trip time of connections here, longer than which nothing was overtaken, in ticks.
+const PATIENCE: Ticks = 2_930;
+
+/// A connection as the probe keeps it.
+struct Connection {
+    halves: [[u64; 3]; 2],
+    turn: Measured,
+    sum: Told,
+    round_trips: Vec<(usize, Ticks)>,
+}
+
+impl Connection {
+    fn new() -> Self {
+        let turn = Measured { turn: 200, always: true };
+        Self { halves: [[0; 3]; 2], turn, sum: Told::default(), round_trips: Vec::new() }
+    }
+
+    /// A segment of a direction passes at a time.
+    fn pass(&mut self, direction: usize, at: Ticks, segment: &Segment) -> Told {
+        let other = Half::of(self.halves[1 - direction]);
+        let (own, told) = take(Half::of(self.halves[direction]), &other, segment, &self.turn, || at);
+        assert_eq!(Half::of(own.words()), own, "survives the table");
+        self.halves[direction] = own.words();
+        if told.answers {
+            self.halves[1 - direction][0] = other.waiting.over().word();
+        }
+        self.sum.segments += told.segments;
+        self.sum.retransmitted += told.retransmitted;
+        self.sum.reordered += told.reordered;
+        if told.round_trip != 0 {
+            self.round_trips.push((1 - direction, told.round_trip));
+        }
+        told
+    }
+
+    fn counts(&self) -> (u32, u32, u32) {
+        (self.sum.segments, self.sum.retransmitted, self.sum.reordered)
+    }
+}
+
+fn data(sequence: u32, payload_bytes: u32) -> Segment {
+    Segment {
+        sequence,
+        acknowledgement: 0,
+        flags: ACK,
+        payload_bytes,
+        segment_bytes: 0,
+        stamps: Stamps::default(),
+    }
+}
+
+fn acknowledging(acknowledgement: u32) -> Segment {
+    Segment { acknowledgement, ..data(7, 0) }
+}
+
+fn stamped(stamp: u32, echoed: u32, payload_bytes: u32) -> Segment {
+    Segment {
+        stamps: Stamps { there: true, value: stamp, echoed },
+        ..data(stamp.wrapping_mul(1_000), payload_bytes)
+    }
+}
+
+#[test]
+fn a_handshake_measures_both_sides() {
+    let mut connection = Connection::new();
+    connection.pass(0, 1_000, &Segment { flags: TcpFlags::SYN, ..data(u32::MAX, 0) });
+    connection.pass(1, 41_000, &Segment { flags: SYN_ACK, acknowledgement: 0, ..data(500, 0) });
+    connection.pass(0, 51_000, &Segment { acknowledgement: 501, ..data(0, 0) });
+    assert_eq!(connection.round_trips, [(0, 40_000), (1, 10_000)]);
+    // Each time is right to two ticks, the last bit of one saying what it is of.
+    assert_eq!(connection.counts(), (2, 0, 0));
+}
+
+#[test]
+fn a_handshake_that_is_sent_again_measures_nothing_and_counts_as_lost() {
+    let mut connection = Connection::new();
+    let syn = Segment { flags: TcpFlags::SYN, ..data(99, 0) };
+    connection.pass(0, 1_000, &syn);
+    connection.pass(0, 1_000_000, &syn);
+    connection.pass(1, 1_040_000, &Segment { flags: SYN_ACK, acknowledgement: 100, ..data(500, 0) });
+    assert_eq!(connection.round_trips, []);
+    assert_eq!(connection.counts(), (3, 1, 0));
+}
+
+#[test]
+fn a_new_connection_on_old_ports_begins_anew() {
+    let mut connection = Connection::new();
+    connection.pass(0, 1_000, &data(5_000, 100));
+    connection.pass(0, 2_000, &Segment { flags: TcpFlags::SYN, ..data(77, 0) });
+    connection.pass(0, 3_000, &data(78, 100));
+    assert_eq!(connection.counts(), (3, 0, 0));
+}
+
+#[test]
+fn time_stamps_measure_from_the_first_of_a_stamp_to_its_echo() {
+    let mut connection = Connection::new();
+    connection.pass(0, 1_000, &stamped(10, 0, 100));
+    connection.pass(0, 2_000, &stamped(11, 0, 100));
+    connection.pass(0, 2_500, &Segment { sequence: 11_100, ..stamped(11, 0, 100) });
+    connection.pass(1, 3_000, &stamped(90, 10, 0));
+    assert_eq!(connection.round_trips, [], "an echo of what came before");
+    connection.pass(1, 22_000, &stamped(91, 11, 0));
+    assert_eq!(connection.round_trips, [(0, 20_000 - 1)]);
+    connection.pass(1, 23_000, &stamped(92, 11, 0));
+    assert_eq!(connection.round_trips.len(), 1, "an echo is one answer");
+}
+
+#[test]
+fn an_echo_that_was_passed_over_measures_nothing() {
+    let mut connection = Connection::new();
+    connection.pass(0, 1_000, &stamped(10, 0, 100));
+    connection.pass(0, 2_000, &stamped(11, 0, 100));
+    connection.pass(0, 3_000, &stamped(12, 0, 100));
+    connection.pass(1, 50_000, &stamped(90, 12, 0));
+    connection.pass(1, 51_000, &stamped(90, 11, 0));
+    assert_eq!(connection.round_trips, []);
+}
+
+#[test]
+fn acknowledgements_measure_where_there_are_no_time_stamps_but_not_what_was_sent_twice() {
+    let mut connection = Connection::new();
+    connection.pass(0, 1_000, &data(0, 100));
+    connection.pass(0, 2_000, &data(100, 100));
+    connection.pass(1, 9_000, &acknowledging(100));
+    connection.pass(1, 12_000, &acknowledging(200));
+    assert_eq!(connection.round_trips, [(0, 10_000)]);
+    connection.pass(0, 20_000, &data(200, 100));
+    connection.pass(0, 900_000, &data(200, 100));
+    connection.pass(1, 910_000, &acknowledging(300));
+    assert_eq!(connection.round_trips.len(), 1);
+    assert_eq!(connection.counts(), (4, 1, 0));
+}
+
+#[test]
+fn what_carries_nothing_new_is_no_loss() {
+    let mut connection = Connection::new();
+    connection.pass(0, 1_000, &data(1_000, 100));
+    for at in 2..20 {
+        // Keep-alives with a byte and without, and acknowledgements, with blocks of SACK or without: they carry nothing.
+        connection.pass(0, at * 100_000, &data(1_099, 1));
+        connection.pass(0, at * 100_000 + 1, &data(1_099, 0));
+        connection.pass(0, at * 100_000 + 2, &data(1_100, 0));
+    }
+    assert_eq!(connection.counts(), (1, 0, 0));
+    let end = Segment { flags: FIN_ACK, ..data(1_100, 0) };
+    connection.pass(0, 5_000_000, &end);
+    connection.pass(0, 6_000_000, &end);
+    assert_eq!(connection.counts(), (3, 1, 0), "the end is a segment, and was sent again");
+}
+
+#[test]
+fn a_super_packet_is_its_segments() {
+    let mut connection = Connection::new();
+    let large = |sequence, payload_bytes| Segment { segment_bytes: 1_000, ..data(sequence, payload_bytes) };
+    connection.pass(0, 1_000, &large(0, 9_500));
+    assert_eq!(connection.counts(), (10, 0, 0));
+    connection.pass(0, 100_000, &large(7_000, 2_500));
+    assert_eq!(connection.counts(), (13, 3, 0));
+    connection.pass(0, 200_000, &large(7_500, 4_000));
+    assert_eq!(connection.counts(), (17, 5, 0), "two of four reach into what was sent");
+}
+
+#[test]
+fn what_passed_unmeasured_is_not_held_against_what_follows() {
+    let mut connection = Connection::new();
+    connection.turn.always = false;
+    connection.pass(0, 1_000, &data(1_000, 100));
+    connection.turn.turn += 8;
+    connection.pass(1, 9_000_000, &acknowledging(1_100));
+    connection.pass(0, 9_000_000, &data(500, 100));
+    assert_eq!((connection.counts(), connection.round_trips.len()), ((2, 0, 0), 0));
+    connection.pass(0, 9_900_000, &data(500, 100));
+    assert_eq!(connection.counts(), (3, 1, 0));
+}
+
+/// What becomes of a segment on its way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Arrives,
+    /// Lost before the probe sees it.
+    LostBefore,
+    /// Lost behind it.
+    LostBehind,
+}
+
+proptest! {
+    /// A sender sends what was lost again a round trip later, as often as it takes; nothing is overtaken.
+    #[test]
+    fn every_segment_that_is_sent_again_is_counted_and_no_other(
+        start: u32,
+        segments in proptest::collection::vec(
+            (1_u32..3_000, proptest::collection::vec(0_u8..8, 4)), 1..120,
+        ),
+        gap in 1_u32..40,
+    ) {
+        let round_trip = PATIENCE * 3;
+        // Times at which something is sent, with the number of tries before.
+        let mut due: Vec<(Ticks, usize, usize)> = (0..).zip(0..segments.len()).map(|(turn, number)| (turn * gap, number, 0)).collect();
+        let mut connection = Connection::new();
+        let mut begins = vec![start];
+        for (bytes, _) in &segments {
+            begins.push(begins.last().expect("one").wrapping_add(*bytes));
+        }
+        // The handshake, so that the probe knows where the first one begins.
+        connection.pass(0, 1, &Segment { flags: TcpFlags::SYN, ..data(start.wrapping_sub(1), 0) });
+        let (mut passed, mut again, mut highest) = (1, 0, None);
+        while !due.is_empty() {
+            due.sort_unstable();
+            let (at, number, tries) = due.remove(0);
+            let fate = match segments[number].1.get(tries) {
+                Some(0) => Fate::LostBefore,
+                Some(1) => Fate::LostBehind,
+                _ => Fate::Arrives,
+            };
+            if fate != Fate::Arrives {
+                due.push((at + round_trip, number, tries + 1));
+            }
+            if fate == Fate::LostBefore {
+                continue;
+            }
+            passed += 1;
+            connection.pass(0, at + 10, &data(begins[number], segments[number].0));
+            // One that was lost before the probe, and behind which nothing came yet, is the first of its kind to whoever looks on.
+            again += u32::from(tries > 0 && Some(number) <= highest);
+            highest = highest.max(Some(number));
+        }
+        prop_assert_eq!(connection.counts(), (passed, again, 0));
+    }
+
+    /// Segments change places on their way, and none is lost.
+    #[test]
+    fn every_segment_that_is_overtaken_is_counted_and_none_is_lost(
+        start: u32,
+        late in proptest::collection::vec(0_u8..6, 1..100),
+    ) {
+        let mut order: Vec<(usize, usize)> = late.iter().enumerate().map(|(number, late)| {
+            // One in six comes three places later.
+            (number + if *late == 0 { 3 } else { 0 }, number)
+        }).collect();
+        order.sort_unstable();
+        let mut connection = Connection::new();
+        connection.pass(0, 1, &Segment { flags: TcpFlags::SYN, ..data(start.wrapping_sub(1), 0) });
+        let (mut highest, mut overtaken) = (None, 0);
+        for (at, (_, number)) in (10..).zip(&order) {
+            overtaken += u32::from(highest.is_some_and(|highest| *number < highest));
+            highest = highest.max(Some(*number));
+            let sequence = start.wrapping_add(u32::try_from(*number).expect("few") * 1_000);
+            connection.pass(0, at, &data(sequence, 1_000));
+        }
+        let passed = u32::try_from(order.len()).expect("few") + 1;
+        prop_assert_eq!(connection.counts(), (passed, 0, overtaken));
+    }
+
+    #[test]
+    fn no_segments_whatever_make_more_of_them_than_there_are(
+        segments in proptest::collection::vec(any::<(bool, u32, u32, u8, u16, u16, (bool, u32, u32), u32)>(), 0..200),
+    ) {
+        let mut connection = Connection::new();
+        for (down, sequence, acknowledgement, flags, payload, each, stamps, at) in segments {
+            let segment = Segment {
+                sequence, acknowledgement, flags: TcpFlags(flags), payload_bytes: payload.into(),
+                segment_bytes: each.into(),
+                stamps: Stamps { there: stamps.0, value: stamps.1, echoed: stamps.2 },
+            };
+            let told = connection.pass(down.into(), at, &segment);
+            prop_assert!(told.retransmitted + told.reordered <= told.segments);
+            prop_assert!(told.segments <= u32::from(payload) + 2);
+        }
+    }
+}
