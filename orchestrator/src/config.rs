@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_saphyr::Spanned;
 
+use crate::days::RecordConfig;
 use crate::elements::ElementsConfig;
 use crate::error::FileError;
 
@@ -35,6 +36,9 @@ pub struct Config {
     /// The operator's own way in.
     #[serde(default)]
     pub api: ApiConfig,
+    /// Days kept to be played again; absent: none.
+    #[serde(default)]
+    pub record: Option<RecordConfig>,
     /// Where Prometheus reads; absent: nowhere.
     #[serde(default)]
     pub metrics: Option<MetricsConfig>,
@@ -226,6 +230,9 @@ impl Config {
         }
         if let Some(advice) = &mut self.advice {
             resolve(&mut advice.outbox);
+        }
+        if let Some(record) = &mut self.record {
+            resolve(&mut record.dir);
         }
         resolve(&mut self.api.socket);
         if let Some(remote) = &mut self.api.remote {

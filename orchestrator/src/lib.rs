@@ -29,6 +29,7 @@ pub mod agents;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod days;
 pub mod document;
 pub mod elements;
 pub mod engine;

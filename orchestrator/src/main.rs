@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use miette::MietteHandlerOpts;
 use tracing_subscriber::EnvFilter;
 use usher_orchestrator::config::{LogConfig, LogFormat};
@@ -25,11 +25,26 @@ const MISTAKE: u8 = 2;
 #[command(version)]
 struct Arguments {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", default_value = "/etc/usher/orchestrator.yaml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/usher/orchestrator.yaml")]
     config: PathBuf,
     /// Check the configuration and everything it names, then end.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the days that are kept, or copy the newest, up to this moment, to one file; the daemon may be running
+    #[command(
+        after_help = "Examples:\n  usher-orchestrator record\n  usher-orchestrator record --output today.day && usher replay today.day\n\nDays are kept where the configuration has a section `record`."
+    )]
+    Record {
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -46,6 +61,18 @@ fn main() -> ExitCode {
     if arguments.check {
         say("usher-orchestrator: no mistakes found");
         return ExitCode::SUCCESS;
+    }
+    if let Some(Command::Record { output }) = arguments.command {
+        return match run::record(&loaded.config, output.as_deref()) {
+            Ok(told) => {
+                let _ = std::io::stdout().write_all(told.as_bytes());
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                say(&format!("usher-orchestrator: {error:#}"));
+                ExitCode::from(FAILED)
+            }
+        };
     }
     start_logging(&loaded.config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

@@ -97,6 +97,14 @@ pub struct Metrics {
     pub reloads: Family<Reason, Counter>,
     /// Messages waiting for their channel.
     pub messages_waiting: Gauge<u64, AtomicU64>,
+    /// Inputs added to recorded days.
+    pub record_inputs: Counter,
+    /// Bytes of all recorded days.
+    pub record_bytes: Gauge,
+    /// Recorded days that were removed, by reason.
+    pub record_days_removed: Family<Reason, Counter>,
+    /// Times a recorded day could not be written and was given up.
+    pub record_failures: Counter,
 }
 
 /// The registry with everything in it, ready to be shown.
@@ -157,9 +165,14 @@ impl Metrics {
             inputs_waiting: Gauge::default(),
             reloads: Family::default(),
             messages_waiting: Gauge::default(),
+            record_inputs: Counter::default(),
+            record_bytes: Gauge::default(),
+            record_days_removed: Family::default(),
+            record_failures: Counter::default(),
         };
         metrics.register_uplinks(registry);
         metrics.register_decisions(registry);
+        metrics.register_days(registry);
         metrics
     }
 
@@ -267,6 +280,23 @@ impl Metrics {
             "messages_waiting",
             "Messages waiting for their channel",
             self.messages_waiting.clone(),
+        );
+    }
+}
+
+impl Metrics {
+    fn register_days(&self, registry: &mut Registry) {
+        registry.register("record_inputs", "Inputs added to recorded days", self.record_inputs.clone());
+        registry.register("record_bytes", "Bytes of all recorded days", self.record_bytes.clone());
+        registry.register(
+            "record_days_removed",
+            "Recorded days that were removed, by reason",
+            self.record_days_removed.clone(),
+        );
+        registry.register(
+            "record_failures",
+            "Times a recorded day could not be written and was given up",
+            self.record_failures.clone(),
         );
     }
 }

@@ -3,6 +3,7 @@
 use tokio::sync::watch;
 use usher_models::units::{Micros, SubscriberId};
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::agents::Links;
@@ -78,6 +79,18 @@ impl Live for Panel {
             dry_run: device.dry_run,
         });
         gateways.chain(devices).collect()
+    }
+
+    fn policy_file(&self) -> PathBuf {
+        self.config.policy.clone()
+    }
+
+    fn days(&self) -> Option<PathBuf> {
+        self.config.record.as_ref().map(|record| record.dir.clone())
+    }
+
+    fn has_advice(&self) -> bool {
+        self.config.advice.is_some()
     }
 
     fn subscribers(&self) -> usize {

@@ -23,6 +23,7 @@ use crate::advice::{self, Outbox, page};
 use crate::agents::{Links, Service};
 use crate::api::{self, ApiState, TcpDoor};
 use crate::config::Config;
+use crate::days;
 use crate::elements::{Elements, Executor};
 use crate::error::FileError;
 use crate::identity::Directory;
@@ -73,13 +74,41 @@ fn load_book(config: &Config) -> miette::Result<Arc<Book>> {
     let (name, text) = read(&config.policy)?;
     let policy = Policy::parse(&name, &text)?;
     policy.check(directory.plans())?;
-    Ok(Arc::new(Book { policy, directory }))
+    Ok(Arc::new(Book { policy, directory: Arc::new(directory) }))
 }
 
 fn read(path: &Path) -> Result<(String, String), FileError> {
     let text = fs::read_to_string(path)
         .map_err(|error| FileError::whole(path, format!("cannot be read: {error}")))?;
     Ok((path.display().to_string(), text))
+}
+
+/// Lists the recorded days, or copies the newest, up to this moment, to `output`; says what it did.
+pub fn record(config: &Config, output: Option<&Path>) -> anyhow::Result<String> {
+    let Some(record) = &config.record else {
+        return Err(anyhow!("no day is recorded: give the configuration a section `record: {{dir: DIR}}`"));
+    };
+    let Some(output) = output else {
+        let days = days::listed(&record.dir).with_context(|| record.dir.display().to_string())?;
+        let told = days.iter().map(|day| {
+            let written = day.written.strftime("%Y-%m-%d %H:%M:%SZ");
+            format!("{}  {} bytes, last written {written}\n", day.path.display(), day.bytes)
+        });
+        return Ok(told.collect());
+    };
+    let unfinished = output.with_extension("unfinished");
+    let mut file =
+        File::create(&unfinished).with_context(|| format!("cannot write {}", unfinished.display()))?;
+    let copied = days::export(&record.dir, &config.state_dir.join("ledger.sqlite"), &mut file);
+    let done = copied.map_err(anyhow::Error::from).and_then(|inputs| {
+        let none = "no day is recorded yet: the first begins within a minute of the start";
+        let inputs = inputs.ok_or_else(|| anyhow!(none))?;
+        file.sync_all()?;
+        fs::rename(&unfinished, output)?;
+        Ok(inputs)
+    });
+    let inputs = done.inspect_err(|_| drop(fs::remove_file(&unfinished)))?;
+    Ok(format!("{}: {inputs} inputs\n", output.display()))
 }
 
 /// Runs the daemon until a signal ends it, or something it cannot do without fails.
@@ -114,7 +143,10 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
 
     let bells = Bells { pushes: executor.wake(), ..Bells::default() };
     let (in_force, book_in_force) = watch::channel(book.clone());
-    let task = EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), bells.clone()).await?;
+    let record = config.record.clone();
+    let bells_of_task = bells.clone();
+    let task =
+        EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), bells_of_task, record).await?;
     let (inbox, requests) = Inbox::new();
     let executor = executor.telling(inbox.clone());
     let (advice_asks, advice_queue) = mpsc::channel(ASKS_MAX);

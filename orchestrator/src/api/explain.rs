@@ -1,6 +1,6 @@
 //! Why something was, or was not, done for a subscriber: read from the ledger, changing nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use usher_models::units::{Micros, SubscriberId};
 
@@ -8,6 +8,7 @@ use super::model::{Decision, Explanation, FiredMoment, Push, Sending, Session, S
 use super::routes::settings_now;
 use crate::elements::PushState;
 use crate::engine::SubscriberState;
+use crate::engine::explain::Seen;
 use crate::engine::io::{Cause, DecisionId, Gate, Mode};
 use crate::identity::Profile;
 use crate::ledger::pushes::{PushFilter, PushRecord};
@@ -19,7 +20,7 @@ const LOOK_BACK: u32 = 1000;
 pub(super) fn explain(
     ledger: &Ledger,
     profile: &Profile,
-    facts: BTreeMap<String, Option<f64>>,
+    seen: Seen,
     at: Option<jiff::Timestamp>,
     limit: u32,
     now: Micros,
@@ -40,7 +41,9 @@ pub(super) fn explain(
         summary: Vec::new(),
         sessions,
         settings: settings_now(ledger, &profile.id)?,
-        facts,
+        seen_at: now.into(),
+        facts: seen.facts,
+        stands: seen.moments,
         moments: moments(ledger, profile)?,
         decisions,
     };

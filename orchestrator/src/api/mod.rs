@@ -1,8 +1,9 @@
-//! The northbound API: what operators and their scripts may read, and the kill switch. JSON over HTTP, below `/v1`.
+//! The northbound API: what operators and their scripts may read, the kill switch, and the policy in force. JSON over HTTP,
+//! below `/v1`.
 //!
 //! Owns the doors it is reached through ([`listen`]) and the shapes it answers in ([`model`]). Refuses to change anything
-//! but the kill switch and what a person told the operator (consent to advice, a complaint): settings change by decisions
-//! and taps, never by hand behind the ledger's back.
+//! but those two and what a person told the operator (consent to advice, a complaint): settings change by decisions and
+//! taps, never by hand behind the ledger's back.
 //!
 //! ```text
 //! usher -- Unix socket ---------------> router -- reads --> ledger
@@ -15,14 +16,15 @@ pub(crate) mod lint;
 pub mod listen;
 mod metrics;
 pub mod model;
+mod policy;
 mod routes;
 mod token;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::middleware;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,9 +36,11 @@ pub use self::listen::{DoorError, TcpDoor, UnixDoor};
 pub use self::metrics::Metrics;
 pub use self::routes::router;
 use self::token::Token;
+use crate::engine::explain::Seen;
 use crate::engine::io::GuardState;
 use crate::identity::Profile;
 use crate::ledger::Ledger;
+use crate::policy::{Policy, PolicyErrors};
 
 /// What the API asks of the engine task.
 #[derive(Debug)]
@@ -69,12 +73,31 @@ pub enum Ask {
         /// Whether the subscriber is known.
         answer: oneshot::Sender<bool>,
     },
-    /// What conditions would read of a subscriber now. Changes nothing.
-    Facts {
+    /// Put a policy in force, on trial. Answered once that is durable, with when it goes unless it is confirmed.
+    Apply {
+        /// Read without a mistake.
+        policy: Box<Policy>,
+        /// How long it may stay unconfirmed.
+        confirm_within: Duration,
+        /// When it goes, or why not.
+        answer: oneshot::Sender<Result<Micros, Refused>>,
+    },
+    /// The policy on trial stays.
+    Confirm {
+        /// Done, or why not.
+        answer: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// The policy on trial goes at once.
+    Revert {
+        /// Done, or why not.
+        answer: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// What the engine sees of a subscriber now. Changes nothing.
+    Look {
         /// Whose.
         subscriber: SubscriberId,
-        /// By name; `None`: unknown.
-        answer: oneshot::Sender<BTreeMap<String, Option<f64>>>,
+        /// `None`: nobody of this id.
+        answer: oneshot::Sender<Option<Seen>>,
     },
 }
 
@@ -89,6 +112,20 @@ pub struct GuardNow {
     pub steps: usize,
 }
 
+/// Why nothing was changed about the policy in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is in force already.
+    #[error("this policy is in force already")]
+    InForce,
+    /// Nothing is on trial.
+    #[error("no policy is on trial: there is nothing to confirm or to take back")]
+    NotOnTrial,
+    /// It does not fit the plans.
+    #[error("{0}")]
+    Mistakes(PolicyErrors),
+}
+
 /// What only the running daemon knows. Answers at once, from memory.
 pub trait Live: Send + Sync + 'static {
     /// The daemon itself.
@@ -97,6 +134,12 @@ pub trait Live: Send + Sync + 'static {
     fn agents(&self) -> Vec<LiveAgent>;
     /// Every element there is, gateways included.
     fn elements(&self) -> Vec<LiveElement>;
+    /// Where the policy's file is.
+    fn policy_file(&self) -> PathBuf;
+    /// Where days are kept; `None`: nowhere.
+    fn days(&self) -> Option<PathBuf>;
+    /// Messages can be sent.
+    fn has_advice(&self) -> bool;
     /// How many subscribers there are.
     fn subscribers(&self) -> usize;
     /// What is known of one subscriber.

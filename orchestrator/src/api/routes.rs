@@ -19,7 +19,7 @@ use super::model::{
     Agent, App, Decision, Element, Guard, LastBatch, LastPart, Lint, LintRequest, Message, Page, Push,
     Session, SettingRow, Status, Subscriber, SubscriberDetail, Switched, Told, Usage, settings_of,
 };
-use super::{ApiState, Ask, LiveElement, explain, lint};
+use super::{ApiState, Ask, LiveElement, explain, lint, policy};
 use crate::elements::{PushId, PushState};
 use crate::engine::io::{DecisionId, DirectionName};
 use crate::ledger::pushes::PushFilter;
@@ -36,7 +36,7 @@ const BODY_MAX: usize = 16 * 1024 * 1024;
 /// A request is answered within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-type Answer<T> = Result<Json<T>, ApiError>;
+pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 
 /// The API's routes, without doors.
 pub fn router(state: ApiState) -> Router {
@@ -52,6 +52,11 @@ pub fn router(state: ApiState) -> Router {
         )
         .route("/subscribers/{id}/consent/give", post(async |state, path| consent(state, path, true).await))
         .route("/subscribers/{id}/complaint", post(complaint))
+        .route("/policy", get(policy::policy))
+        .route("/policy/apply", post(policy::apply))
+        .route("/policy/confirm", post(policy::confirm))
+        .route("/policy/revert", post(policy::revert))
+        .route("/days", get(policy::recorded))
         .route("/subscribers", get(subscribers))
         .route("/subscribers/{id}", get(subscriber))
         .route("/explain/{id}", get(explained))
@@ -158,7 +163,7 @@ fn page<T>(mut items: Vec<T>, limit: u32, cursor: impl FnOnce(&T) -> String) -> 
     Json(Page { items, next })
 }
 
-async fn read<T: Send + 'static>(
+pub(super) async fn read<T: Send + 'static>(
     state: &ApiState,
     work: impl FnOnce(&Ledger) -> Result<T, LedgerError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -177,6 +182,7 @@ async fn status(State(state): State<ApiState>) -> Answer<Status> {
         guard: (about.mode == "canary" || guard.state.rolled_back.is_some()).then(|| Guard::from(guard)),
         mode: about.mode,
         policy: about.policy,
+        standing: policy::standing(&state, false).await?,
         subscribers: state.live.subscribers(),
         sessions_open: overview.sessions_open,
         agents_connected: agents.iter().filter(|agent| agent.uplink.is_some()).count(),
@@ -216,7 +222,10 @@ async fn complaint(State(state): State<ApiState>, path: Path_) -> Answer<Told> {
     if known { Ok(Json(Told { subscriber })) } else { Err(ApiError::not_found("subscriber", &subscriber.0)) }
 }
 
-async fn ask<T>(state: &ApiState, of: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, ApiError> {
+pub(super) async fn ask<T>(
+    state: &ApiState,
+    of: impl FnOnce(oneshot::Sender<T>) -> Ask,
+) -> Result<T, ApiError> {
     let (answer, answered) = oneshot::channel();
     state.asks.send(of(answer)).await.map_err(|_| ApiError::busy())?;
     answered.await.map_err(|_| ApiError::busy())
@@ -270,10 +279,9 @@ async fn explained(
     let wanted = Wanted::of(query, &["at", "limit"])?;
     let profile = state.live.profile(&id).ok_or_else(|| ApiError::not_found("subscriber", &id.0))?;
     let limit = wanted.limit.unwrap_or(NEWEST);
-    let facts = ask(&state, |answer| Ask::Facts { subscriber: id, answer }).await?;
-    let explanation = read(&state, move |ledger| {
-        explain::explain(ledger, &profile, facts, wanted.at, limit, Micros::now())
-    });
+    let seen = ask(&state, |answer| Ask::Look { subscriber: id, answer }).await?.unwrap_or_default();
+    let explanation =
+        read(&state, move |ledger| explain::explain(ledger, &profile, seen, wanted.at, limit, Micros::now()));
     Ok(Json(explanation.await?))
 }
 

@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -12,6 +13,7 @@ Exit codes:
   3  no such subscriber, element, push, ...
   4  refused, or the policy has mistakes
   5  the orchestrator cannot be reached
+  6  a replay led to something else than was recorded
 
 Examples:
   usher status
@@ -31,6 +33,14 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// `5m`, `90s`, `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let span: Option<jiff::Span> = text.parse().ok();
+    let time = span.and_then(|span| span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok());
+    let time = time.and_then(|time| Duration::try_from(time).ok());
+    time.ok_or_else(|| "expected a time, as 5m or 90s".to_owned())
 }
 
 /// Options every command takes.
@@ -114,7 +124,7 @@ pub enum Command {
     },
     /// Why something was, or was not, done for a subscriber; changes nothing
     #[command(
-        after_help = "Examples:\n  usher explain line-7\n  usher explain line-7 --at 2026-11-21T20:15:00Z"
+        after_help = "Examples:\n  usher explain line-7\n  usher explain line-7 --at 2026-11-21T20:15:00Z\n\nWith --at, decisions are those up to then; facts and moments are of then where a recorded day reaches there, else of now."
     )]
     Explain {
         /// The subscriber's id
@@ -122,6 +132,9 @@ pub enum Command {
         /// As of when: RFC 3339; now unless given
         #[arg(long, value_name = "TIME")]
         at: Option<jiff::Timestamp>,
+        /// The recorded day that --at is in; the orchestrator's own unless given
+        #[arg(long, value_name = "FILE", requires = "at")]
+        day: Option<PathBuf>,
         /// How many decisions to go back
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
@@ -137,6 +150,52 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         profiles: Option<PathBuf>,
     },
+    /// Play a recorded day again: does it lead to the same decisions, and what would another policy have done?
+    #[command(
+        after_help = "Examples:\n  usher replay 2026-11-21T000012Z.day\n  usher replay day.day --policy new.yaml -o json | jq .other.would_be_told\n\nNothing is pushed, sent or written, and no orchestrator is needed. Under another policy people tap where the same\nmessage is sent to them for the same reason; what they would have done with other messages no replay knows.\nExit code 6: it led to something else than was recorded."
+    )]
+    Replay {
+        /// The day's file: `usher-orchestrator record` lists and copies them
+        day: PathBuf,
+        /// Beside it, under this policy
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+        /// How many subscribers to name of each kind
+        #[arg(long, default_value_t = 10, value_name = "COUNT")]
+        names: u32,
+    },
+    /// What would change if a policy were put in force, from the newest recorded day; changes nothing
+    #[command(
+        after_help = "Examples:\n  usher plan --policy new.yaml\n  usher plan                          the policy file as it is on the disk now\n  usher plan --policy new.yaml --day 2026-11-21T000012Z.day -o yaml\n\nThe day is played in this process, beside the orchestrator, which goes on undisturbed."
+    )]
+    Plan {
+        /// The policy; the orchestrator's own file unless given
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+        /// The day; the orchestrator's newest unless given
+        #[arg(long, value_name = "FILE")]
+        day: Option<PathBuf>,
+        /// How many subscribers to name of each kind
+        #[arg(long, default_value_t = 10, value_name = "COUNT")]
+        names: u32,
+    },
+    /// Put a policy in force, on trial: unless it is confirmed in time, the one before comes back by itself
+    #[command(
+        after_help = "Examples:\n  usher apply new.yaml --confirm-within 5m && usher status && usher confirm\n  usher apply new.yaml                also 5 minutes\n\nA restart, or a kill, in between changes nothing about it. The policy's file is not written to: copy a confirmed policy\nthere. As soon as the file says something else than now, and is loaded, the file has the last word."
+    )]
+    Apply {
+        /// The policy file; `-` reads standard input
+        policy: PathBuf,
+        /// How long it may stay unconfirmed, 1 s to 1 day
+        #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+        confirm_within: Duration,
+    },
+    /// Keep the policy that is on trial
+    #[command(after_help = "Example:\n  usher confirm")]
+    Confirm,
+    /// Take the policy that is on trial back at once
+    #[command(after_help = "Example:\n  usher revert")]
+    Revert,
     /// Transactions on elements
     #[command(
         subcommand,

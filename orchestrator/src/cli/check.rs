@@ -11,6 +11,7 @@ use super::output::{self, coloured, is_terminal};
 use crate::api::lint::{examine, mistakes};
 use crate::api::model::Lint;
 use crate::document::{Issue, Issues};
+use crate::policy::Policy;
 
 /// Largest file that is read.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -47,7 +48,21 @@ pub(super) fn lint(format: Format, policy: &Path, profiles: Option<&Path>) -> Re
     }
 }
 
-fn read(path: &Path) -> Result<(String, String), CliError> {
+/// The policy in a file, checked by itself.
+pub(super) fn policy(path: &Path) -> Result<Policy, CliError> {
+    let (name, text) = read(path)?;
+    examine(&name, &text, None).map_err(|wrong| {
+        let told: Vec<String> = wrong.iter().map(show).collect();
+        CliError::Refused(format!("the policy has mistakes:\n{}", told.concat()))
+    })
+}
+
+/// Mistakes of a policy beside the plans it was to work with.
+pub(super) fn refused(issues: &Issues) -> CliError {
+    CliError::Refused(format!("the policy has mistakes:\n{}", show(issues)))
+}
+
+pub(super) fn read(path: &Path) -> Result<(String, String), CliError> {
     let name = path.display().to_string();
     let failed = |error: io::Error| CliError::Failed(format!("cannot read {name}: {error}"));
     let mut text = String::new();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
@@ -84,15 +84,22 @@ impl Client {
                 separator = '&';
             }
         }
-        self.request(Method::GET, &target).await
+        self.request(Method::GET, &target, Bytes::new()).await
     }
 
     /// Does what `path` names, which takes nothing.
     pub(super) async fn post(&self, path: &[&str]) -> Result<Bytes, CliError> {
-        self.request(Method::POST, &target_of(path)).await
+        self.request(Method::POST, &target_of(path), Bytes::new()).await
     }
 
-    async fn request(&self, method: Method, target: &str) -> Result<Bytes, CliError> {
+    /// Does `verb` with a value.
+    pub(super) async fn send<T: serde::Serialize>(&self, verb: &str, value: &T) -> Result<Bytes, CliError> {
+        let body = serde_json::to_vec(value)
+            .map_err(|error| CliError::Usage(format!("this cannot be asked: {error}")))?;
+        self.request(Method::POST, &format!("/v1/{verb}"), body.into()).await
+    }
+
+    async fn request(&self, method: Method, target: &str, body: Bytes) -> Result<Bytes, CliError> {
         let within = |limit, why: String| (limit, why);
         match &self.place {
             Place::Socket(path) => {
@@ -101,7 +108,7 @@ impl Client {
                     .await
                     .map_err(|_| CliError::Unreachable(why))?
                     .map_err(|error| CliError::Unreachable(no_socket(path, &error)))?;
-                exchange(stream, method, target, "localhost", None).await
+                exchange(stream, (method, target, body), "localhost", None).await
             }
             Place::Afar { host, port, token, tls } => {
                 let name = ServerName::try_from(host.clone())
@@ -118,7 +125,7 @@ impl Client {
                             "cannot reach the orchestrator at {host}:{port}: {error}"
                         ))
                     })?;
-                exchange(stream, method, target, host, Some(token)).await
+                exchange(stream, (method, target, body), host, Some(token)).await
             }
         }
     }
@@ -126,8 +133,7 @@ impl Client {
 
 async fn exchange<S>(
     stream: S,
-    method: Method,
-    target: &str,
+    (method, target, body): (Method, &str, Bytes),
     host: &str,
     token: Option<&str>,
 ) -> Result<Bytes, CliError>
@@ -140,8 +146,11 @@ where
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
+    if !body.is_empty() {
+        request = request.header(CONTENT_TYPE, "application/json");
+    }
     let request = request
-        .body(Full::<Bytes>::default())
+        .body(Full::new(body))
         .map_err(|error| CliError::Usage(format!("this cannot be asked: {error}")))?;
     let asking = async {
         let (mut sender, connection) =
@@ -174,7 +183,10 @@ where
     Err(match status {
         StatusCode::NOT_FOUND => CliError::NotFound(message),
         StatusCode::BAD_REQUEST => CliError::Usage(message),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => CliError::Refused(message),
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::CONFLICT
+        | StatusCode::UNPROCESSABLE_ENTITY => CliError::Refused(message),
         _ => CliError::Failed(message),
     })
 }

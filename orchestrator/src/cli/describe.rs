@@ -2,12 +2,16 @@
 
 use std::fmt::Write as _;
 
+use jiff::SignedDuration;
+
 use super::listing;
 use super::output::{Field, Sheet, ago, between, plain, table, when, when_any, yes_no};
 use crate::api::gate_name;
 use crate::api::model::{
-    Agent, Decision, Element, Explanation, Part, Push, Sending, Status, SubscriberDetail,
+    Agent, Decision, Element, Explanation, Part, PolicySource, PolicyStanding, Push, Sending, Status,
+    SubscriberDetail,
 };
+use crate::engine::explain::Stands;
 use crate::engine::io::{Candidate, Cause, Mode};
 
 pub(super) fn status(status: &Status) -> String {
@@ -19,7 +23,8 @@ pub(super) fn status(status: &Status) -> String {
         )
         .line("Mode", &status.mode)
         .line("Canary", canary(status))
-        .line("Policy", &status.policy)
+        .line("Policy", policy(&status.standing))
+        .line("Policy file", policy_file(&status.standing))
         .line("Version", &status.version)
         .line("Started", format!("{} ({})", when(status.started), ago(status.started)))
         .line("Agents", format!("{} of {} connected", status.agents_connected, status.agents_allowed))
@@ -49,6 +54,32 @@ fn canary(status: &Status) -> String {
         guard.push_errors,
         guard.pushes
     )
+}
+
+/// What is in force, and until when.
+fn policy(standing: &PolicyStanding) -> String {
+    let revision = &standing.revision;
+    let applied = standing.applied.map_or(String::new(), |at| format!("applied {}", when(at)));
+    match (standing.source, standing.confirm_by) {
+        (PolicySource::File, _) => revision.clone(),
+        (PolicySource::Trial, Some(by)) => {
+            format!("{revision}, {applied}, ON TRIAL until {} (`usher confirm`)", when(by))
+        }
+        _ => format!("{revision}, {applied} and confirmed"),
+    }
+}
+
+/// What the file says, where it differs.
+fn policy_file(standing: &PolicyStanding) -> String {
+    let path = standing.file.path.display();
+    match (&standing.file.revision, &standing.file.problem) {
+        (Some(revision), _) if *revision == standing.revision => format!("{path}: the same"),
+        (Some(revision), _) if standing.source == PolicySource::File => {
+            format!("{path}: {revision}, NOT LOADED (`usher plan`, then `systemctl reload`)")
+        }
+        (Some(revision), _) => format!("{path}: {revision}"),
+        (None, problem) => format!("{path}: {}", problem.as_deref().unwrap_or("cannot be read")),
+    }
 }
 
 fn pushes(status: &Status) -> String {
@@ -281,6 +312,38 @@ fn facts_now(explanation: &Explanation) -> String {
     table(&["FACT", "VALUE"], rows.collect(), "none")
 }
 
+/// `Facts now`, or `Facts at 2026-...`.
+fn seen_at(what: &str, explanation: &Explanation) -> String {
+    if explanation.seen_at == explanation.at
+        && explanation.at.0 < jiff::Timestamp::now() - SignedDuration::from_mins(1)
+    {
+        format!("{what} at {}", when(explanation.at))
+    } else {
+        format!("{what} now")
+    }
+}
+
+/// Where each moment stands, and what its actions would come to.
+fn stands(explanation: &Explanation) -> String {
+    let mut sheet = Sheet::default();
+    for moment in &explanation.stands {
+        let stands = match moment.stands {
+            Stands::Armed => "armed".to_owned(),
+            Stands::HoldingSince(since) => format!("has held since {}", when(since.into())),
+            Stands::SilentUntil(until) => format!("silent until {}", when(until.into())),
+        };
+        let chosen = moment.would_choose.as_deref().unwrap_or("nothing");
+        sheet.line(
+            &moment.moment,
+            format!("{stands}; fired {} times; now it would lead to {chosen}", moment.episodes),
+        );
+        for candidate in &moment.candidates {
+            sheet.line(&format!("  {}", candidate.action), verdict(candidate));
+        }
+    }
+    if explanation.stands.is_empty() { "none".to_owned() } else { sheet.end() }
+}
+
 fn verdict(candidate: &Candidate) -> String {
     let mut text = match &candidate.stopped_by {
         Some(stopped) => format!("stopped by {}: {}", gate_name(stopped.gate), stopped.why),
@@ -321,8 +384,9 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
         .section("In short", &in_short(explanation))
         .section("Open sessions", &listing::sessions(&explanation.sessions))
         .section("Settings", &listing::settings(&explanation.settings))
-        .section("Facts now", &facts_now(explanation))
-        .section("Moments", &listing::moments(&explanation.moments));
+        .section(&seen_at("Facts", explanation), &facts_now(explanation))
+        .section(&seen_at("Moments", explanation), &stands(explanation))
+        .section("Moments that have fired", &listing::moments(&explanation.moments));
     for decision in &explanation.decisions {
         sheet.section(&format!("Decision {}", decision.id), &trace(Sheet::default(), decision));
     }

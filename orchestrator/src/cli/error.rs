@@ -20,6 +20,9 @@ pub enum CliError {
     /// Nobody answers.
     #[error("{0}")]
     Unreachable(String),
+    /// A replay led to something else than was recorded; the report was printed.
+    #[error("the replay led to something else than was recorded")]
+    Differs,
     /// What is wrong was printed already; a refusal.
     #[error("the file has mistakes")]
     Mistakes,
@@ -34,6 +37,7 @@ impl CliError {
             Self::NotFound(_) => 3,
             Self::Refused(_) | Self::Mistakes => 4,
             Self::Unreachable(_) => 5,
+            Self::Differs => 6,
         })
     }
 }

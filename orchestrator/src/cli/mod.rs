@@ -10,8 +10,10 @@ mod describe;
 mod error;
 mod listing;
 mod output;
+mod replay;
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::CommandFactory as _;
 
@@ -21,7 +23,7 @@ use self::args::{
 };
 use self::client::Client;
 pub use self::error::CliError;
-use crate::api::model::{Page, Switched, Told};
+use crate::api::model::{ApplyRequest, Explanation, OnTrial, Page, PolicyStanding, Switched, Told};
 use crate::pki;
 
 /// Does what was typed.
@@ -31,6 +33,9 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Lint { policy, profiles } => return check::lint(format, policy, profiles.as_deref()),
         Command::Pki(command) => return certificates(command),
         Command::Completion { shell } => return completion(*shell),
+        Command::Replay { day, policy, names } => {
+            return replay::replayed(format, day, policy.as_deref(), *names);
+        }
         _ => {}
     }
     let client = Client::new(&cli.global)?;
@@ -38,16 +43,39 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status => output::answer(format, &client.get(&["status"], &[]).await?, describe::status),
         Command::Get(get) => list(&client, format, get).await,
         Command::Describe { kind, id } => describe(&client, format, kind, &id).await,
-        Command::Explain { subscriber, at, limit } => {
+        Command::Explain { subscriber, at, day, limit } => {
             let query = [("at", at.map(|at| at.to_string())), ("limit", Some(limit.to_string()))];
             let body = client.get(&["explain", &subscriber], &query).await?;
-            output::answer(format, &body, describe::explanation)
+            let mut explanation: Explanation = replay::parsed(&body)?;
+            if let Some(at) = at {
+                replay::look_back(&client, at, day, &mut explanation).await?;
+            }
+            match format {
+                Format::Table => output::print(&describe::explanation(&explanation)),
+                Format::Json | Format::Yaml => output::structured(format, &explanation),
+            }
         }
         Command::Push(PushCommand::List { subscriber, state, limit }) => {
             let query = [("subscriber", subscriber), ("state", state), ("limit", Some(limit.to_string()))];
             page(format, &client.get(&["pushes"], &query).await?, listing::pushes)
         }
         Command::Push(PushCommand::Show { id }) => describe(&client, format, Describable::Push, &id).await,
+        Command::Plan { policy, day, names } => {
+            replay::planned(&client, format, policy.as_deref(), day, names).await
+        }
+        Command::Apply { policy, confirm_within } => apply(&client, format, &policy, confirm_within).await,
+        Command::Confirm => {
+            let body = client.post(&["policy", "confirm"]).await?;
+            output::answer(format, &body, |standing: &PolicyStanding| {
+                format!("Confirmed: policy {} stays in force.", standing.revision)
+            })
+        }
+        Command::Revert => {
+            let body = client.post(&["policy", "revert"]).await?;
+            output::answer(format, &body, |standing: &PolicyStanding| {
+                format!("Taken back: policy {} is in force again.", standing.revision)
+            })
+        }
         Command::Stop => switch(&client, format, "stop").await,
         Command::Resume => switch(&client, format, "resume").await,
         Command::Consent(ConsentCommand::Withdraw { subscriber }) => {
@@ -62,8 +90,27 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
             let path = ["subscribers", &subscriber, "complaint"];
             told(&client, format, &path, "the complaint is taken down: no message for a while").await
         }
-        Command::Lint { .. } | Command::Pki(_) | Command::Completion { .. } => Ok(()),
+        Command::Lint { .. } | Command::Pki(_) | Command::Completion { .. } | Command::Replay { .. } => {
+            Ok(())
+        }
     }
+}
+
+async fn apply(
+    client: &Client,
+    format: Format,
+    policy: &Path,
+    confirm_within: Duration,
+) -> Result<(), CliError> {
+    let (name, text) = check::read(policy)?;
+    let request = ApplyRequest { name, policy: text, confirm_within_s: confirm_within.as_secs() };
+    let body = client.send("policy/apply", &request).await?;
+    output::answer(format, &body, |on_trial: &OnTrial| {
+        format!(
+            "Policy {} is in force. Unless you `usher confirm`, the one before comes back at {}.",
+            on_trial.revision, on_trial.confirm_by
+        )
+    })
 }
 
 async fn list(client: &Client, format: Format, get: GetArgs) -> Result<(), CliError> {

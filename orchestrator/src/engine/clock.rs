@@ -52,6 +52,15 @@ pub(super) enum Verdict {
 }
 
 impl Clock {
+    /// One that has heard of the same agents, under the same numbers, but nothing from them.
+    pub(super) fn of_the_same(other: &Self) -> Self {
+        let mut clock = Self::default();
+        for agent in &other.agents {
+            clock.number(&agent.name);
+        }
+        clock
+    }
+
     /// The number of an agent, known or not: 65,535 of them are more than any network has, and the last number is shared by
     /// further ones.
     pub(super) fn number(&mut self, agent: &str) -> u16 {

@@ -181,6 +181,39 @@ pub enum Effect {
     Guarded(GuardState),
 }
 
+/// What some effects are, in sixteen bytes (BLAKE3): the same bytes, the same effects, in the same order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Digest(pub [u8; 16]);
+
+impl Digest {
+    /// Of what one input led to; `None`: nothing.
+    pub fn of(effects: &[Effect]) -> Option<Self> {
+        if effects.is_empty() {
+            return None;
+        }
+        let bytes = postcard::to_allocvec(effects).expect("numbers, words and lists can be packed");
+        Some(Self::of_bytes(&[&bytes]))
+    }
+
+    /// Of bytes, one after the other.
+    pub fn of_bytes(parts: &[&[u8]]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(part);
+        }
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(digest)
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// New desired settings of a subscriber.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desire {
@@ -283,6 +316,13 @@ impl Decision {
     /// The action, where it is really done.
     pub fn carried_out(&self) -> Option<&str> {
         self.chosen.as_deref().filter(|_| matches!(self.mode, Mode::Live | Mode::Canary))
+    }
+}
+
+impl Decision {
+    /// The id the same decision has under another policy: of the same moment and episode of the same subscriber.
+    pub fn id_under(&self, policy: &str) -> DecisionId {
+        super::choose::decision_id(&self.subscriber, &self.moment, self.episode, policy)
     }
 }
 

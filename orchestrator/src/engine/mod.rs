@@ -16,6 +16,7 @@ mod calendar;
 mod choose;
 mod clock;
 pub(crate) mod contact;
+pub mod explain;
 mod feed;
 mod guard;
 pub mod io;
@@ -33,6 +34,7 @@ mod state;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+mod under;
 mod window;
 mod world;
 

@@ -81,6 +81,12 @@ impl Page {
         }
     }
 
+    /// The same seats, with room for other windows.
+    pub(super) fn without_blocks(&self, groups: usize) -> Self {
+        let seats = self.seats.iter().map(|seat| Seat { listed: 0, ..seat.clone() });
+        Self { seats: seats.collect(), ..Self::new(groups) }
+    }
+
     /// Whether every word is where this layout looks for it.
     pub(super) fn fits(&self, layout: &Layout) -> bool {
         let groups = layout.groups.len();

@@ -152,18 +152,21 @@ impl Engine {
         engine.roster = Roster::restore(&pages);
         (engine.cards, engine.clock, engine.waiting) = (head.cards, head.clock, head.waiting);
         (engine.boundary, engine.now, engine.counters) = (head.boundary, head.now, head.counters);
+        if head.agenda.iter().any(|(_, line)| pages.get(Line(*line)).is_none()) {
+            return Err(SnapshotError::Damaged);
+        }
         engine.due = head.agenda.iter().map(|(due, line)| (*line, *due)).collect();
         engine.agenda = head.agenda.into_iter().collect();
         engine.world.stopped = head.stopped;
         engine.world.learned = head.learned;
         (engine.world.guard, engine.world.pushed) = (head.guard, head.pushed);
-        engine.index(&pages);
+        engine.index(&pages)?;
         engine.pages = pages;
         Ok((engine, u64::from_le_bytes(position)))
     }
 
     /// What is worked out from the seats.
-    fn index(&mut self, pages: &Pages) {
+    pub(super) fn index(&mut self, pages: &Pages) -> Result<(), SnapshotError> {
         for line in pages.lines() {
             let Some(seat) = pages.get(line) else { continue };
             for (grid, list) in self.lists.iter_mut().enumerate() {
@@ -176,10 +179,11 @@ impl Engine {
                 organisation.members.insert(line.0);
                 organisation.moved += usize::from(seat.card.has_moved());
             }
-            let decisions = SubscriberState::contacts_of(&seat.state, &self.cards);
+            let decisions = SubscriberState::contacts_of(&seat.state).ok_or(SnapshotError::Damaged)?;
             self.by_decision
                 .extend(decisions.into_iter().map(|decision: DecisionId| (decision, Line(line.0))));
         }
+        Ok(())
     }
 }
 

@@ -204,9 +204,13 @@ impl SubscriberState {
         }
     }
 
-    /// The decisions whose messages are remembered.
-    pub(super) fn contacts_of(packed: &[u8], cards: &Cards) -> Vec<DecisionId> {
-        Self::unpack(packed, cards).contacts.into_iter().map(|contact| contact.decision).collect()
+    /// The decisions whose messages are remembered; `None`: these bytes are no state.
+    pub(super) fn contacts_of(packed: &[u8]) -> Option<Vec<DecisionId>> {
+        if packed.is_empty() {
+            return Some(Vec::new());
+        }
+        let packed: Packed = postcard::from_bytes(packed).ok()?;
+        Some(packed.contacts.into_iter().map(|contact| contact.decision).collect())
     }
 
     /// Sessions open on any agent, in a fixed order.

@@ -9,7 +9,7 @@ use super::sessions::{Kept, Resolved, Sessions};
 use super::{Refusal, keeping};
 use crate::agents::Batch;
 use crate::engine::Engine;
-use crate::engine::io::{Effect, Input};
+use crate::engine::io::{Digest, Effect, Input};
 use crate::identity::Directory;
 use crate::ledger::{BatchMark, SessionRow};
 
@@ -40,6 +40,8 @@ pub enum Taken {
 pub struct Applied {
     /// What the engine was given, for the journal.
     pub input: Vec<u8>,
+    /// What it answered, likewise.
+    pub digest: Option<Digest>,
     /// To be made durable, then carried out.
     pub effects: Vec<Effect>,
     /// For the ledger.
@@ -96,8 +98,10 @@ impl Intake {
         let input = Input::Observed(observed);
         let journaled = keeping::encode(now, &input);
         let effects = self.engine.step(now, input);
+        let digest = Digest::of(&effects);
         self.mark(&agent, &mark);
-        Ok(Taken::Now(Box::new(Applied { input: journaled, effects, kept, ignored, verdicts, missing })))
+        let input = journaled;
+        Ok(Taken::Now(Box::new(Applied { input, digest, effects, kept, ignored, verdicts, missing })))
     }
 
     fn mark(&mut self, agent: &str, mark: &BatchMark) {

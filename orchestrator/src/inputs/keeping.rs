@@ -8,14 +8,18 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use usher_models::units::Micros;
 
 use super::Book;
+use crate::days::{DayError, Keeper};
 use crate::engine::Engine;
 use crate::engine::io::Input;
 use crate::engine::snapshot::Snapshot;
 use crate::ledger::{Ledger, LedgerError};
+use crate::metrics::{Metrics, Reason};
+use crate::policy::Policy;
 
 /// Inputs read of the journal at a time.
 const AT_ONCE: u32 = 256;
@@ -63,23 +67,61 @@ pub(super) fn take_up(book: &Book, ledger: &Ledger) -> Result<Option<(Engine, u6
             engine.take_dirty();
             return Ok(Some((engine, position)));
         }
-        for (at_position, input) in inputs {
-            let (at, input): (Micros, Input) = postcard::from_bytes(&input).map_err(|error| {
-                LedgerError::Corrupt { what: format!("journal {at_position}"), why: error.to_string() }
+        for row in inputs {
+            let (at, input): (Micros, Input) = postcard::from_bytes(&row.input).map_err(|error| {
+                LedgerError::Corrupt { what: format!("journal {}", row.position), why: error.to_string() }
             })?;
             engine.step(at, input);
-            position = at_position;
+            position = row.position;
         }
     }
 }
 
+/// Adds to the day what came since the last snapshot. A day that cannot be written is given up, and the next snapshot begins
+/// another; the daemon goes on.
+pub(super) fn keep_day(
+    days: &Mutex<Keeper>,
+    ledger: &Ledger,
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Micros,
+    metrics: &Metrics,
+) {
+    let mut keeper = days.lock().unwrap_or_else(PoisonError::into_inner);
+    match keeper.keep(ledger, snapshot, policy, now) {
+        Ok(recorded) => {
+            metrics.record_inputs.inc_by(recorded.inputs);
+            metrics.record_bytes.set(i64::try_from(recorded.bytes).unwrap_or(i64::MAX));
+            for (reason, days) in [("age", recorded.aged), ("room", recorded.crowded)] {
+                metrics.record_days_removed.get_or_create(&Reason { reason }).inc_by(days);
+            }
+        }
+        Err(error) => give_up(&mut keeper, &error, metrics),
+    }
+}
+
+/// Ends the day with what the journal still has.
+pub(super) fn end_day(days: &Mutex<Keeper>, ledger: &Ledger, metrics: &Metrics) {
+    let mut keeper = days.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = keeper.end(ledger) {
+        give_up(&mut keeper, &error, metrics);
+    }
+}
+
+fn give_up(keeper: &mut Keeper, error: &DayError, metrics: &Metrics) {
+    metrics.record_failures.inc();
+    tracing::warn!("the day {error}: recording goes on with another file");
+    keeper.give_up();
+}
+
 /// Writes a snapshot in place of the last one: whole, or not at all.
-pub(super) fn write(snapshot: &Snapshot, path: &Path) -> io::Result<()> {
+pub(super) fn write(snapshot: &Snapshot, ledger: &Ledger) -> io::Result<()> {
+    let path = file_of(ledger.path());
     let unfinished = path.with_extension("unfinished");
     let mut file = BufWriter::with_capacity(BUFFER, File::create(&unfinished)?);
     snapshot.write(&mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(&unfinished, path)?;
+    std::fs::rename(&unfinished, &path)?;
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),

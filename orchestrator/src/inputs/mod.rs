@@ -6,6 +6,7 @@
 mod intake;
 mod keeping;
 mod sessions;
+mod standing;
 mod task;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -64,7 +65,7 @@ pub struct Book {
     /// What to look for and what to do.
     pub policy: Policy,
     /// Plans, countries and subscribers.
-    pub directory: Directory,
+    pub directory: Arc<Directory>,
 }
 
 /// Why a batch that is well-formed was not applied. Nothing was changed.

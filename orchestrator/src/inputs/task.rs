@@ -1,6 +1,6 @@
 //! The engine task: one input at a time, stepped, made durable, answered.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -8,14 +8,16 @@ use tokio::task::JoinHandle;
 use usher_models::units::{Micros, SubscriberId};
 
 use super::intake::{Intake, Taken};
+use super::standing::Standing;
 use super::{Book, Refusal, Request, keeping};
 use crate::advice::{self, Offer, Tapped};
 use crate::agents::Batch;
 use crate::api;
+use crate::days::{Keeper, RecordConfig};
 use crate::elements::Wake;
-use crate::engine::io::{Decision, DecisionId, Effect, Input, Mode, TapState};
+use crate::engine::io::{Decision, DecisionId, Digest, Effect, Input, Mode, TapState};
 use crate::engine::{Counters, Engine, SubscriberState};
-use crate::ledger::{BatchMark, InputRecord, Ledger, LedgerError};
+use crate::ledger::{BatchMark, InputRecord, Journaled, Ledger, LedgerError};
 use crate::metrics::{DecisionLabels, Metrics, Reason, count};
 use crate::policy::PolicyErrors;
 
@@ -70,7 +72,8 @@ pub enum TaskError {
 #[derive(Debug)]
 pub struct EngineTask {
     intake: Intake,
-    book: Arc<Book>,
+    pub(super) book: Arc<Book>,
+    pub(super) standing: Standing,
     ledger: Ledger,
     metrics: Metrics,
     bells: Bells,
@@ -81,6 +84,8 @@ pub struct EngineTask {
     /// The last position of the journal.
     position: u64,
     keeping: Keeping,
+    /// Where days are kept; `None`: nowhere.
+    days: Option<Arc<Mutex<Keeper>>>,
 }
 
 /// When the next snapshot is to be taken, and the one being written.
@@ -105,7 +110,11 @@ impl EngineTask {
         ledger: Ledger,
         metrics: Metrics,
         bells: Bells,
+        record: Option<RecordConfig>,
     ) -> Result<Self, TaskError> {
+        let policies = ledger.with(Ledger::policies).await?;
+        let (standing, book, change) = Standing::resolve(book, policies, Micros::now());
+        in_force.send_replace(book.clone());
         let (rows, marks) = ledger.with(|ledger| Ok((ledger.sessions()?, ledger.batch_marks()?))).await?;
         let (of_book, end) = (book.clone(), ledger.with(Ledger::journal_end).await?);
         let taken_up = ledger.with(move |ledger| keeping::take_up(&of_book, ledger)).await?;
@@ -118,6 +127,7 @@ impl EngineTask {
         let mut task = Self {
             intake: Intake::new(engine, rows, marks),
             book,
+            standing,
             ledger,
             metrics,
             bells,
@@ -127,13 +137,17 @@ impl EngineTask {
             counted,
             position,
             keeping: Keeping { at_once: is_new, last: (Micros::now(), 0), journaled: 0, writing: None },
+            days: record.map(|config| Arc::new(Mutex::new(Keeper::new(config)))),
         };
         let stopped = task.ledger.with(Ledger::stopped).await?;
         if stopped {
             tracing::warn!("the kill switch is on: nothing is decided until `usher resume`");
         }
         let mut record = task.record();
-        record.journal_anew = is_new;
+        record.policy = change;
+        if is_new {
+            task.begin_journal(&mut record).await?;
+        }
         for input in task.intake.engine.inputs_to(&task.book.directory) {
             task.step(&mut record, input);
         }
@@ -164,22 +178,27 @@ impl EngineTask {
 
     /// Until the engine next wants to be looked at.
     fn pause(&self) -> Duration {
-        let due = self.intake.engine.next_due().map_or(TICK, |due| due.since(Micros::now()));
+        let due = self.intake.engine.next_due().into_iter().chain(self.standing.ends()).min();
+        let due = due.map_or(TICK, |due| due.since(Micros::now()));
         due.clamp(TICK_LEAST, TICK)
     }
 
     /// The wall clock, which here never goes back.
-    fn advance(&mut self) -> Micros {
+    pub(super) fn advance(&mut self) -> Micros {
         self.now = self.now.max(Micros::now());
         self.now
     }
 
-    fn record(&self) -> InputRecord {
+    pub(super) fn record(&self) -> InputRecord {
         InputRecord { at: self.now, ..InputRecord::default() }
     }
 
     async fn tick(&mut self) -> Result<(), TaskError> {
         let now = self.advance();
+        if self.standing.ends().is_some_and(|ends| ends <= now) {
+            tracing::warn!("the policy on trial was not confirmed in time");
+            self.revert_policy().await?.ok();
+        }
         let mut record = self.record();
         let engine = &self.intake.engine;
         let (due, watermark) = (engine.next_due().is_some_and(|due| due <= now), engine.watermark());
@@ -256,7 +275,8 @@ impl EngineTask {
         let mut record = self.record();
         record.effects = applied.effects;
         self.position += 1;
-        record.journal.push((self.position, applied.input));
+        let (position, input, effects) = (self.position, applied.input, applied.digest);
+        record.journal.push(Journaled { position, input, effects });
         record.batch = Some(kept.record(&self.intake.engine));
         self.commit(record).await?;
         if self.intake.has_many_boots(&agent) {
@@ -268,35 +288,8 @@ impl EngineTask {
         Ok(Ok(mark))
     }
 
-    /// Puts another policy and other profiles in force, or changes nothing.
-    async fn load(&mut self, book: Arc<Book>) -> Result<(), TaskError> {
-        self.advance();
-        let mut record = self.record();
-        if book.policy.revision() == self.book.policy.revision() {
-            book.policy.check(book.directory.plans())?;
-            for input in book.directory.inputs_since(&self.book.directory) {
-                self.step(&mut record, input);
-            }
-        } else {
-            // Windows begin anew: facts of another policy are other facts.
-            let stopped = self.ledger.with(Ledger::stopped).await?;
-            let learned = self.intake.engine.learned().clone();
-            self.intake.engine = engine_of(&book, &self.ledger).await?;
-            self.intake.engine.learn_from(learned);
-            self.counted = Counters::default();
-            record.journal_anew = true;
-            self.keeping.at_once = true;
-            self.step(&mut record, Input::Stop(stopped));
-        }
-        self.book = book;
-        self.reassign(&mut record).await?;
-        self.commit(record).await?;
-        self.in_force.send_replace(self.book.clone());
-        Ok(())
-    }
-
     /// Resolves the sessions by the profiles in force.
-    async fn reassign(&mut self, record: &mut InputRecord) -> Result<(), TaskError> {
+    pub(super) async fn reassign(&mut self, record: &mut InputRecord) -> Result<(), TaskError> {
         let rows = self.ledger.with(Ledger::sessions).await?;
         let directory = &self.book.directory;
         let (reassigned, observed) =
@@ -446,18 +439,73 @@ impl EngineTask {
                 }
                 let _ = answer.send(known);
             }
-            api::Ask::Facts { subscriber, answer } => {
-                let _ = answer.send(self.intake.engine.facts_of(&subscriber, Micros::now()));
+            api::Ask::Apply { policy, confirm_within, answer } => {
+                let _ = answer.send(self.apply_policy(*policy, confirm_within).await?);
+            }
+            api::Ask::Confirm { answer } => {
+                let _ = answer.send(self.confirm_policy().await?);
+            }
+            api::Ask::Revert { answer } => {
+                let _ = answer.send(self.revert_policy().await?);
+            }
+            api::Ask::Look { subscriber, answer } => {
+                let _ = answer.send(self.intake.engine.seen(&subscriber, Micros::now()));
             }
         }
         Ok(())
     }
 
     /// Has the engine take in an input, now; what it leads to, and the input itself, is the record's.
-    fn step(&mut self, record: &mut InputRecord, input: Input) {
+    pub(super) fn step(&mut self, record: &mut InputRecord, input: Input) {
         self.position += 1;
-        record.journal.push((self.position, keeping::encode(self.now, &input)));
-        record.effects.extend(self.intake.engine.step(self.now, input));
+        let encoded = keeping::encode(self.now, &input);
+        let effects = self.intake.engine.step(self.now, input);
+        record.journal.push(Journaled {
+            position: self.position,
+            input: encoded,
+            effects: Digest::of(&effects),
+        });
+        record.effects.extend(effects);
+    }
+
+    /// The journal begins anew, for another engine: the day of the one before ends with what the journal still has of it.
+    async fn begin_journal(&mut self, record: &mut InputRecord) -> Result<(), TaskError> {
+        if let Some((_, writing)) = self.keeping.writing.take() {
+            let _ = writing.await;
+        }
+        if let Some(days) = self.days.clone() {
+            let metrics = self.metrics.clone();
+            let end = move |ledger: &Ledger| {
+                keeping::end_day(&days, ledger, &metrics);
+                Ok(())
+            };
+            self.ledger.with(end).await?;
+        }
+        // A position is left out, so that nobody takes what follows for the same engine's.
+        self.position += 1;
+        record.journal_anew = true;
+        self.keeping.at_once = true;
+        Ok(())
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.intake.engine
+    }
+
+    /// Another engine takes over, with everybody in the same line.
+    pub(super) async fn replace_engine(
+        &mut self,
+        engine: Engine,
+        record: &mut InputRecord,
+    ) -> Result<(), TaskError> {
+        self.begin_journal(record).await?;
+        self.intake.engine = engine;
+        self.counted = self.intake.engine.counters();
+        Ok(())
+    }
+
+    pub(super) fn tell_in_force(&self) {
+        self.in_force.send_replace(self.book.clone());
     }
 
     /// Takes a snapshot where it is time, to be written beside all else; the journal up to one that is written is over.
@@ -478,8 +526,16 @@ impl EngineTask {
         let snapshot = self.intake.engine.snapshot(self.position);
         let learned = serde_json::to_string(self.intake.engine.learned()).map_err(LedgerError::Encode)?;
         self.ledger.with(move |ledger| ledger.keep_learned(&learned)).await?;
-        let path = keeping::file_of(self.ledger.path());
-        let writing = tokio::task::spawn_blocking(move || keeping::write(&snapshot, &path));
+        let (ledger, metrics, now) = (self.ledger.clone(), self.metrics.clone(), self.now);
+        let days = self.days.clone().map(|days| (days, self.book.policy.clone()));
+        let writing = tokio::task::spawn_blocking(move || {
+            keeping::write(&snapshot, &ledger)?;
+            // Before the journal is forgotten up to here.
+            if let Some((days, policy)) = days {
+                keeping::keep_day(&days, &ledger, &snapshot, &policy, now, &metrics);
+            }
+            Ok(())
+        });
         *keeping = Keeping {
             at_once: false,
             last: (self.now, self.position),
@@ -491,7 +547,7 @@ impl EngineTask {
 
     /// Makes what a step led to durable, with the engine's own state, and calls those who are to carry it out. A failure
     /// ends the task and with it the process: memory is ahead of the ledger then, and the ledger is right.
-    async fn commit(&mut self, mut record: InputRecord) -> Result<(), TaskError> {
+    pub(super) async fn commit(&mut self, mut record: InputRecord) -> Result<(), TaskError> {
         self.count_left_out();
         for (subscriber, state) in self.intake.engine.take_dirty() {
             match state {
@@ -506,7 +562,7 @@ impl EngineTask {
             return Ok(());
         }
         self.count_effects(&record.effects);
-        self.keeping.journaled += record.journal.iter().map(|(_, input)| input.len()).sum::<usize>();
+        self.keeping.journaled += record.journal.iter().map(|row| row.input.len()).sum::<usize>();
         let began = Instant::now();
         let applied = self.ledger.with(move |ledger| ledger.apply(&record)).await?;
         self.metrics.ledger_seconds.observe(began.elapsed().as_secs_f64());

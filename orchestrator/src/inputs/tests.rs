@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use tokio::sync::oneshot;
 use usher_models::Class;
 
 use super::*;
 use crate::agents::Usage;
+use crate::days::{self, Day, RecordConfig, replay};
 use crate::engine::io::{DecisionId, DirectionName};
 use crate::ledger::{Ledger, SessionRecord};
 use crate::metrics::{self, Metrics, Shown};
@@ -18,14 +20,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use usher_models::units::{Micros, SubscriberId};
 
-const POLICY: &str = include_str!("../../../tests/demo/policy.yaml");
-const PROFILES: &str = include_str!("../../../tests/demo/profiles.yaml");
+pub(crate) const POLICY: &str = include_str!("../../../tests/demo/policy.yaml");
+pub(crate) const PROFILES: &str = include_str!("../../../tests/demo/profiles.yaml");
 const BOOT: [u8; 16] = [7; 16];
 
 pub(crate) fn book(profiles: &str) -> Arc<Book> {
     let policy = Policy::parse("policy.yaml", POLICY).unwrap();
     let directory = Directory::parse("profiles.yaml", profiles).unwrap();
-    Arc::new(Book { policy, directory })
+    Arc::new(Book { policy, directory: Arc::new(directory) })
 }
 
 /// A running engine task and everything that leads into it.
@@ -35,6 +37,7 @@ pub(crate) struct Rig {
     pub(crate) metrics: Metrics,
     advice: mpsc::Sender<advice::Ask>,
     api: mpsc::Sender<api::Ask>,
+    book_in_force: watch::Receiver<Arc<Book>>,
     shown: Shown,
     task: JoinHandle<Result<(), TaskError>>,
     _stop: watch::Sender<bool>,
@@ -46,21 +49,36 @@ impl Rig {
     }
 
     async fn start_with(dir: &Path, profiles: &str) -> Self {
+        Self::start_recording(dir, profiles, None).await
+    }
+
+    async fn start_recording(dir: &Path, profiles: &str, record: Option<RecordConfig>) -> Self {
         let ledger = Ledger::open(&dir.join("ledger.sqlite")).unwrap();
         let mut registry = metrics::registry();
         let metrics = Metrics::register(&mut registry);
-        let book = book(profiles);
-        let (in_force, _) = watch::channel(book.clone());
-        let task = EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), Bells::default())
-            .await
-            .unwrap();
+        let started = Self::with_book(book(profiles), ledger, metrics, registry, Bells::default(), record);
+        started.await.unwrap()
+    }
+
+    async fn with_book(
+        book: Arc<Book>,
+        ledger: Ledger,
+        metrics: Metrics,
+        registry: Registry,
+        bells: Bells,
+        record: Option<RecordConfig>,
+    ) -> Result<Self, TaskError> {
+        let (in_force, book_in_force) = watch::channel(book.clone());
+        let task =
+            EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), bells, record).await?;
         let (inbox, requests) = Inbox::new();
         let (advice, advice_queue) = mpsc::channel(4);
         let (api, api_queue) = mpsc::channel(4);
         let (stop, stopped) = watch::channel(false);
         let queues = Queues { requests, advice: advice_queue, api: api_queue };
         let task = tokio::spawn(task.run(queues, stopped));
-        Self { inbox, ledger, metrics, advice, api, shown: Shown::new(registry), task, _stop: stop }
+        let shown = Shown::new(registry);
+        Ok(Self { inbox, ledger, metrics, advice, api, book_in_force, shown, task, _stop: stop })
     }
 
     /// Ends it without a word, as a kill does.
@@ -95,8 +113,8 @@ impl Rig {
     async fn facts(&self, subscriber: &str) -> BTreeMap<String, Option<f64>> {
         let (answer, facts) = oneshot::channel();
         let subscriber = SubscriberId(subscriber.to_owned());
-        self.api.send(api::Ask::Facts { subscriber, answer }).await.unwrap();
-        let mut facts = facts.await.unwrap();
+        self.api.send(api::Ask::Look { subscriber, answer }).await.unwrap();
+        let mut facts = facts.await.unwrap().unwrap_or_default().facts;
         // What is of the person goes by our clock.
         facts.retain(|name, _| !name.starts_with("sub."));
         facts
@@ -403,4 +421,144 @@ proptest! {
             assert_eq!(found, expected);
         });
     }
+}
+
+fn recording(dir: &Path) -> RecordConfig {
+    let keep = Duration::from_hours(24);
+    RecordConfig { dir: dir.join("days"), keep, max_gb: 1 }
+}
+
+fn with_floor(floor: &str) -> Arc<Book> {
+    let mut other = Book::clone(&book(PROFILES));
+    other.policy = Policy::parse("policy.yaml", &POLICY.replace("floor: 0.4", floor)).unwrap();
+    Arc::new(other)
+}
+
+/// Everything recorded of a ledger, up to now, as one day.
+fn exported(dir: &Path) -> Vec<u8> {
+    let mut file = std::io::Cursor::new(Vec::new());
+    days::export(&dir.join("days"), &dir.join("ledger.sqlite"), &mut file).unwrap().unwrap();
+    file.into_inner()
+}
+
+#[tokio::test]
+async fn a_day_with_kills_in_it_replays_bit_for_bit_and_says_what_another_policy_would_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = async || Rig::start_recording(dir.path(), PROFILES, Some(recording(dir.path()))).await;
+    let mut rig = start().await;
+    rig.is_kept().await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    for sequence in 2..6 {
+        rig.inbox.batch(batch(sequence, Vec::new(), vec![usage("s-a", 100)])).await.unwrap();
+        rig.kill().await;
+        rig = start().await;
+    }
+    let day = exported(dir.path());
+    let report = replay::replay(Day::open(&day[..]).unwrap(), None, 9).unwrap();
+    assert_eq!(report.difference, None);
+    assert_eq!(report.recorded, report.replayed);
+    assert!(report.finished && report.usage_records >= 4 && report.under.decisions >= 1, "{report:?}");
+    assert_eq!((report.under.subscribers_told, report.under.messages), (1, 1));
+    // Nobody is written to where nothing is ever worth it.
+    let never = with_floor("floor: 1000000.0").policy.clone();
+    let report = replay::replay(Day::open(&day[..]).unwrap(), Some(never), 9).unwrap();
+    let other = report.other.unwrap();
+    assert!(other.windows_go_on);
+    assert_eq!(other.no_longer_told.first, [SubscriberId("sub-b".into())]);
+    assert_eq!((other.would_be_told.count, other.under.messages), (0, 0));
+    // Replaying touched nothing.
+    assert_eq!(exported(dir.path()), day);
+    rig.kill().await;
+}
+
+#[tokio::test]
+async fn another_policy_begins_another_day_and_both_replay() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start_recording(dir.path(), PROFILES, Some(recording(dir.path()))).await;
+    rig.is_kept().await;
+    rig.inbox.batch(open_all(1)).await.unwrap();
+    rig.inbox.book(with_floor("floor: 0.5")).await.unwrap().unwrap();
+    rig.inbox.batch(batch(2, Vec::new(), vec![usage("s-a", 100)])).await.unwrap();
+    while days::listed(&dir.path().join("days")).unwrap().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let files = days::listed(&dir.path().join("days")).unwrap();
+    let first = std::fs::File::open(&files[0].path).unwrap();
+    let report = replay::replay(Day::open(first).unwrap(), None, 0).unwrap();
+    assert!(report.finished && report.difference.is_none(), "{report:?}");
+    assert_eq!(report.under.messages, 1, "the day before has all of its inputs");
+    let report = replay::replay(Day::open(&exported(dir.path())[..]).unwrap(), None, 0).unwrap();
+    assert!(report.difference.is_none() && report.under.policy != book(PROFILES).policy.revision());
+    rig.kill().await;
+}
+
+#[tokio::test]
+async fn facts_go_on_under_another_policy_with_the_same_facts() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    let now = Micros::now();
+    for sequence in 1..20 {
+        rig.inbox.batch(second(sequence, now, 0.5)).await.unwrap();
+    }
+    let before = rig.facts("sub-a").await;
+    assert!(before.values().any(Option::is_some), "{before:?}");
+    rig.inbox.book(with_floor("floor: 0.5")).await.unwrap().unwrap();
+    assert_eq!(rig.facts("sub-a").await, before);
+    rig.kill().await;
+}
+
+impl Rig {
+    async fn apply(&self, floor: &str, within: Duration) -> Result<Micros, api::Refused> {
+        let (answer, applied) = oneshot::channel();
+        let policy = Box::new(with_floor(floor).policy.clone());
+        self.api.send(api::Ask::Apply { policy, confirm_within: within, answer }).await.unwrap();
+        applied.await.unwrap()
+    }
+
+    async fn confirm(&self) -> Result<(), api::Refused> {
+        let (answer, confirmed) = oneshot::channel();
+        self.api.send(api::Ask::Confirm { answer }).await.unwrap();
+        confirmed.await.unwrap()
+    }
+
+    fn in_force(&self) -> String {
+        self.book_in_force.borrow().policy.revision().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn an_applied_policy_survives_kills_until_its_time_is_up_and_for_good_once_confirmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |floor: &str| with_floor(floor).policy.revision().to_owned();
+    let rig = Rig::start(dir.path()).await;
+    let file = rig.in_force();
+    assert_eq!(rig.confirm().await, Err(api::Refused::NotOnTrial));
+    rig.apply("floor: 0.5", Duration::from_hours(1)).await.unwrap();
+    assert_eq!(rig.in_force(), of("floor: 0.5"));
+    assert_eq!(rig.apply("floor: 0.5", Duration::from_hours(1)).await, Err(api::Refused::InForce));
+    rig.kill().await;
+    let rig = Rig::start(dir.path()).await;
+    assert_eq!(rig.in_force(), of("floor: 0.5"), "on trial over a kill");
+    rig.confirm().await.unwrap();
+    // Another on top, whose time is up while nobody is there.
+    rig.apply("floor: 0.6", Duration::ZERO).await.unwrap();
+    rig.kill().await;
+    let rig = Rig::start(dir.path()).await;
+    assert_eq!(rig.in_force(), of("floor: 0.5"), "the one confirmed is back");
+    // And whose time is up while it runs.
+    rig.apply("floor: 0.7", Duration::from_millis(1)).await.unwrap();
+    let mut in_force = rig.book_in_force.clone();
+    in_force.wait_for(|book| book.policy.revision() == of("floor: 0.5")).await.unwrap();
+    assert_eq!(rig.confirm().await, Err(api::Refused::NotOnTrial));
+    // What the file says later has the last word.
+    rig.inbox.book(book(PROFILES)).await.unwrap().unwrap();
+    assert_eq!(rig.in_force(), of("floor: 0.5"), "the file says what it said");
+    rig.inbox.book(with_floor("floor: 0.8")).await.unwrap().unwrap();
+    assert_eq!(rig.in_force(), of("floor: 0.8"));
+    rig.kill().await;
+    assert_eq!(
+        Rig::start(dir.path()).await.in_force(),
+        file,
+        "this one reads the old file, which is newer now"
+    );
 }

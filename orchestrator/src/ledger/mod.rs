@@ -10,6 +10,7 @@
 mod journal;
 mod open;
 mod overview;
+mod policies;
 pub mod pushes;
 mod read;
 mod record;
@@ -21,14 +22,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, ErrorCode};
 
+pub use journal::Journaled;
 pub use overview::Overview;
+pub use policies::{AppliedPolicy, PolicyChange};
 pub use read::{AgentSeen, AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
 pub use record::{
     AppRecord, Applied, BatchMark, BatchRecord, InputRecord, Reassigned, SessionRecord, UsageRecord,
 };
 
 /// Layout this build writes, kept in the file's `user_version`.
-pub const LAYOUT: i64 = 3;
+pub const LAYOUT: i64 = 4;
 
 /// Why the ledger could not do what was asked. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

@@ -5,14 +5,18 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{LAYOUT, LedgerError, journal, pushes, record, remedy};
+use super::{LAYOUT, LedgerError, journal, policies, pushes, record, remedy};
 
 /// `application_id` of a ledger: "USHR".
 const APPLICATION: i64 = 0x5553_4852;
 
 /// A step from one layout to the next. The first makes an empty file a ledger.
-const STEPS: [&[&str]; 3] =
-    [&[include_str!("schema.sql"), pushes::SCHEMA], &[journal::SCHEMA], &[record::DECLINES]];
+const STEPS: [&[&str]; 4] = [
+    &[include_str!("schema.sql"), pushes::SCHEMA],
+    &[journal::SCHEMA],
+    &[record::DECLINES],
+    &[journal::EFFECTS, policies::SCHEMA],
+];
 
 /// Longest wait for another process (a backup) that holds the file.
 const BUSY: Duration = Duration::from_secs(5);
@@ -79,7 +83,7 @@ mod tests {
         Connection::open(&path).unwrap().pragma_update(None, "user_version", LAYOUT + 1).unwrap();
         let error = Ledger::open(&path).unwrap_err();
         assert!(matches!(error, LedgerError::Newer { found, .. } if found == LAYOUT + 1), "{error}");
-        assert!(error.to_string().contains("this build knows up to 3"), "{error}");
+        assert!(error.to_string().contains("this build knows up to 4"), "{error}");
         let layout: i64 = Connection::open(&path)
             .unwrap()
             .pragma_query_value(None, "user_version", |row| row.get(0))

@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
-use super::{Ledger, LedgerError, journal, pushes, stored};
+use super::{Journaled, Ledger, LedgerError, PolicyChange, journal, policies, pushes, stored};
 use crate::engine::io::{Decision, DecisionId, Effect, Say};
 
 /// Boots remembered of one agent. A boot beyond them is one whose gateway restarted that many times since.
@@ -43,10 +43,12 @@ pub struct InputRecord {
     pub engine_gone: Vec<SubscriberId>,
     /// What the engine wants done.
     pub effects: Vec<Effect>,
-    /// What the engine was given, encoded, by its place in the journal.
-    pub journal: Vec<(u64, Vec<u8>)>,
+    /// What the engine was given, and what it answered.
+    pub journal: Vec<Journaled>,
     /// The journal begins anew: what is in it was for another engine.
     pub journal_anew: bool,
+    /// What becomes of policies that were applied over the file's.
+    pub policy: Option<PolicyChange>,
 }
 
 /// A session that belongs to somebody else than before.
@@ -249,6 +251,9 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
         transaction.prepare_cached("DELETE FROM engine WHERE subscriber = ?1")?.execute([&subscriber.0])?;
     }
     journal::write(transaction, record)?;
+    if let Some(change) = &record.policy {
+        policies::write(transaction, change)?;
+    }
     let mut applied = Applied::default();
     for effect in &record.effects {
         match effect {

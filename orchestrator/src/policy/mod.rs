@@ -58,6 +58,16 @@ impl Policy {
         &self.revision
     }
 
+    /// The file's name, as the reader knows it.
+    pub fn file_name(&self) -> &str {
+        &self.file
+    }
+
+    /// What stands in the file.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// What the file asks for that is not evaluated yet, each with its place. Nobody may run a policy that has any.
     pub fn unsupported(&self) -> &[Issue] {
         &self.unsupported

@@ -14,9 +14,10 @@ use usher_models::setting::{Setting, Settings};
 use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
 use usher_orchestrator::api::{
-    self, About, ApiState, Ask, GuardNow, Live, LiveAgent, LiveElement, LiveUplink, Metrics,
+    self, About, ApiState, Ask, GuardNow, Live, LiveAgent, LiveElement, LiveUplink, Metrics, Refused,
 };
 use usher_orchestrator::elements::{Change, ElementOutcome, ElementState, PushId, PushState};
+use usher_orchestrator::engine::explain::Seen;
 use usher_orchestrator::engine::io::{
     Candidate, Cause, Decision, DecisionId, Desire, Effect, Gate, GuardState, Mode, Say, Score, Stopped,
 };
@@ -58,6 +59,18 @@ impl Live for Daemon {
             one("gateway:gw-1", None, None),
             one("netconf:bng-1", Some("192.0.2.9:830"), Some(vec!["video".into()])),
         ]
+    }
+
+    fn policy_file(&self) -> PathBuf {
+        PathBuf::from("/nowhere/policy.yaml")
+    }
+
+    fn days(&self) -> Option<PathBuf> {
+        None
+    }
+
+    fn has_advice(&self) -> bool {
+        true
     }
 
     fn subscribers(&self) -> usize {
@@ -235,8 +248,13 @@ async fn engine(ledger: Ledger, mut asks: mpsc::Receiver<Ask>) {
             Ask::Complaint { answer, .. } => {
                 let _ = answer.send(true);
             }
-            Ask::Facts { answer, .. } => {
-                let _ = answer.send(BTreeMap::from([("video_capped".into(), None)]));
+            Ask::Apply { answer, .. } => drop(answer.send(Err(Refused::InForce))),
+            Ask::Confirm { answer } | Ask::Revert { answer } => {
+                let _ = answer.send(Err(Refused::NotOnTrial));
+            }
+            Ask::Look { answer, .. } => {
+                let facts = BTreeMap::from([("video_capped".into(), None)]);
+                let _ = answer.send(Some(Seen { facts, moments: Vec::new() }));
             }
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use usher_models::units::SubscriberId;
 
 use super::{Push, Session, SettingRow, Subscriber, Time};
+use crate::engine::explain::MomentSeen;
 use crate::engine::io::{Candidate, DecisionId, Mode};
 use crate::ledger::{DecisionRow, MessageRow, MessageState};
 
@@ -160,8 +161,12 @@ pub struct Explanation {
     pub sessions: Vec<Session>,
     /// Its settings (as they are now).
     pub settings: Vec<SettingRow>,
-    /// What conditions would read of it (now); null: unknown.
+    /// The time facts and moments are of: now, or `at` where a recorded day reaches there.
+    pub seen_at: Time,
+    /// What conditions would read of it then; null: unknown.
     pub facts: BTreeMap<String, Option<f64>>,
+    /// Where each moment stood then, and what each action would have come to.
+    pub stands: Vec<MomentSeen>,
     /// Moments that have fired for it (as they are now).
     pub moments: Vec<FiredMoment>,
     /// Its decisions up to `at`, newest first, each with the push that carried it out.

@@ -3,12 +3,14 @@
 //! Shared by server and CLI. Owns the outward names, so that the ledger's layout can change behind them.
 
 mod decision;
+mod policy;
 mod push;
 
 use usher_models::Class;
 use usher_models::units::{Micros, SubscriberId};
 
 pub use self::decision::{Decision, Explanation, FiredMoment, Message, Sending};
+pub use self::policy::{ApplyRequest, FilePolicy, OnTrial, PolicySource, PolicyStanding};
 pub use self::push::{Part, Push, PushedSetting, SettingRow, settings_of};
 use crate::api::GuardNow;
 use crate::elements::ElementState;
@@ -68,6 +70,8 @@ pub struct Status {
     pub guard: Option<Guard>,
     /// Revision of the policy in force.
     pub policy: String,
+    /// Where it comes from, and until when it is in force.
+    pub standing: PolicyStanding,
     /// Subscribers known.
     pub subscribers: usize,
     /// Sessions open.
