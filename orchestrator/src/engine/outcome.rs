@@ -59,7 +59,8 @@ impl Engine {
         if std::mem::replace(&mut contact.judged, true) {
             return;
         }
-        let outcome = (f64::from(u8::from(taken_up)), 1.0);
+        let in_time = self.now < contact.judged_at(learning);
+        let outcome = (f64::from(u8::from(taken_up && in_time)), 1.0);
         let of = Of { action: &contact.action, segment: &contact.segment, style: &contact.style };
         let has_room = self.world.learned.learn(of, outcome, self.now, learning.half_life);
         self.counters.segments_full += u64::from(!has_room);

@@ -194,3 +194,142 @@ fn a_set_is_judged_by_whether_quality_rose_against_those_for_whom_nothing_was_do
     assert!(works > 0.9, "{works}");
     assert!(does_not < 0.3, "{does_not}");
 }
+
+/// A slow, obvious chooser: every outcome is kept for ever, every propensity is worked out from all of them.
+struct Slow {
+    /// Messages nobody answered in time yet: until when, whose, which action and segment.
+    open: Vec<(Micros, usize, DecisionId, String, String)>,
+    /// When whose moment comes again.
+    rearm: Vec<Micros>,
+    /// When, which action and segment, and whether it was taken up.
+    outcomes: Vec<(Micros, String, String, bool)>,
+}
+
+impl Slow {
+    const HALF_LIFE: f64 = 2.0 * 86_400.0;
+
+    fn propensity(&self, action: &str, segment: &str, now: Micros) -> f64 {
+        let sums = |counts: &dyn Fn(&str) -> bool| {
+            let of = self.outcomes.iter().filter(|(_, of, segment, _)| of == action && counts(segment));
+            of.fold((0.0, 0.0), |(good, all), (at, _, _, taken_up)| {
+                let weight = (-now.since(*at).as_secs_f64() / Self::HALF_LIFE).exp2();
+                (good + if *taken_up { weight } else { 0.0 }, all + weight)
+            })
+        };
+        let (good, all) = sums(&|_| true);
+        let pooled = (2.0 + good) / (20.0 + all);
+        let (good, all) = sums(&|of| of == segment);
+        (20.0 * pooled + good) / (20.0 + all)
+    }
+
+    /// Whoever has something due, in the order of when, then of who: first what nobody answered, then the moment.
+    fn goes_on(&mut self, now: Micros, made: &mut std::vec::IntoIter<&Decision>, said: &[&Say]) {
+        let due = |slow: &Self, who: usize| {
+            let messages = slow.open.iter().filter(|message| message.1 == who).map(|message| message.0);
+            messages.chain([slow.rearm[who]]).min().filter(|due| *due <= now)
+        };
+        while let Some((_, who)) = (0..self.rearm.len()).filter_map(|who| Some((due(self, who)?, who))).min()
+        {
+            let (over, open) = std::mem::take(&mut self.open)
+                .into_iter()
+                .partition(|message: &(Micros, usize, _, _, _)| message.1 == who && message.0 <= now);
+            self.open = open;
+            let over: Vec<_> = over;
+            self.outcomes
+                .extend(over.into_iter().map(|(_, _, _, action, segment)| (now, action, segment, false)));
+            if self.rearm[who] > now {
+                continue;
+            }
+            self.decides(who, now, made.next().expect("a decision"), said);
+        }
+    }
+
+    fn decides(&mut self, who: usize, now: Micros, made: &Decision, said: &[&Say]) {
+        assert_eq!(made.subscriber.0, format!("p{who:03}"));
+        let segment = if who % 2 == 0 { "basic abroad" } else { "rich abroad" };
+        for candidate in &made.candidates {
+            let found = candidate.score.unwrap().propensity;
+            let expected = self.propensity(&candidate.action, segment, now);
+            assert!((found - expected).abs() < 1e-9, "{found} is not {expected} of {}", candidate.action);
+        }
+        self.rearm[who] = now.after(std::time::Duration::from_hours(24));
+        if let Some(say) = said.iter().find(|say| say.decision == made.id) {
+            let until = now.after(std::time::Duration::from_mins(30));
+            self.open.push((until, who, say.decision.clone(), say.action.clone(), segment.to_owned()));
+        }
+    }
+}
+
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Answers in time, late and never, of many people whose moments come round at all hours; the engine written out and read
+    /// back in between.
+    #[test]
+    fn what_is_learnt_is_what_a_slow_obvious_chooser_learns(
+        steps in proptest::collection::vec((1_i64..80, 0_u8..5, any::<prop::sample::Index>()), 1..220),
+    ) {
+        const COUNT: usize = 8;
+        let choose = "{learn: {say: [2, 18], half_life: 2d, credit: 30m, styles: [plain, price]}, explore: 0.4}";
+        let policy = Policy::parse("policy.yaml", &says_policy(choose)).unwrap();
+        let mut profiles = PROFILES.split("subscribers:").next().unwrap().to_owned() + "subscribers:\n";
+        for who in 0..COUNT {
+            let plan = if who % 2 == 0 { "basic" } else { "rich" };
+            writeln!(profiles, "  - {{id: p{who:03}, keys: [\"imsi:{who}\"], plan: {plan}, consent: {{advice: true}}}}").unwrap();
+        }
+        let mut engine = Engine::new(policy, &Directory::parse("profiles.yaml", &profiles).unwrap()).unwrap();
+        let mut slow = Slow { open: Vec::new(), rearm: vec![Micros::new(i64::MAX); COUNT], outcomes: Vec::new() };
+        let mut sent: Vec<(DecisionId, Micros)> = Vec::new();
+        let mut now = 0;
+        let mut closed: Vec<usize> = (0..COUNT).collect();
+        for (minutes, what, which) in steps {
+            now += minutes * 60;
+            let at = s(now);
+            let opens = (!closed.is_empty() && what == 0).then(|| closed.remove(0));
+            let (input, taken_up) = match (what, sent.is_empty()) {
+                (0, _) if opens.is_some() => {
+                    let who = opens.unwrap();
+                    let sessions = vec![session(&format!("p{who:03}"), true, "26201")];
+                    let (start, end) = (s(now - 1), at);
+                    let observed =
+                        Observed { agent: "gw".into(), start, end, sessions, usage: Vec::new(), named: Vec::new() };
+                    (Input::Observed(observed), None)
+                }
+                (1, false) => {
+                    let (decision, _) = which.get(&sent).clone();
+                    (Input::Tapped(decision.clone()), Some((decision, true)))
+                }
+                (2, false) => {
+                    let (decision, _) = which.get(&sent).clone();
+                    (Input::Declined(decision.clone()), Some((decision, false)))
+                }
+                (3, _) => {
+                    let mut file = Vec::new();
+                    engine.snapshot(0).write(&mut file).unwrap();
+                    engine = Engine::from_snapshot(engine.policy().clone(), &file[..]).unwrap().0;
+                    (Input::Tick, None)
+                }
+                _ => (Input::Tick, None),
+            };
+            // Answered while the link is good: the first answer counts, as good only within the time for credit.
+            if let Some((decision, is_yes)) = taken_up
+                && let Some(place) = slow.open.iter().position(|message| message.2 == decision)
+                && sent.iter().any(|(id, expires)| *id == decision && *expires > at)
+            {
+                let (until, _, _, action, segment) = slow.open.remove(place);
+                slow.outcomes.push((at, action, segment, is_yes && at < until));
+            }
+            let effects = engine.step(at, input);
+            let said = says(&effects);
+            sent.extend(said.iter().map(|say| (say.decision.clone(), say.expires)));
+            let mut made = decisions(&effects).into_iter();
+            if let Some(who) = opens {
+                slow.decides(who, at, made.next().expect("a decision"), &said);
+            }
+            slow.goes_on(at, &mut made, &said);
+            prop_assert_eq!(made.next(), None);
+        }
+    }
+}
