@@ -1,56 +1,69 @@
 //! Checks a policy as the daemon would, without running it. The CLI does the same without a daemon.
 
-use super::model::{Lint, LintRequest, Mistake};
+use super::model::{Lint, LintRequest, Mistake, Severity};
 use crate::document::Issues;
 use crate::identity::Directory;
 use crate::policy::Policy;
 
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Examined {
+    /// The policy's, if the daemon would run it with these profiles.
+    pub(crate) revision: Option<String>,
+    /// What keeps it from that, file by file.
+    pub(crate) errors: Vec<Issues>,
+    /// What is most likely not meant.
+    pub(crate) warnings: Vec<Issues>,
+}
+
+impl Examined {
+    /// As the API tells it.
+    pub(crate) fn lint(&self) -> Lint {
+        let told = |wrong: &[Issues], severity| -> Vec<Mistake> {
+            wrong.iter().flat_map(|issues| mistakes(issues, severity)).collect()
+        };
+        let mut mistakes = told(&self.errors, Severity::Error);
+        mistakes.extend(told(&self.warnings, Severity::Warning));
+        Lint { ok: self.errors.is_empty(), revision: self.revision.clone(), mistakes }
+    }
+}
+
 /// Every mistake of a policy and of the profiles it is to work with.
 pub(crate) fn lint(request: &LintRequest) -> Lint {
     let name = request.name.as_deref().unwrap_or("policy");
-    match examine(name, &request.policy, request.profiles.as_deref().map(|text| ("profiles", text))) {
-        Ok(policy) => Lint { ok: true, revision: Some(policy.revision().to_owned()), mistakes: Vec::new() },
-        Err(issues) => {
-            let mistakes = issues.iter().flat_map(mistakes).collect();
-            Lint { ok: false, revision: None, mistakes }
-        }
-    }
+    examine(name, &request.policy, request.profiles.as_deref().map(|text| ("profiles", text))).lint()
 }
 
-/// The policy, if the daemon would run it with these profiles; otherwise what is wrong, file by file.
-pub(crate) fn examine(
-    policy_name: &str,
-    policy_text: &str,
-    profiles: Option<(&str, &str)>,
-) -> Result<Policy, Vec<Issues>> {
-    let mut wrong = Vec::new();
-    let policy = Policy::parse(policy_name, policy_text).map_err(|issues| wrong.push(issues)).ok();
-    let directory = profiles
-        .and_then(|(name, text)| Directory::parse(name, text).map_err(|issues| wrong.push(issues)).ok());
-    match policy {
-        Some(policy) if wrong.is_empty() => {
-            if let Some(directory) = &directory {
-                policy.check(directory.plans()).map_err(|issues| vec![issues])?;
-            } else if !policy.unsupported().is_empty() {
-                return Err(vec![Issues::new(policy_name, policy_text, policy.unsupported().to_vec())]);
-            }
-            Ok(policy)
-        }
-        _ => Err(wrong),
+/// Checks a policy, and the profiles if there are any.
+pub(crate) fn examine(policy_name: &str, policy_text: &str, profiles: Option<(&str, &str)>) -> Examined {
+    let mut found = Examined::default();
+    let policy = Policy::parse(policy_name, policy_text).map_err(|issues| found.errors.push(issues)).ok();
+    let directory = profiles.and_then(|(name, text)| {
+        Directory::parse(name, text).map_err(|issues| found.errors.push(issues)).ok()
+    });
+    let Some(policy) = policy else { return found };
+    let of_policy = |issues| Issues::new(policy_name, policy_text, issues);
+    let plans = directory.as_ref().map(Directory::plans);
+    if let Some(plans) = plans {
+        found.errors.extend(policy.check(plans).err());
+    } else {
+        let mut issues = policy.unsupported().to_vec();
+        issues.extend(policy.breaches());
+        found.errors.extend((!issues.is_empty()).then(|| of_policy(issues)));
     }
+    let warnings = policy.warnings(plans);
+    found.warnings.extend((!warnings.is_empty()).then(|| of_policy(warnings)));
+    found.revision = found.errors.is_empty().then(|| policy.revision().to_owned());
+    found
 }
 
-/// The mistakes of a file as the API tells them.
-pub(crate) fn mistakes(wrong: &Issues) -> Vec<Mistake> {
-    wrong
-        .issues
-        .iter()
-        .map(|issue| Mistake {
-            file: wrong.file.clone(),
-            line: u64::try_from(issue.span.line).unwrap_or(u64::MAX),
-            column: u64::try_from(issue.span.column).unwrap_or(u64::MAX),
-            message: issue.message.clone(),
-            help: issue.help.clone(),
-        })
-        .collect()
+fn mistakes(wrong: &Issues, severity: Severity) -> impl Iterator<Item = Mistake> {
+    wrong.issues.iter().map(move |issue| Mistake {
+        file: wrong.file.clone(),
+        severity,
+        line: u64::try_from(issue.span.line).unwrap_or(u64::MAX),
+        column: u64::try_from(issue.span.column).unwrap_or(u64::MAX),
+        message: issue.message.clone(),
+        help: issue.help.clone(),
+    })
 }

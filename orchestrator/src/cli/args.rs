@@ -141,7 +141,7 @@ pub enum Command {
     },
     /// Check a policy file; needs no orchestrator
     #[command(
-        after_help = "Examples:\n  usher lint policy.yaml\n  usher lint policy.yaml --profiles profiles.yaml -o json\n  generate-policy | usher lint -"
+        after_help = "Examples:\n  usher lint policy.yaml\n  usher lint policy.yaml --profiles profiles.yaml --strict -o json\n  generate-policy | usher lint -"
     )]
     Lint {
         /// The policy file; `-` reads standard input
@@ -149,6 +149,9 @@ pub enum Command {
         /// The profiles it is to work with
         #[arg(long, value_name = "FILE")]
         profiles: Option<PathBuf>,
+        /// Warnings are mistakes as well (exit code 4)
+        #[arg(long)]
+        strict: bool,
     },
     /// Play a recorded day again: does it lead to the same decisions, and what would another policy have done?
     #[command(

@@ -8,43 +8,38 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, Na
 use super::args::Format;
 use super::error::CliError;
 use super::output::{self, coloured, is_terminal};
-use crate::api::lint::{examine, mistakes};
-use crate::api::model::Lint;
+use crate::api::lint::examine;
+use crate::api::model::Severity;
 use crate::document::{Issue, Issues};
 use crate::policy::Policy;
 
 /// Largest file that is read.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-pub(super) fn lint(format: Format, policy: &Path, profiles: Option<&Path>) -> Result<(), CliError> {
+pub(super) fn lint(
+    format: Format,
+    policy: &Path,
+    profiles: Option<&Path>,
+    strict: bool,
+) -> Result<(), CliError> {
     let (name, text) = read(policy)?;
     let profiles = profiles.map(read).transpose()?;
     let profiles = profiles.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-    match examine(&name, &text, profiles) {
-        Ok(policy) => {
-            let revision = policy.revision().to_owned();
-            match format {
-                Format::Table => output::print(&format!("{name}: no mistakes (revision {revision})")),
-                Format::Json | Format::Yaml => output::structured(
-                    format,
-                    &Lint { ok: true, revision: Some(revision), mistakes: Vec::new() },
-                ),
-            }
+    let found = examine(&name, &text, profiles);
+    match format {
+        Format::Table => {
+            let errors = found.errors.iter().map(|issues| show(issues, Severity::Error));
+            let warnings = found.warnings.iter().map(|issues| show(issues, Severity::Warning));
+            let good =
+                found.revision.iter().map(|revision| format!("{name}: no mistakes (revision {revision})\n"));
+            output::print(&errors.chain(warnings).chain(good).collect::<String>())?;
         }
-        Err(wrong) => {
-            match format {
-                Format::Table => output::print(&wrong.iter().map(show).collect::<String>())?,
-                Format::Json | Format::Yaml => {
-                    let lint = Lint {
-                        ok: false,
-                        revision: None,
-                        mistakes: wrong.iter().flat_map(mistakes).collect(),
-                    };
-                    output::structured(format, &lint)?;
-                }
-            }
-            Err(CliError::Mistakes)
-        }
+        Format::Json | Format::Yaml => output::structured(format, &found.lint())?,
+    }
+    if found.errors.is_empty() && (found.warnings.is_empty() || !strict) {
+        Ok(())
+    } else {
+        Err(CliError::Mistakes)
     }
 }
 
@@ -75,8 +70,9 @@ pub(super) fn read(path: &Path) -> Result<(String, String), CliError> {
     Ok((name, text))
 }
 
-/// Every mistake of a file: one line that tools can read, then the place in the text.
-fn show(issues: &Issues) -> String {
+/// Every mistake or warning of a file: one line that tools can read, then the place in the text.
+fn show(issues: &Issues, severity: Severity) -> String {
+    let what = if severity == Severity::Warning { "warning" } else { "mistake" };
     let theme = if coloured() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     // One line a message where a program reads it.
     let handler = GraphicalReportHandler::new_themed(theme)
@@ -86,14 +82,14 @@ fn show(issues: &Issues) -> String {
     let source = NamedSource::new(&issues.file, issues.text.clone());
     let mut text = String::new();
     for issue in &issues.issues {
-        let place = Place { file: &issues.file, issue, source: &source };
+        let place = Place { file: &issues.file, issue, source: &source, severity };
         if handler.render_report(&mut text, &place).is_err() {
             text.push_str(&place.to_string());
         }
         text.push('\n');
     }
     let count = issues.issues.len();
-    text + &format!("{}: {count} mistake{}\n", issues.file, if count == 1 { "" } else { "s" })
+    text + &format!("{}: {count} {what}{}\n", issues.file, if count == 1 { "" } else { "s" })
 }
 
 /// One mistake as miette shows it.
@@ -102,6 +98,7 @@ struct Place<'a> {
     file: &'a str,
     issue: &'a Issue,
     source: &'a NamedSource<String>,
+    severity: Severity,
 }
 
 impl std::fmt::Display for Place<'_> {
@@ -114,6 +111,13 @@ impl std::fmt::Display for Place<'_> {
 impl std::error::Error for Place<'_> {}
 
 impl Diagnostic for Place<'_> {
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.severity {
+            Severity::Error => miette::Severity::Error,
+            Severity::Warning => miette::Severity::Warning,
+        })
+    }
+
     fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
         self.issue.help.as_ref().map(|help| Box::new(help) as Box<dyn std::fmt::Display>)
     }

@@ -30,7 +30,9 @@ use crate::pki;
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     let format = cli.global.output;
     match &cli.command {
-        Command::Lint { policy, profiles } => return check::lint(format, policy, profiles.as_deref()),
+        Command::Lint { policy, profiles, strict } => {
+            return check::lint(format, policy, profiles.as_deref(), *strict);
+        }
         Command::Pki(command) => return certificates(command),
         Command::Completion { shell } => return completion(*shell),
         Command::Replay { day, policy, names } => {

@@ -9,7 +9,7 @@ use super::learning::Of;
 use super::luck;
 use super::subscriber::Subscriber;
 use super::world::{WatchedMoment, World};
-use crate::identity::{Country, Profile};
+use crate::identity::Profile;
 use crate::policy::{Action, ActionKind, Amount, Choose, Expression, Known, Purpose, Read, Unknown};
 
 /// Who and when.
@@ -45,7 +45,9 @@ impl Case<'_> {
                 style = Some(drawn);
             }
             let sets = matches!(watched.actions[index].1.kind, ActionKind::Set(_));
-            if let Err((gate, why)) = self.withheld(sets) {
+            if !watched.actions[index].1.regulated
+                && let Err((gate, why)) = self.withheld(sets)
+            {
                 candidates[index].stopped_by = Some(Stopped { gate, why });
                 picked = None;
             }
@@ -178,7 +180,7 @@ impl Case<'_> {
 
     /// Among whom outcomes are pooled: a plan, at home or abroad.
     pub(super) fn segment(&self) -> String {
-        let abroad = self.subscriber.whereabouts().is_some_and(|session| session.roaming);
+        let abroad = self.subscriber.state.whereabouts().is_some_and(|session| session.roaming);
         format!("{}{}", self.profile.plan, if abroad { " abroad" } else { "" })
     }
 
@@ -186,6 +188,7 @@ impl Case<'_> {
         let value = self.amount(&action.value);
         let cost = self.amount(&action.cost);
         let score = match (&value, &cost) {
+            _ if action.regulated => None,
             (Ok(value), Ok(cost)) => Some(self.score(&watched.name, (name, action), *value, *cost)),
             _ => None,
         };
@@ -220,10 +223,14 @@ impl Case<'_> {
             return Err((Gate::Guard, why.to_owned()));
         }
         let rules = self.world.policy.rules();
-        for condition in rules.eligible.iter().chain(&action.only_if) {
+        let eligible = rules.eligible.as_ref().filter(|_| !action.regulated);
+        for condition in eligible.into_iter().chain(&action.only_if) {
             holds(condition, Gate::Eligible, |read| self.read(read))?;
         }
         self.feasible(action).map_err(|why| (Gate::Eligible, why))?;
+        if action.regulated {
+            return Ok(());
+        }
 
         let value = value.map_err(|why| (Gate::Suitable, format!("its value is unknown: {why}")))?;
         let cost = cost.map_err(|why| (Gate::Suitable, format!("its cost is unknown: {why}")))?;
@@ -258,40 +265,6 @@ impl Case<'_> {
             Some(score) => Err((Gate::Floor, format!("scores {:.3}, below {floor}", score.total))),
             None => Err((Gate::Floor, "has no score".to_owned())),
         }
-    }
-
-    /// Whether it can be done at all: a setting must have something to return to, a message all its words.
-    fn feasible(&self, action: &Action) -> Result<(), String> {
-        let change = match &action.kind {
-            ActionKind::Set(change) => Some(change),
-            ActionKind::Say { tap, template, styles } => {
-                for text in std::iter::once(template).chain(styles.values()) {
-                    self.fill(text)?;
-                }
-                tap.as_ref()
-            }
-        };
-        let plan = &self.profile.plan;
-        let base = self.world.plans.get(plan).ok_or_else(|| format!("the plan `{plan}` is unknown"))?;
-        match change.and_then(|change| change.values.keys().find(|name| !base.settings.contains_key(*name))) {
-            Some(name) => Err(format!("the plan `{plan}` gives no `{name}` to return to")),
-            None => Ok(()),
-        }
-    }
-
-    /// The message with its placeholders filled in.
-    pub(super) fn fill(&self, template: &str) -> Result<String, String> {
-        let mut text = template.to_owned();
-        if text.contains('{') {
-            let session = self.subscriber.whereabouts();
-            let country = session.and_then(|session| self.world.country(session));
-            let country = country.ok_or("the country the message speaks of is not known")?;
-            text = text
-                .replace("{country}", &country.name)
-                .replace("{price}", &price(country.pass_price, country))
-                .replace("{expected}", &price(country.expected_per_day, country));
-        }
-        Ok(text)
     }
 
     fn amount(&self, amount: &Amount) -> Result<f64, Unknown> {
@@ -332,12 +305,4 @@ fn quarter(now: Micros) -> String {
     let timestamp = jiff::Timestamp::from_microsecond(now.get()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     let date = jiff::tz::TimeZone::UTC.to_datetime(timestamp).date();
     format!("{}-Q{}", date.year(), (date.month() + 2) / 3)
-}
-
-fn price(amount: f64, country: &Country) -> String {
-    if country.currency.is_empty() {
-        format!("{amount:.2}")
-    } else {
-        format!("{amount:.2} {}", country.currency)
-    }
 }

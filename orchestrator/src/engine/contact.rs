@@ -29,7 +29,9 @@ impl Case<'_> {
         let sent = |quota: Quota, action: Option<&str>| {
             let since = self.now.before(quota.per);
             let counts = |contact: &&SentMessage| {
-                contact.at > since && action.is_none_or(|action| contact.action == action)
+                !contact.regulated
+                    && contact.at > since
+                    && action.is_none_or(|action| contact.action == action)
             };
             let count = contacts.iter().filter(counts).count();
             let seconds = quota.per.as_secs();
@@ -75,9 +77,17 @@ impl Case<'_> {
         Some(format!("a message of `{name}` ran out untapped at {at}"))
     }
 
+    /// When quiet hours are over where the person is.
+    pub(super) fn quiet_until(&self) -> Micros {
+        let Some(quiet) = self.world.policy.rules().contact.quiet else { return self.now };
+        let local = i64::from(local_minute(self.now, &self.time_zone().0));
+        let left = (i64::from(quiet.to) - local).rem_euclid(24 * 60).max(1);
+        Micros::new((self.now.get().div_euclid(60_000_000) + left) * 60_000_000)
+    }
+
     /// Where the person is now, else where they live, else UTC.
     fn time_zone(&self) -> (TimeZone, String) {
-        let session = self.subscriber.whereabouts().map(|session| session.time_zone.as_str());
+        let session = self.subscriber.state.whereabouts().map(|session| session.time_zone.as_str());
         for name in session.into_iter().chain(self.profile.time_zone.as_deref()) {
             if let Ok(zone) = TimeZone::get(name) {
                 return (zone, name.to_owned());

@@ -12,17 +12,20 @@ use usher_models::units::Micros;
 
 use super::Engine;
 use super::clock::Verdict;
-use super::io::{DirectionName, Effect, NamedSeen, Observed, UsageSeen};
+use super::io::{DirectionName, Effect, Line, NamedSeen, Observed, UsageSeen};
 use super::layout::{HEADER, Layout};
 use super::pages::Page;
+use super::state::SubscriberState;
+use super::trips::price_of_a_byte;
 use super::window::{Area, Report, Spread};
-use crate::policy::Measure;
+use crate::policy::{Measure, Source};
 
 /// Records that may wait.
 const WAITING_MAX: usize = 1 << 22;
-/// Sources of a line: every class, and all of them together.
-const SOURCES: usize = Class::ALL.len() + 1;
+/// Sources of a line: every class, all of them together, and what of that is abroad.
+const SOURCES: usize = Class::ALL.len() + 2;
 const ALL: usize = Class::ALL.len();
+const ROAMING: usize = ALL + 1;
 /// Hashes of apps' names are the same in every process: they are kept in snapshots.
 const APPS: FixedState = FixedState::with_seed(0x7573_6865_7261_7070);
 
@@ -39,14 +42,22 @@ struct Batch {
     start: i64,
     end: i64,
     usage: Vec<UsageSeen>,
+    abroad: Abroad,
 }
+
+/// Who was abroad when a batch came, by line, and what a byte cost there.
+type Abroad = Vec<(Line, Option<f64>)>;
 
 impl Engine {
     pub(super) fn observe(&mut self, observed: Observed, effects: &mut Vec<Effect>) {
         for session in &observed.sessions {
             self.session(&observed.agent, observed.start, session, effects);
         }
-        match self.clock.observe(&observed.agent, observed.start, observed.end, self.now) {
+        let verdict = self.clock.observe(&observed.agent, observed.start, observed.end, self.now);
+        if verdict == Verdict::Good && self.world.keeps_trips {
+            self.count_abroad(&observed.usage);
+        }
+        match verdict {
             Verdict::Good if self.world.facts.is_empty() => {}
             Verdict::Good => {
                 let (start, end) = (observed.start.get(), observed.end.get());
@@ -58,15 +69,30 @@ impl Engine {
                     self.name(named);
                 }
                 let reach = self.reach();
-                self.apply(&usage, (start, end), (start, reach), true);
+                let batch = Batch { start, end, abroad: self.abroad(&usage), usage };
+                self.apply(&batch, (start, reach), true);
                 if reach < end {
-                    self.wait(reach.max(start), Batch { start, end, usage });
+                    self.wait(reach.max(start), batch);
                 }
             }
             // A batch of sessions alone may have an empty interval; nothing is lost with it.
             Verdict::Empty if observed.usage.is_empty() => {}
             Verdict::Empty | Verdict::Ahead => self.counters.misdated += 1,
         }
+    }
+
+    fn abroad(&self, usage: &[UsageSeen]) -> Abroad {
+        if self.world.layout.of_roaming.is_empty() {
+            return Abroad::new();
+        }
+        let lines = usage.chunk_by(|a, b| a.line == b.line).map(|of_line| of_line[0].line);
+        let seats = lines.filter_map(|line| Some((line, self.pages.get(line).filter(|seat| seat.roaming)?)));
+        let priced = seats.map(|(line, seat)| {
+            let state = SubscriberState::unpack(&seat.state, &self.cards);
+            let plan = self.world.plans.get(self.cards.plan(seat.card));
+            (line, price_of_a_byte(&self.world, &state, plan))
+        });
+        priced.collect()
     }
 
     /// How far windows have room: everything up to the next boundary, and what may come with it.
@@ -97,7 +123,7 @@ impl Engine {
             && entry.key().0 < reach
         {
             let ((from, number), batch) = entry.remove_entry();
-            self.apply(&batch.usage, (batch.start, batch.end), (from, reach), false);
+            self.apply(&batch, (from, reach), false);
             if reach < batch.end {
                 self.waiting.batches.insert((reach, number), batch);
             } else {
@@ -107,7 +133,9 @@ impl Engine {
     }
 
     /// Applies what of a batch lies in `[from, to)`.
-    fn apply(&mut self, usage: &[UsageSeen], batch: (i64, i64), (from, to): (i64, i64), fresh: bool) {
+    fn apply(&mut self, batch: &Batch, (from, to): (i64, i64), fresh: bool) {
+        let (usage, abroad) = (&batch.usage, &batch.abroad);
+        let batch = (batch.start, batch.end);
         let layout = &self.world.layout;
         let closed = self.boundary.unwrap_or(i64::MIN);
         let to = to.min(batch.1);
@@ -155,12 +183,21 @@ impl Engine {
                 reports[ALL].take(seen);
             }
             let mut listed = seat.listed;
+            if let Ok(at) = abroad.binary_search_by_key(&line, |(line, _)| *line) {
+                used |= 1 << ROAMING;
+                reports[ROAMING] = reports[ALL];
+                reports[ROAMING].spend = abroad[at].1.map(|price| price * reports[ALL].bytes);
+            }
             let (page, seat) = self.pages.page_mut(line);
             for (source, report) in reports.iter().enumerate() {
                 if used & 1 << source == 0 {
                     continue;
                 }
-                let groups = if source == ALL { &layout.of_all } else { &layout.of_class[source] };
+                let groups = match source {
+                    ALL => &layout.of_all,
+                    ROAMING => &layout.of_roaming,
+                    class => &layout.of_class[class],
+                };
                 for group in groups {
                     add(layout, page, seat, *group, report, &spreads, last_use);
                     listed |= layout.groups[*group].grids;
@@ -201,7 +238,7 @@ impl Engine {
             let mut touched = false;
             for index in &layout.groups[*group].facts {
                 let placed = &layout.facts[*index];
-                if placed.fact.measure == Measure::Flows {
+                if placed.fact.measure == Measure::Flows || matches!(placed.fact.source, Source::App(_)) {
                     let words = &mut block[placed.offset..placed.offset + placed.words()];
                     let number = u32::try_from(at.div_euclid(placed.step)).unwrap_or_default();
                     Area { placed, words }.add_app(number, hash);

@@ -20,8 +20,15 @@ pub(super) const SLACK: Duration = Duration::from_secs(5);
 const LONG: i64 = 3_600_000_000;
 /// Words before the facts of a block.
 pub(super) const HEADER: usize = 2;
+/// Words of a total: which window, and two numbers.
+pub(super) const TOTAL: usize = 5;
+/// Whole billing cycles remembered.
+pub(super) const CYCLES: usize = 3;
 /// A billing cycle is no longer than this.
 const LONGEST_CYCLE: i64 = 32 * 86_400_000_000;
+/// The cycles remembered, and the one that runs, are no longer than this.
+const LONGEST_REMEMBERED: i64 = 4 * LONGEST_CYCLE;
+const _: () = assert!(CYCLES == 3, "one less than the cycles above");
 /// After so many half-lives nothing is left of a mean.
 const HALF_LIVES: i64 = 24;
 
@@ -152,6 +159,8 @@ pub(super) struct Layout {
     pub(super) of_all: Vec<usize>,
     /// Groups fed by a class, by its index.
     pub(super) of_class: [Vec<usize>; Class::ALL.len()],
+    /// Groups fed by use abroad.
+    pub(super) of_roaming: Vec<usize>,
     /// Groups fed by an app.
     pub(super) of_app: BTreeMap<String, Vec<usize>>,
     /// How far after the next boundary a report may end and still have its panes, micros.
@@ -159,7 +168,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(facts: &[Fact], lateness: Duration) -> Self {
+    /// `remembered`: of this fact, over billing cycles, the last [`CYCLES`] whole ones are kept as well.
+    pub(super) fn new(facts: &[Fact], lateness: Duration, remembered: Option<usize>) -> Self {
         let reach = micros(lateness) + micros(SLACK);
         let mut steps: Vec<i64> = facts.iter().map(|fact| micros(fact.window.every())).collect();
         steps.sort_unstable();
@@ -171,12 +181,13 @@ impl Layout {
             groups: Vec::new(),
             of_all: Vec::new(),
             of_class: std::array::from_fn(|_| Vec::new()),
+            of_roaming: Vec::new(),
             of_app: BTreeMap::new(),
             reach,
         };
         let mut by_key: BTreeMap<(Source, bool), usize> = BTreeMap::new();
         for (index, fact) in facts.iter().enumerate() {
-            let placed = place(fact, &steps, reach);
+            let placed = place(fact, &steps, reach, remembered == Some(index));
             let key = (fact.source.clone(), placed.lingers > LONG);
             let group = *by_key.entry(key).or_insert_with(|| layout.open_group(&fact.source));
             grids[placed.grid].facts.push(index);
@@ -210,6 +221,7 @@ impl Layout {
         match source {
             Source::All => self.of_all.push(group),
             Source::Class(class) => self.of_class[class.index()].push(group),
+            Source::Roaming => self.of_roaming.push(group),
             Source::App(app) => self.of_app.entry(app.clone()).or_default().push(group),
         }
         group
@@ -222,10 +234,12 @@ impl Layout {
     }
 }
 
-fn place(fact: &Fact, steps: &[i64], reach: i64) -> Placed {
+fn place(fact: &Fact, steps: &[i64], reach: i64, remembered: bool) -> Placed {
     let step = micros(fact.window.every());
     let sampled = fact.measure.is_sampled();
     let keeps = match fact.stat {
+        // Flows of it are told of, amounts are not.
+        Stat::Sum if matches!(fact.source, Source::App(_)) => Keeps::Count,
         Stat::Mean | Stat::Sum if sampled => Keeps::SumAndSeconds,
         Stat::Ewma { .. } => Keeps::SumAndSeconds,
         Stat::Mean | Stat::Sum => Keeps::Sum,
@@ -251,12 +265,14 @@ fn place(fact: &Fact, steps: &[i64], reach: i64) -> Placed {
             (Shape::Ring { panes }, panes.saturating_add(open), micros(over))
         }
         (Window::Tumbling { over }, _) => (Shape::Tumbling { over: micros(over) }, open, micros(over)),
+        (Window::BillCycle | Window::Endless { .. }, _) if remembered => {
+            (Shape::Cycle, open, LONGEST_REMEMBERED)
+        }
         (Window::BillCycle | Window::Endless { .. }, _) => (Shape::Cycle, open, LONGEST_CYCLE),
     };
     let total_words = match shape {
         Shape::Ring { .. } => 0,
-        // Which window, and two numbers.
-        Shape::Tumbling { .. } | Shape::Cycle => 5,
+        Shape::Tumbling { .. } | Shape::Cycle => TOTAL + if remembered { CYCLES } else { 0 },
         // The last pane blended in, and the mean.
         Shape::Ewma { .. } => 3,
     };

@@ -4,7 +4,9 @@ use usher_models::units::Micros;
 
 use super::calendar::{Cycle, Cycles};
 use super::clock::Clock;
+use super::fit::fit;
 use super::layout::{self, Placed, Shape};
+use super::moments::before;
 use super::pages::{Agents, Page, Seat};
 use super::roster::Cards;
 use super::state::SubscriberState;
@@ -12,7 +14,7 @@ use super::subscriber::Subscriber;
 use super::window::{Area, Calendar as _};
 use super::world::{Leaf, World};
 use crate::identity::Profile;
-use crate::policy::{Known, Measure, Read, Source};
+use crate::policy::{Known, Measure, Read};
 
 /// Windows up to this long need a session open all along; longer ones may have nights in them.
 const PRESENT: i64 = 3_600_000_000;
@@ -55,9 +57,9 @@ impl Look<'_> {
 
     /// Whether the whole window of a fact was told of.
     pub(super) fn is_covered(&mut self, placed: &Placed, boundary: i64) -> bool {
-        // Agents tell which app a flow is, not yet how much it moved.
-        if matches!(placed.fact.source, Source::App(_)) && placed.fact.measure != Measure::Flows {
-            return false;
+        // It can only be more.
+        if placed.fact.measure == Measure::Spend {
+            return self.seat().agents != Agents::None;
         }
         let from = match placed.shape {
             Shape::Ring { panes } => boundary - i64::from(panes) * placed.step,
@@ -65,8 +67,12 @@ impl Look<'_> {
             Shape::Tumbling { over } => (boundary - 1).div_euclid(over) * over,
             Shape::Cycle => self.cycle().cycle_start(boundary - 1),
         };
-        let long = boundary - from > PRESENT;
-        let (from, to) = (Micros::new(from), Micros::new(boundary));
+        self.is_told(from, boundary)
+    }
+
+    fn is_told(&self, from: i64, to: i64) -> bool {
+        let long = to - from > PRESENT;
+        let (from, to) = (Micros::new(from), Micros::new(to));
         let seat = self.seat();
         let since = if long { seat.known_since } else { seat.present_since };
         let clock = self.clock;
@@ -80,6 +86,31 @@ impl Look<'_> {
                     agents.all(|agent| clock.find(agent).is_some_and(|agent| clock.covers(agent, from, to)))
                 }
             }
+    }
+
+    /// Used in the last whole billing cycles, the newest first, as far back as they were told of.
+    pub(super) fn used_in_cycles(&mut self) -> Vec<f64> {
+        let Some(index) = self.world.fit else { return Vec::new() };
+        let layout = &self.world.layout;
+        let placed = &layout.facts[index];
+        let boundary = self.boundary.div_euclid(placed.step) * placed.step;
+        let card = self.seat().card;
+        let zone = (card.zone, self.cards.zone(card));
+        let Some(block) = self.page.block(layout, placed.group, self.seat) else { return Vec::new() };
+        let words = &mut block[placed.offset..placed.offset + placed.words()];
+        let mut cycle = Cycle { cycles: self.cycles, zone, bill_day: card.bill_day };
+        let totals = Area { placed, words }.cycles(boundary, &mut cycle);
+        let mut end = cycle.cycle_start(boundary - 1);
+        let mut known = Vec::new();
+        for total in totals {
+            let start = self.cycle().cycle_start(end - 1);
+            if !self.is_told(start, end) {
+                break;
+            }
+            known.push(total);
+            end = start;
+        }
+        known
     }
 
     /// What its panes say of a fact.
@@ -136,9 +167,17 @@ impl Look<'_> {
                 let seat = self.seat();
                 (seat.agents != Agents::None).then_some(Known::Truth(seat.roaming))
             }
+            Read::Sub("fit_saves") => {
+                let offered = self.cards.offer(card).and_then(|offer| offer.fit_saves);
+                let saves = offered.or_else(|| {
+                    let cycles = self.used_in_cycles();
+                    Some(fit(&self.world.plans, self.cards.plan(card), &cycles)?.saves)
+                });
+                saves.map(Known::Number)
+            }
             Read::Sub("cycle_left") => {
-                let now = self.now.get();
-                Some(Known::Number(self.cycle().left(now)))
+                let then = before(Micros::new(self.boundary)).get();
+                Some(Known::Number(self.cycle().left(then)))
             }
             _ => {
                 if self.opened.is_none() {
@@ -146,7 +185,8 @@ impl Look<'_> {
                     let profile = self.cards.profile(&seat.id, card);
                     let state = SubscriberState::unpack(&seat.state, self.cards);
                     let organisation = card.organisation;
-                    let subscriber = Subscriber { state, organisation, ..Subscriber::default() };
+                    let now = self.now;
+                    let subscriber = Subscriber { state, now, organisation, ..Subscriber::default() };
                     self.opened = Some(Box::new((profile, subscriber)));
                 }
                 let (profile, subscriber) = &**self.opened.as_ref()?;

@@ -18,6 +18,7 @@ mod clock;
 pub(crate) mod contact;
 pub mod explain;
 mod feed;
+mod fit;
 mod guard;
 pub mod io;
 mod layout;
@@ -34,8 +35,10 @@ mod state;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+mod trips;
 mod under;
 mod window;
+mod words;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -53,12 +56,14 @@ use self::look::Look;
 use self::pages::{Agents, Pages, Seat};
 use self::roster::{Card, Cards, Roster};
 pub use self::state::{
-    Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Overlay, SentMessage, SubscriberState, Told, Trial,
+    Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Order, Overlay, SentMessage, SubscriberState, Told, Trial,
 };
 use self::subscriber::Subscriber;
+use self::trips::travel;
+pub use self::trips::{MAX_TRIPS, Trip};
 use self::world::{Leaf, World};
 use crate::identity::{Directory, Profile};
-use crate::policy::{Known, Policy, PolicyErrors};
+use crate::policy::{Known, ORDERS, Policy, PolicyErrors};
 
 /// What the engine has counted since it was made. Each only rises.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -105,6 +110,8 @@ pub struct Engine {
     due: HashMap<u32, Micros, FixedState>,
     /// Whom to look at again before the step is over.
     again: Vec<Line>,
+    /// Moments of lines whose quiet hours are over, to be looked at before the step is.
+    put_off: Vec<(Line, usize)>,
     by_decision: BTreeMap<DecisionId, Line>,
     dirty: BTreeSet<u32>,
     /// Forgotten since the last call.
@@ -128,6 +135,16 @@ struct Opened {
 }
 
 impl Opened {
+    /// When the present billing cycle ends.
+    fn cycle_end(&self, cycles: &mut Cycles, now: Micros) -> Micros {
+        Micros::new(self.cycle(cycles).at(now.get().max(0)).1)
+    }
+
+    fn cycle<'c>(&'c self, cycles: &'c mut Cycles) -> Cycle<'c> {
+        let zone = (self.zone, self.profile.time_zone.as_deref());
+        Cycle { cycles, zone, bill_day: self.profile.bill_day }
+    }
+
     fn read(&self, world: &World, leaf: &Leaf) -> Option<Known> {
         match leaf {
             Leaf::Fact(index) => self.subscriber.facts.get(*index).copied().flatten().map(Known::Number),
@@ -162,6 +179,7 @@ impl Engine {
             agenda: BTreeSet::new(),
             due: HashMap::default(),
             again: Vec::new(),
+            put_off: Vec::new(),
             by_decision: BTreeMap::new(),
             dirty: BTreeSet::new(),
             gone: Vec::new(),
@@ -183,7 +201,11 @@ impl Engine {
         self.by_decision.extend(state.contacts.iter().map(|contact| (contact.decision.clone(), line)));
         let mut opened = self.open(line);
         opened.subscriber.state = state;
+        let orders = &mut opened.subscriber.state.orders;
+        orders.retain(|name, order| order.instead_of == told(name, &opened.profile));
+        let card = self.cards.with_orders(self.pages.seat(line).card, orders);
         let seat = self.pages.seat_mut(line);
+        seat.card = card;
         // Sessions kept over a restart were open all along; whether the agents told of it is the clock's to say.
         (seat.present_since, seat.known_since) = (Micros::new(i64::MIN), Micros::new(i64::MIN));
         for (index, watched) in self.world.moments.iter().enumerate() {
@@ -253,6 +275,7 @@ impl Engine {
         }
         self.catch_up(&mut effects);
         self.cross_boundaries(&mut effects);
+        self.take_up_again(&mut effects);
         self.look_again(&mut effects);
         self.guard_turn(&mut effects);
         effects
@@ -301,7 +324,9 @@ impl Engine {
         inputs.extend(gone.map(|profile| Input::ProfileGone(profile.id)));
         for profile in directory.profiles() {
             let keyless = Profile { keys: BTreeSet::new(), ..profile.clone() };
-            if self.profile(&profile.id).is_none_or(|known| known != keyless) {
+            // What was ordered is told of until the file says so: it may now.
+            let ordered = self.line(&profile.id).is_some_and(|line| self.pages.seat(line).card.has_order());
+            if ordered || self.profile(&profile.id).is_none_or(|known| known != keyless) {
                 inputs.push(Input::Profile(keyless));
             }
         }
@@ -339,7 +364,7 @@ impl Engine {
     /// The facts of a subscriber at the last boundary, and the numbers conditions read of the subscriber (`sub.*`; truth
     /// is 1); `None`: unknown. Empty for somebody unknown.
     pub fn facts_of(&mut self, id: &SubscriberId, at: Micros) -> BTreeMap<String, Option<f64>> {
-        const FIELDS: [&str; 10] = [
+        const FIELDS: [&str; 13] = [
             "active",
             "complaint_open",
             "cycle_left",
@@ -350,6 +375,9 @@ impl Engine {
             "roam_pass",
             "roam_price",
             "roaming",
+            "trip_ahead",
+            "trip_share",
+            "trips",
         ];
         let Some(line) = self.line(id) else { return BTreeMap::new() };
         let opened = match self.boundary {
@@ -430,6 +458,9 @@ impl Engine {
         let line = match known {
             Some(line) => {
                 self.pages.seat_mut(line).card = card;
+                if old.has_order() {
+                    self.keep_orders(line, profile);
+                }
                 line
             }
             None => self.take_seat(&profile.id, card),
@@ -441,6 +472,18 @@ impl Engine {
             organisation.moved += usize::from(card.has_moved());
         }
         line
+    }
+
+    /// A profile was told of to whom something was ordered: as long as it says what it said then, the order stands.
+    fn keep_orders(&mut self, line: Line, profile: &Profile) {
+        let seat = self.pages.seat(line);
+        let mut state = SubscriberState::unpack(&seat.state, &self.cards);
+        state.orders.retain(|name, order| order.instead_of == told(name, profile));
+        let card = self.cards.with_orders(seat.card, &state.orders);
+        let packed = state.pack(&mut self.cards);
+        let seat = self.pages.seat_mut(line);
+        (seat.card, seat.state) = (card, packed);
+        self.dirty.insert(line.0);
     }
 
     fn take_seat(&mut self, id: &SubscriberId, card: Card) -> Line {
@@ -523,6 +566,7 @@ impl Engine {
         for group in 0..layout.groups.len() {
             page.free(layout, group, seat);
         }
+        page.roamed.remove(&u8::try_from(seat).unwrap_or_default());
         let listed = page.seats[seat].listed;
         page.seats[seat] = Seat {
             id: Box::default(),
@@ -547,20 +591,29 @@ impl Engine {
         let profile = self.cards.profile(&seat.id, card);
         let zone = (card.zone, profile.time_zone.as_deref());
         let mut cycle = Cycle { cycles: &mut self.cycles, zone, bill_day: profile.bill_day };
+        let cycle_left = cycle.left(self.now.get().max(0));
+        let state = SubscriberState::unpack(&seat.state, &self.cards);
         let subscriber = Subscriber {
-            state: SubscriberState::unpack(&seat.state, &self.cards),
+            state,
             facts: Vec::new(),
-            cycle_left: Some(cycle.left(self.now.get().max(0))),
+            cycle_left: Some(cycle_left),
+            cycles: self.used_in_cycles(line),
+            now: self.now,
             organisation: card.organisation,
         };
         Opened { line, profile, zone: card.zone, subscriber, changed: false }
     }
 
-    /// The same, with the facts at a boundary.
-    fn open_at(&mut self, line: Line, boundary: i64) -> Opened {
-        let mut opened = self.open(line);
+    fn used_in_cycles(&mut self, line: Line) -> Vec<f64> {
+        match (self.world.fit, self.boundary) {
+            (Some(_), Some(boundary)) => self.look(line, boundary).used_in_cycles(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn look(&mut self, line: Line, boundary: i64) -> Look<'_> {
         let (page, seat) = self.pages.page_mut(line);
-        let mut look = Look {
+        Look {
             world: &self.world,
             cards: &self.cards,
             clock: &self.clock,
@@ -570,9 +623,23 @@ impl Engine {
             boundary,
             now: self.now,
             opened: None,
-        };
-        opened.subscriber.facts = (0..self.world.facts.len()).map(|index| look.fact(index)).collect();
+        }
+    }
+
+    /// The same, with the facts at a boundary.
+    fn open_at(&mut self, line: Line, boundary: i64) -> Opened {
+        let mut opened = self.open(line);
+        opened.subscriber.facts = self.facts_at(line, boundary);
+        // What facts are about is what is told beside them.
+        let then = moments::before(Micros::new(boundary)).get().max(0);
+        opened.subscriber.cycle_left = Some(opened.cycle(&mut self.cycles).left(then));
         opened
+    }
+
+    fn facts_at(&mut self, line: Line, boundary: i64) -> Vec<Option<f64>> {
+        let facts = self.world.facts.len();
+        let mut look = self.look(line, boundary);
+        (0..facts).map(|index| look.fact(index)).collect()
     }
 
     fn close(&mut self, opened: &Opened) {
@@ -588,7 +655,7 @@ impl Engine {
             }
             _ => Agents::Several,
         };
-        let roaming = opened.subscriber.whereabouts().is_some_and(|session| session.roaming);
+        let roaming = state.whereabouts().is_some_and(|session| session.roaming);
         let packed = state.pack(&mut self.cards);
         let seat = self.pages.seat_mut(opened.line);
         (seat.state, seat.agents, seat.roaming) = (packed, agents, roaming);
@@ -601,6 +668,7 @@ impl Engine {
             return;
         };
         let mut opened = self.open(line);
+        let was = opened.subscriber.state.abroad();
         let sessions = &mut opened.subscriber.state.sessions;
         let mut new = false;
         if seen.open {
@@ -637,6 +705,15 @@ impl Engine {
             }
         }
         opened.changed = true;
+        if self.world.keeps_trips {
+            let state = &mut opened.subscriber.state;
+            let (page, seat) = self.pages.page_mut(line);
+            let roamed = was.and_then(|_| page.roamed.remove(&u8::try_from(seat).unwrap_or_default()));
+            let between = (was, state.abroad());
+            if travel(&mut state.trips, between, self.now, roamed.unwrap_or_default()) {
+                self.rearm_for_trip(line, state);
+            }
+        }
         self.look_at_opened(&mut opened, Cause::Plan, new, effects);
         self.close(&opened);
     }
@@ -654,13 +731,37 @@ impl Engine {
         };
         contact.used = true;
         self.judge_message(&mut state.told, contact, true);
-        let until = now.after(std::time::Duration::from_secs(contact.tap_seconds));
-        for (name, value) in &contact.tap {
-            state.overlays.insert(name.clone(), Overlay { value: value.clone(), until, tapped: true });
+        let contact = contact.clone();
+        let until = if contact.to_cycle_end {
+            opened.cycle_end(&mut self.cycles, now)
+        } else {
+            now.after(std::time::Duration::from_secs(contact.tap_seconds))
+        };
+        let state = &mut opened.subscriber.state;
+        for (name, value) in contact.tap {
+            if ORDERS.contains(&name.as_str()) {
+                let instead_of = told(&name, &opened.profile);
+                state.orders.insert(name, Order { value, instead_of });
+            } else {
+                state.overlays.insert(name, Overlay { value, until, tapped: true });
+            }
         }
+        if let Some(order) = state.orders.get("plan") {
+            opened.profile.plan.clone_from(&order.value);
+        }
+        let card = self.cards.with_orders(self.pages.seat(line).card, &state.orders);
+        self.pages.seat_mut(line).card = card;
         opened.changed = true;
         self.look_at_opened(&mut opened, Cause::Tap(decision.clone()), false, effects);
         self.close(&opened);
+    }
+}
+
+/// What a profile says of something that can be ordered.
+fn told(name: &str, profile: &Profile) -> String {
+    match name {
+        "plan" => profile.plan.clone(),
+        _ => profile.addons.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   idle --condition true--> Holding(since) --for hold--> fire --> Silent(until) --over--> idle
-//!    ^---- false or unknown -----'
+//!    ^---- false or unknown -----'                          '----> Quiet(until) --over--> fire again, or idle
 //! ```
+//!
+//! What would have been said but for quiet hours is looked at again when they are over, and said if it still holds.
 //!
 //! A moment that reads facts lives in event time and is looked at on the boundaries of those facts; one that reads none
 //! lives in our time and is looked at when something it may read changes, or when its time has come. A condition that
@@ -19,19 +21,25 @@ use usher_models::units::{Micros, SubscriberId};
 
 use super::Engine;
 use super::choose::Case;
+use super::clock::AGENT_IDLE;
 use super::contact::forget_contacts;
-use super::io::{Cause, Decision, Desire, Effect, Line, Say};
+use super::io::{Cause, Decision, Desire, Effect, Gate, Line, Say};
 use super::look::Look;
 use super::pages::{Agents, Page, Phases};
-use super::state::{Fired, Overlay, SentMessage};
+use super::state::{Fired, MAX_CONTACTS, Overlay, SentMessage};
 use super::world::World;
 use super::{Opened, micros_of};
-use crate::policy::{ActionKind, Rearm};
+use crate::policy::{ActionKind, Lasts, Rearm};
 
 /// Most moments remembered of one subscriber, those of policies past included: their episodes must not come again.
 const MAX_FIRED: usize = 1_024;
 /// Most boundaries looked at in one step; event time that jumps further skips the oldest.
 const MAX_BOUNDARIES: i64 = 1_000;
+
+/// Facts are taken as they are now up to this long after their last boundary.
+const STALE: Duration = Duration::from_mins(2);
+/// Silent until something else ends it.
+const FOR_EVER: Micros = Micros::new(i64::MAX);
 
 /// Where a moment stands that is not idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -40,6 +48,8 @@ pub(super) enum Phase {
     Holding(Micros),
     /// It fired and keeps silent until then.
     Silent(Micros),
+    /// It fired in quiet hours, which are over then, our time.
+    Quiet(Micros),
 }
 
 impl Engine {
@@ -85,8 +95,15 @@ impl Engine {
         }
         for index in 0..self.world.moments.len() {
             let watched = &self.world.moments[index];
-            if !watched.facts.is_empty() || self.is_silent(opened.line, index, self.now) {
-                continue;
+            let phase = self.phases(opened.line).and_then(|phases| phases.get(&number(index))).copied();
+            match phase {
+                Some(Phase::Silent(until) | Phase::Quiet(until)) if until > self.now => continue,
+                Some(Phase::Quiet(_)) => {
+                    self.put_off.push((opened.line, index));
+                    continue;
+                }
+                _ if watched.facts.is_empty() => {}
+                _ => continue,
             }
             let holds = watched.holds(|leaf| opened.read(&self.world, leaf));
             if self.turn(opened.line, index, self.now, holds) {
@@ -101,9 +118,37 @@ impl Engine {
         self.pages.seat(line).phases.as_deref()
     }
 
-    fn is_silent(&self, line: Line, index: usize, clock: Micros) -> bool {
-        let phase = self.phases(line).and_then(|phases| phases.get(&number(index)));
-        matches!(phase, Some(Phase::Silent(until)) if *until > clock)
+    /// What was put off in quiet hours that are over, as of now: facts as of the last boundary.
+    pub(super) fn take_up_again(&mut self, effects: &mut Vec<Effect>) {
+        for (line, index) in std::mem::take(&mut self.put_off) {
+            let phase = self.phases(line).and_then(|phases| phases.get(&number(index))).copied();
+            if !matches!(phase, Some(Phase::Quiet(until)) if until <= self.now) {
+                continue;
+            }
+            let of_facts = !self.world.moments[index].facts.is_empty();
+            let boundary = self.boundary.filter(|_| of_facts);
+            // What is long past says nothing of now.
+            let fresh = |boundary: i64| {
+                self.now.since(Micros::new(boundary)) < AGENT_IDLE + self.world.policy.lateness() + STALE
+            };
+            if of_facts && !boundary.is_some_and(fresh) {
+                let later = Phase::Quiet(self.now.after(STALE));
+                set_phase(&mut self.pages.seat_mut(line).phases, index, Some(later));
+                let opened = self.open(line);
+                self.plan_next_look(&opened);
+                continue;
+            }
+            let mut opened = match boundary {
+                Some(boundary) => self.open_at(line, boundary),
+                None => self.open(line),
+            };
+            set_phase(&mut self.pages.seat_mut(line).phases, index, None);
+            if self.world.moments[index].holds(|leaf| opened.read(&self.world, leaf)) {
+                self.fire(&mut opened, index, boundary.map_or(self.now, Micros::new), effects);
+            }
+            self.plan_next_look(&opened);
+            self.close(&opened);
+        }
     }
 
     /// The condition of a moment that is not silent holds, or does not. True: it has held long enough.
@@ -142,14 +187,18 @@ impl Engine {
         let ends = ends.chain(answers).chain(trials);
         let phases = self.phases(line).into_iter().flatten();
         let moments = phases.filter_map(|(index, phase)| {
-            let watched = self.world.moments.get(usize::from(*index)).filter(|it| it.facts.is_empty())?;
+            let watched = self.world.moments.get(usize::from(*index))?;
             match phase {
+                Phase::Quiet(until) => (*until > self.now).then_some(*until),
+                _ if !watched.facts.is_empty() => None,
                 Phase::Holding(since) => Some(since.after(watched.moment.hold)),
                 // A silence that is over was looked at just now: the condition does not hold.
-                Phase::Silent(until) => (*until > self.now).then_some(*until),
+                Phase::Silent(until) => (*until > self.now && *until < FOR_EVER).then_some(*until),
             }
         });
-        let due = ends.chain(moments).min();
+        let ahead = super::trips::ahead(&opened.subscriber.state.trips).filter(|_| self.world.keeps_trips);
+        let ahead = ahead.map(|(from, _)| from).filter(|from| *from > self.now);
+        let due = ends.chain(moments).chain(ahead).min();
         if due != self.due.get(&line.0).copied() {
             self.forget_due(line);
             if let Some(due) = due {
@@ -275,6 +324,7 @@ impl Engine {
             let known = look.seat().phases.as_ref().and_then(|phases| phases.get(&number(index))).copied();
             let next = match known {
                 Some(Phase::Silent(until)) if until > clock => known,
+                Some(Phase::Quiet(_)) => known,
                 _ if watched.holds(|leaf| look.read(leaf)) => {
                     let since = match known {
                         Some(Phase::Holding(since)) => since,
@@ -292,7 +342,7 @@ impl Engine {
             }
             let waits = match next {
                 Some(Phase::Holding(_)) => true,
-                Some(Phase::Silent(_)) => watched.wakes,
+                Some(Phase::Silent(_) | Phase::Quiet(_)) => watched.wakes,
                 None => {
                     watched.wakes && look.seat().agents != Agents::None && !look.all_known(&watched.facts)
                 }
@@ -316,25 +366,28 @@ impl Engine {
         let watched = &self.world.moments[index];
         let silent_until = match watched.moment.rearm {
             Rearm::After(rearm) => clock.after(rearm),
-            Rearm::BillCycle => {
-                let (zone, bill_day) = (opened.zone, opened.profile.bill_day);
-                let name = opened.profile.time_zone.as_deref();
-                let cycles = &mut self.cycles;
-                let mut cycle = super::calendar::Cycle { cycles, zone: (zone, name), bill_day };
-                Micros::new(cycle.at(clock.get()).1)
-            }
+            // The boundary at which a cycle ends is still of that cycle.
+            Rearm::BillCycle if watched.facts.is_empty() => opened.cycle_end(&mut self.cycles, clock),
+            Rearm::BillCycle => after(opened.cycle_end(&mut self.cycles, before(clock))),
+            Rearm::Trip => FOR_EVER,
         };
+        let fired = opened.subscriber.state.moments.get(&watched.name);
+        let episode = fired.map_or(0, |fired| fired.episodes) + 1;
+        let (profile, subscriber) = (&opened.profile, &opened.subscriber);
+        let case = Case { world: &self.world, profile, subscriber, now: self.now };
+        let (decision, segment) = (case.decide(watched, episode), case.segment());
+        let phase = if is_put_off(&decision) {
+            Phase::Quiet(case.quiet_until().min(silent_until))
+        } else {
+            Phase::Silent(silent_until)
+        };
+        let (Phase::Holding(silent_until) | Phase::Silent(silent_until) | Phase::Quiet(silent_until)) = phase;
         let state = &mut opened.subscriber.state;
-        let episode = state.moments.get(&watched.name).map_or(0, |fired| fired.episodes) + 1;
         state.moments.insert(watched.name.clone(), Fired { episodes: episode, silent_until });
         forget_moments(&self.world, &mut state.moments);
         opened.changed = true;
         self.counters.fired += 1;
-        let silent = Some(Phase::Silent(silent_until));
-        set_phase(&mut self.pages.seat_mut(opened.line).phases, index, silent);
-        let (profile, subscriber) = (&opened.profile, &opened.subscriber);
-        let case = Case { world: &self.world, profile, subscriber, now: self.now };
-        let (decision, segment) = (case.decide(watched, episode), case.segment());
+        set_phase(&mut self.pages.seat_mut(opened.line).phases, index, Some(phase));
         self.begin_trial(opened, index, &decision, segment.clone());
         self.guard_decided(&decision);
         self.carry_out(opened, index, decision, segment, effects);
@@ -356,12 +409,16 @@ impl Engine {
         else {
             return;
         };
+        let cycle_end = opened.cycle_end(&mut self.cycles, self.now);
         let (profile, subscriber) = (&opened.profile, &mut opened.subscriber);
         match &action.kind {
             ActionKind::Set(change) => {
-                let until = self.now.after(change.duration);
+                let until = match change.lasts {
+                    Lasts::For(duration) => self.now.after(duration),
+                    Lasts::BillCycle | Lasts::Stays => cycle_end,
+                };
                 for (name, value) in &change.values {
-                    let overlay = Overlay { value: value.clone(), until, tapped: false };
+                    let overlay = Overlay { value: value.clone(), until, tapped: action.regulated };
                     subscriber.state.overlays.insert(name.clone(), overlay);
                 }
                 let desire: Option<Desire> =
@@ -379,9 +436,22 @@ impl Engine {
                 // The gates have filled it in once: it can be filled in.
                 let template = style.as_ref().and_then(|style| styles.get(style)).unwrap_or(template);
                 let Ok(text) = case.fill(template) else { return };
-                let expires = self.now.after(self.world.policy.rules().contact.expire);
-                let tap_seconds = tap.as_ref().map_or(Duration::ZERO, |tap| tap.duration).as_secs();
-                let tap = tap.as_ref().map(|tap| tap.values.clone()).unwrap_or_default();
+                let Ok(set) = tap.as_ref().map(|tap| case.fill_change(tap)).transpose() else { return };
+                let tap_seconds = match tap.as_ref().map(|tap| tap.lasts) {
+                    Some(Lasts::For(duration)) => duration.as_secs(),
+                    Some(Lasts::BillCycle) => cycle_end.since(self.now).as_secs().max(1),
+                    Some(Lasts::Stays) | None => 0,
+                };
+                let to_cycle_end = tap.as_ref().is_some_and(|tap| tap.lasts == Lasts::BillCycle);
+                let expires = if action.regulated && to_cycle_end {
+                    cycle_end
+                } else {
+                    self.now.after(self.world.policy.rules().contact.expire)
+                };
+                let (tap, regulated) = (set.unwrap_or_default(), action.regulated);
+                while subscriber.state.contacts.len() >= MAX_CONTACTS {
+                    self.by_decision.remove(&subscriber.state.contacts.remove(0).decision);
+                }
                 subscriber.state.contacts.push(SentMessage {
                     decision: id.clone(),
                     action: name.clone(),
@@ -389,11 +459,14 @@ impl Engine {
                     expires,
                     tap: tap.clone(),
                     tap_seconds,
+                    to_cycle_end,
+                    regulated,
                     used: false,
                     declined: None,
                     style: style.unwrap_or_default(),
                     segment,
-                    judged: false,
+                    // The law asked for it: what comes of it teaches nothing.
+                    judged: regulated,
                 });
                 self.by_decision.insert(id.clone(), opened.line);
                 self.counters.said += 1;
@@ -438,6 +511,22 @@ fn keep_blocks(world: &World, page: &mut Page, seat: usize, boundary: i64, due: 
         }
     }
     stays
+}
+
+/// The last instant before a boundary: what facts at it are about.
+pub(super) fn before(boundary: Micros) -> Micros {
+    boundary.before(Duration::from_micros(1))
+}
+
+fn after(boundary: Micros) -> Micros {
+    boundary.after(Duration::from_micros(1))
+}
+
+/// Nothing was said, and something might have been but for the hour.
+fn is_put_off(decision: &Decision) -> bool {
+    let quiet = |stopped: &super::io::Stopped| stopped.gate == Gate::Quiet;
+    decision.chosen.is_none()
+        && decision.candidates.iter().any(|candidate| candidate.stopped_by.as_ref().is_some_and(quiet))
 }
 
 fn set_phase(phases: &mut Option<Box<Phases>>, index: usize, phase: Option<Phase>) {

@@ -18,7 +18,7 @@ use super::look::Look;
 use super::state::{SentMessage, Told, Trial};
 use super::world::WatchedMoment;
 use super::{Engine, Opened, clock};
-use crate::policy::{ActionKind, Learning, Measure};
+use crate::policy::{ActionKind, Change, Lasts, Learning, Measure};
 
 /// Most trials of one subscriber under way; for further ones there is no room, and they are not judged.
 const TRIALS_MAX: usize = 8;
@@ -187,6 +187,9 @@ impl WatchedMoment {
 /// How long the shortest of what is set at a moment lasts; `None`: nothing is.
 pub(super) fn shortest_set<'a>(kinds: impl Iterator<Item = &'a ActionKind>) -> Option<Duration> {
     let sets = kinds
-        .filter_map(|kind| if let ActionKind::Set(change) = kind { Some(change.duration) } else { None });
+        .filter_map(|kind| match kind {
+            ActionKind::Set(Change { lasts: Lasts::For(duration), .. }) => Some(*duration),
+            _ => None,
+        });
     sets.min()
 }

@@ -69,6 +69,8 @@ pub(super) struct Page {
     pools: Vec<Pool>,
     /// Samples of facts that are percentiles, by seat and fact.
     pub(super) samples: BTreeMap<(u8, u8), Vec<Sample>>,
+    /// Bytes used abroad and in no trip yet, by seat.
+    pub(super) roamed: BTreeMap<u8, u64>,
 }
 
 impl Page {
@@ -78,6 +80,7 @@ impl Page {
             places: vec![NONE; PAGE * groups],
             pools: vec![Pool::default(); groups],
             samples: BTreeMap::new(),
+            roamed: BTreeMap::new(),
         }
     }
 

@@ -12,6 +12,7 @@ use usher_models::units::SubscriberId;
 
 use super::io::Line;
 use super::pages::Pages;
+use super::state::Order;
 use crate::identity::{Consent, Offer, Profile};
 
 /// A profile without what others have too.
@@ -31,6 +32,7 @@ const COMPLAINT: u8 = 2;
 const SERVICE: u8 = 4;
 const ADVICE: u8 = 8;
 const MOVED: u8 = 16;
+const ORDERED: u8 = 32;
 
 impl Card {
     pub(super) const fn is_active(self) -> bool {
@@ -39,6 +41,11 @@ impl Card {
 
     pub(super) const fn has_complaint(self) -> bool {
         self.flags & COMPLAINT != 0
+    }
+
+    /// The plan, or an add-on, is not the profile's own: a tap ordered it.
+    pub(super) const fn has_order(self) -> bool {
+        self.flags & ORDERED != 0
     }
 
     pub(super) const fn has_moved(self) -> bool {
@@ -113,6 +120,18 @@ impl Cards {
                 | flag(profile.moved, MOVED),
             bill_day: profile.bill_day,
         }
+    }
+
+    /// The card with what was ordered.
+    pub(super) fn with_orders(&mut self, card: Card, orders: &BTreeMap<String, Order>) -> Card {
+        let flags = if orders.is_empty() { card.flags & !ORDERED } else { card.flags | ORDERED };
+        let plan = orders.get("plan").map_or(card.plan, |order| self.plans.number(&order.value));
+        Card { plan, flags, ..card }
+    }
+
+    /// What the back office has worked out.
+    pub(super) fn offer(&self, card: Card) -> Option<&Offer> {
+        self.offers.get(&card.offer)
     }
 
     /// Nothing refers to it any more.

@@ -25,7 +25,7 @@ impl Scale {
             Measure::RttMs => Self::Ratio { least: 0.1, most: 100_000.0 },
             Measure::Qoo => Self::Even { most: 100.0 },
             Measure::AtCap | Measure::Loss | Measure::UpUtil | Measure::DownUtil => Self::Even { most: 1.0 },
-            Measure::Bytes | Measure::Packets | Measure::Drops | Measure::Flows => {
+            Measure::Bytes | Measure::Packets | Measure::Drops | Measure::Flows | Measure::Spend => {
                 Self::Ratio { least: 1.0, most: 1e12 }
             }
         }

@@ -8,6 +8,8 @@ use usher_models::units::Micros;
 use super::io::DecisionId;
 use super::learning::Tally;
 use super::roster::Cards;
+use super::trips::{self, Trip};
+use crate::identity::Plan;
 
 /// Most messages remembered of one subscriber. The quotas of a policy look back over these, and a policy that would need
 /// more is refused.
@@ -46,6 +48,12 @@ pub struct SubscriberState {
     /// When decisions led to pushes, as far as a budget looks back.
     #[serde(default)]
     pub pushed: Vec<Micros>,
+    /// What taps have ordered, by name, until the profile says so, or something else.
+    #[serde(default)]
+    pub orders: BTreeMap<String, Order>,
+    /// Stays abroad, oldest first.
+    #[serde(default)]
+    pub trips: Vec<Trip>,
 }
 
 /// A moment fired, and something was set for it, or nothing was done: how good things were then, to be compared later.
@@ -76,6 +84,16 @@ pub struct Told {
     pub styles: BTreeMap<String, Tally>,
 }
 
+/// Something ordered by a tap.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// What was ordered.
+    pub value: String,
+    /// What the profile said then.
+    pub instead_of: String,
+}
+
 /// A value in force until a time.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,7 +102,7 @@ pub struct Overlay {
     pub value: String,
     /// When the plan's own comes back.
     pub until: Micros,
-    /// The person tapped for it.
+    /// The person tapped for it, or the law asks for it: no guard takes it back.
     #[serde(default)]
     pub tapped: bool,
 }
@@ -113,10 +131,16 @@ pub struct SentMessage {
     pub expires: Micros,
     /// What a tap sets.
     pub tap: BTreeMap<String, String>,
-    /// For how many seconds from the tap.
+    /// For how many seconds from the tap; zero: it stays, or nothing is set.
     pub tap_seconds: u64,
+    /// Until the next billing day instead.
+    #[serde(default)]
+    pub to_cycle_end: bool,
     /// It was tapped.
     pub used: bool,
+    /// The law asked for it: no budget counts it.
+    #[serde(default)]
+    pub regulated: bool,
     /// The person said no, then.
     #[serde(default)]
     pub declined: Option<Micros>,
@@ -178,6 +202,8 @@ impl SubscriberState {
             trials: self.trials.clone(),
             pushed: self.pushed.clone(),
             told: (self.told != Told::default()).then(|| self.told.clone()),
+            orders: self.orders.clone(),
+            trips: self.trips.clone(),
         };
         postcard::to_allocvec(&packed).expect("numbers, words and lists can be packed").into_boxed_slice()
     }
@@ -201,6 +227,8 @@ impl SubscriberState {
             trials: packed.trials,
             pushed: packed.pushed,
             told: packed.told.unwrap_or_default(),
+            orders: packed.orders,
+            trips: packed.trips,
         }
     }
 
@@ -211,6 +239,29 @@ impl SubscriberState {
         }
         let packed: Packed = postcard::from_bytes(packed).ok()?;
         Some(packed.contacts.into_iter().map(|contact| contact.decision).collect())
+    }
+
+    /// The session that says where the person is: a roaming one before others.
+    pub(super) fn whereabouts(&self) -> Option<&OpenSession> {
+        let mut sessions = self.open_sessions();
+        let first = sessions.next()?;
+        Some(if first.roaming { first } else { sessions.find(|session| session.roaming).unwrap_or(first) })
+    }
+
+    /// The country the person is in, where that is abroad.
+    pub(super) fn abroad(&self) -> Option<u16> {
+        self.whereabouts().and_then(trips::abroad)
+    }
+
+    /// The value of a setting now.
+    pub(super) fn setting<'s>(&'s self, plan: Option<&'s Plan>, name: &str) -> Option<&'s String> {
+        let overlay = self.overlays.get(name).map(|overlay| &overlay.value);
+        overlay.or_else(|| plan?.settings.get(name))
+    }
+
+    /// A roaming pass is in force.
+    pub(super) fn has_pass(&self, plan: Option<&Plan>) -> bool {
+        self.setting(plan, "roam_pass").is_some_and(|value| value != "none")
     }
 
     /// Sessions open on any agent, in a fixed order.
@@ -235,6 +286,8 @@ struct Packed {
     pushed: Vec<Micros>,
     /// Most people tell us nothing.
     told: Option<Told>,
+    orders: BTreeMap<String, Order>,
+    trips: Vec<Trip>,
 }
 
 /// A setting with an end, or that is followed by another value.

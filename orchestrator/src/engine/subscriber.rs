@@ -3,8 +3,10 @@
 use usher_models::setting::{Setting, Settings};
 use usher_models::units::{Micros, SubscriberId};
 
+use super::fit::{Fit, fit};
 use super::io::{Cause, Desire};
-use super::state::{OpenSession, SubscriberState};
+use super::state::SubscriberState;
+use super::trips;
 use super::world::World;
 use crate::identity::Profile;
 use crate::policy::{Known, Read};
@@ -16,16 +18,18 @@ pub(super) struct Subscriber {
     pub(super) facts: Vec<Option<f64>>,
     /// Share of the billing cycle that is left.
     pub(super) cycle_left: Option<f64>,
+    /// Used in the last whole billing cycles, bytes, as far as they are known.
+    pub(super) cycles: Vec<f64>,
+    /// As of when.
+    pub(super) now: Micros,
     /// Number of the organisation; 0: none.
     pub(super) organisation: u32,
 }
 
 impl Subscriber {
-    /// The session that says where the person is: a roaming one before others.
-    pub(super) fn whereabouts(&self) -> Option<&OpenSession> {
-        let mut sessions = self.state.open_sessions();
-        let first = sessions.next()?;
-        Some(if first.roaming { first } else { sessions.find(|session| session.roaming).unwrap_or(first) })
+    /// The plan that suits, worked out from what was used.
+    pub(super) fn fit<'w>(&self, world: &'w World, profile: &Profile) -> Option<Fit<'w>> {
+        fit(&world.plans, &profile.plan, &self.cycles)
     }
 
     /// What an expression reads, as of now.
@@ -40,6 +44,10 @@ impl Subscriber {
                 let setting = plan.settings.get(field).map(|value| Known::Word(value.clone()));
                 setting.or_else(|| plan.numbers.get(field).map(|number| Known::Number(*number)))
             }
+            Read::Setting(name) => self
+                .state
+                .setting(world.plans.get(&profile.plan), name)
+                .map(|value| Known::Word(value.clone())),
             Read::Sub(field) => self.read_field(world, profile, field),
             Read::Org(field) => world.organisations.get(&self.organisation)?.read(field),
             Read::Value | Read::Cost | Read::Outcome(_) => None,
@@ -47,18 +55,14 @@ impl Subscriber {
     }
 
     fn read_field(&self, world: &World, profile: &Profile, field: &str) -> Option<Known> {
-        let session = self.whereabouts();
+        let session = self.state.whereabouts();
         let country = || session.filter(|session| session.roaming).and_then(|session| world.country(session));
         match field {
             "active" => Some(Known::Truth(profile.active)),
             "complaint_open" => Some(Known::Truth(profile.complaint_open)),
             "addons" => Some(Known::Words(profile.addons.clone())),
             "roaming" => session.map(|session| Known::Truth(session.roaming)),
-            "roam_pass" => {
-                let overlay = self.state.overlays.get("roam_pass").map(|overlay| &overlay.value);
-                let base = world.plans.get(&profile.plan).and_then(|plan| plan.settings.get("roam_pass"));
-                Some(Known::Truth(overlay.or(base).is_some_and(|value| value != "none")))
-            }
+            "roam_pass" => Some(Known::Truth(self.state.has_pass(world.plans.get(&profile.plan)))),
             "roam_expected" => country().map(|country| Known::Number(country.expected_per_day)),
             "roam_price" => country().map(|country| Known::Number(country.pass_price)),
             "plmn" => session.map(|session| Known::Word(session.serving_plmn.clone())),
@@ -69,8 +73,20 @@ impl Subscriber {
                 country.map(|country| Known::Word(country.name.clone()))
             }
             "moved" => Some(Known::Truth(profile.moved)),
-            "fit_saves" => profile.offer.fit_saves.map(Known::Number),
+            "fit_saves" => {
+                let saves = profile.offer.fit_saves;
+                saves.or_else(|| self.fit(world, profile).map(|fit| fit.saves)).map(Known::Number)
+            }
             "partner_fit" => profile.offer.partner_fit.map(Known::Number),
+            "trips" => {
+                let over = trips::over(&self.state.trips, self.state.abroad()).count();
+                Some(Known::Number(f64::from(u32::try_from(over).unwrap_or(u32::MAX))))
+            }
+            "trip_share" => trips::share(&self.state.trips, self.state.abroad()).map(Known::Number),
+            "trip_ahead" => {
+                let ahead = trips::ahead(&self.state.trips).filter(|_| self.state.abroad().is_none());
+                Some(Known::Truth(ahead.is_some_and(|(from, to)| from <= self.now && self.now < to)))
+            }
             "cycle_left" => self.cycle_left.map(Known::Number),
             _ => None,
         }

@@ -3,7 +3,9 @@
 use usher_models::Class;
 use usher_models::units::Bytes;
 
-use super::io::{Candidate, Decision, Desire, DirectionName, Gate, Mode, Observed, Quality, Say, UsageSeen};
+use super::io::{
+    Candidate, Decision, Desire, DirectionName, Gate, Mode, NamedSeen, Observed, Quality, Say, UsageSeen,
+};
 use super::*;
 
 mod choosing;
@@ -11,6 +13,7 @@ mod contact;
 mod days;
 mod guard;
 mod reference;
+mod shipped;
 mod snapshots;
 
 const POLICY: &str = r#"version: 1

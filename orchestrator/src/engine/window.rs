@@ -4,7 +4,7 @@
 //! to some 1e-5); totals over long windows are in 64. Panes that are not closed yet are kept beside those of the window,
 //! so that a number at a boundary never depends on the order in which reports came.
 
-use super::layout::{Keeps, Placed, Shape};
+use super::layout::{CYCLES, Keeps, Placed, Shape, TOTAL};
 use super::sketch::{self, Sample, Scale};
 use crate::policy::{Measure, Stat};
 
@@ -26,6 +26,8 @@ pub(super) struct Report {
     pub(super) loss: (f64, f64),
     /// The least.
     pub(super) qoo: Option<f64>,
+    /// What it adds to the bill.
+    pub(super) spend: Option<f64>,
     /// Rates of the line, bits a second.
     pub(super) up_bps: Option<f64>,
     pub(super) down_bps: Option<f64>,
@@ -41,6 +43,7 @@ impl Report {
             Measure::Bytes => amount(self.bytes),
             Measure::Packets => amount(self.packets),
             Measure::Drops => amount(self.drops),
+            Measure::Spend => amount(self.spend?),
             Measure::AtCap => level(self.at_cap),
             Measure::RttMs => mean(self.rtt),
             Measure::Loss => mean(self.loss),
@@ -264,7 +267,8 @@ impl Area<'_> {
             let time = i64::from(pane) * self.placed.step;
             let window = u32::try_from(self.window_start(time, calendar) / 1_000_000).unwrap_or_default();
             if self.words[1] != window {
-                self.words[1..6].fill(0);
+                self.remember(window, calendar);
+                self.words[1..=TOTAL].fill(0);
                 self.words[1] = window;
             }
             let mut total = self.total();
@@ -272,6 +276,45 @@ impl Area<'_> {
             self.set_total(&total);
         }
         self.forget_before(end);
+    }
+
+    /// Totals of the last whole billing cycles at a boundary, the newest first; of a cycle without use it is zero.
+    pub(super) fn cycles(&mut self, boundary: i64, calendar: &mut dyn Calendar) -> [f64; CYCLES] {
+        let end = u32::try_from(boundary.div_euclid(self.placed.step)).unwrap_or_default();
+        self.fold(end, calendar);
+        let start = self.window_start(boundary - 1, calendar);
+        self.cycles_before(u32::try_from(start / 1_000_000).unwrap_or_default(), calendar)
+    }
+
+    fn cycles_before(&self, window: u32, calendar: &mut dyn Calendar) -> [f64; CYCLES] {
+        let known = self.words[1];
+        let kept = self.words[1 + TOTAL..].iter().take(CYCLES).map(|word| get(*word));
+        let mut totals = [0.0; CYCLES];
+        if known == window {
+            totals.iter_mut().zip(kept).for_each(|(total, kept)| *total = kept);
+            return totals;
+        }
+        let mut start = i64::from(window) * 1_000_000;
+        for age in 0..CYCLES {
+            start = calendar.cycle_start(start - 1);
+            if start / 1_000_000 <= i64::from(known) {
+                let of_known = std::iter::once(self.total().sum);
+                totals[age..].iter_mut().zip(of_known.chain(kept)).for_each(|(total, kept)| *total = kept);
+                break;
+            }
+        }
+        totals
+    }
+
+    /// A window over billing cycles moves on.
+    fn remember(&mut self, window: u32, calendar: &mut dyn Calendar) {
+        if self.placed.total_words <= TOTAL || self.words[1] == 0 {
+            return;
+        }
+        let totals = self.cycles_before(window, calendar);
+        for (word, total) in self.words[1 + TOTAL..].iter_mut().zip(totals) {
+            set(word, total);
+        }
     }
 
     /// Panes before `end` are done with.
@@ -438,6 +481,7 @@ impl Total {
         match placed.fact.stat {
             Stat::Mean if sampled => (self.seconds > 0.0).then(|| self.sum / self.seconds),
             Stat::Mean => Some(self.sum / length),
+            Stat::Sum if placed.keeps == Keeps::Count => (self.count <= 0.0).then_some(0.0),
             Stat::Sum => Some(self.sum),
             Stat::Min if sampled => self.min.is_finite().then_some(self.min),
             Stat::Min if self.seconds < length * MIN_COVER => Some(0.0),

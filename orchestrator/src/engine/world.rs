@@ -9,7 +9,7 @@ use super::learning::Learned;
 use super::outcome::{best_gauge, shortest_set};
 use super::state::OpenSession;
 use crate::identity::{Country, Plan};
-use crate::policy::{Action, Fact, Known, Moment, Policy, Read};
+use crate::policy::{Action, Fact, Known, Measure, Moment, Policy, Read, Source, Stat, Window};
 
 /// Fewest members of an organisation of which anything is told.
 const MEMBERS_MIN: usize = 5;
@@ -24,6 +24,10 @@ pub(super) struct World {
     pub(super) moments: Vec<WatchedMoment>,
     /// Moments by grid, as bits.
     pub(super) on_grid: Vec<u64>,
+    /// The fact that says what was used in the last billing cycles, where a plan that suits is asked for.
+    pub(super) fit: Option<usize>,
+    /// Something reads of trips.
+    pub(super) keeps_trips: bool,
     /// Some condition or amount reads of the organisation.
     pub(super) reads_organisations: bool,
     pub(super) plans: BTreeMap<String, Plan>,
@@ -105,12 +109,24 @@ impl World {
         countries: BTreeMap<String, Country>,
     ) -> Self {
         let facts: Vec<String> = policy.facts().keys().cloned().collect();
-        let definitions: Vec<Fact> = policy.facts().values().cloned().collect();
-        let layout = Layout::new(&definitions, policy.lateness());
+        let mut definitions: Vec<Fact> = policy.facts().values().cloned().collect();
+        let fit = policy.asks_for_fit().then(|| {
+            let used = Fact {
+                source: Source::All,
+                measure: Measure::Bytes,
+                stat: Stat::Sum,
+                window: Window::BillCycle,
+            };
+            definitions.iter().position(|fact| *fact == used).unwrap_or_else(|| {
+                definitions.push(used);
+                definitions.len() - 1
+            })
+        });
+        let layout = Layout::new(&definitions, policy.lateness(), fit);
         let moments: Vec<WatchedMoment> = policy
             .moments()
             .iter()
-            .map(|(name, moment)| watched(name, moment, &facts, &layout, &policy))
+            .map(|(name, moment)| watched(name, moment, &facts, (&layout, fit), &policy))
             .collect();
         let mut on_grid = vec![0; layout.grids.len()];
         for (index, watched) in moments.iter().enumerate() {
@@ -122,12 +138,15 @@ impl World {
             .iter()
             .any(|watched| watched.moment.when.reads().any(|read| matches!(read, Read::Org(_))));
         let guard = GuardState::of(policy.revision());
+        let keeps_trips = policy.asks_for_trips();
         Self {
             policy,
             facts,
             layout,
             moments,
             on_grid,
+            fit,
+            keeps_trips,
             reads_organisations,
             plans,
             countries,
@@ -154,7 +173,13 @@ impl World {
     }
 }
 
-fn watched(name: &str, moment: &Moment, facts: &[String], layout: &Layout, policy: &Policy) -> WatchedMoment {
+fn watched(
+    name: &str,
+    moment: &Moment,
+    facts: &[String],
+    (layout, fit): (&Layout, Option<usize>),
+    policy: &Policy,
+) -> WatchedMoment {
     let reads: Vec<Leaf> = moment
         .when
         .reads()
@@ -165,7 +190,7 @@ fn watched(name: &str, moment: &Moment, facts: &[String], layout: &Layout, polic
             _ => Leaf::Other(read.clone()),
         })
         .collect();
-    let read_facts: Vec<usize> = reads
+    let mut read_facts: Vec<usize> = reads
         .iter()
         .filter_map(|leaf| if let Leaf::Fact(fact) = leaf { Some(*fact) } else { None })
         .collect();
@@ -176,6 +201,10 @@ fn watched(name: &str, moment: &Moment, facts: &[String], layout: &Layout, polic
     let wakes = !read_facts.is_empty()
         && read_facts.iter().all(|fact| layout::is_zero_without_use(&layout.facts[*fact].fact))
         && moment.when.native().is_none_or(|native| native.may_hold(&zero));
+    // What suits changes with what is used.
+    if moment.when.reads().any(|read| *read == Read::Sub("fit_saves")) {
+        read_facts.extend(fit);
+    }
     let mine = policy.actions().iter().filter(|(_, action)| action.at.iter().any(|at| at == name));
     let gauge = best_gauge(read_facts.iter().map(|fact| layout.facts[*fact].fact.measure));
     let actions: Vec<(String, Action)> = mine.map(|(name, action)| (name.clone(), action.clone())).collect();

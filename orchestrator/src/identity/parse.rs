@@ -59,6 +59,9 @@ fn plans(node: &Node, issues: &mut Vec<Issue>) -> BTreeMap<String, Plan> {
                 }
             }
         }
+        if let Some(currency) = fields.take("currency").and_then(|node| text(node, "a currency", issues)) {
+            currency.clone_into(&mut plan.currency);
+        }
         fields.finish(issues);
         plans.insert(name.to_owned(), plan);
     }
@@ -78,12 +81,14 @@ fn countries(node: &Node, issues: &mut Vec<Issue>) -> BTreeMap<String, Country> 
         let name = fields.require("name", issues).and_then(|node| text(node, "a country's name", issues));
         let pass_price = fields.require("pass_price", issues).and_then(|node| price(node, issues));
         let expected = fields.require("expected_per_day", issues).and_then(|node| price(node, issues));
+        let price_per_mb = fields.take("price_per_mb").and_then(|node| price(node, issues));
         let currency =
             fields.take("currency").and_then(|node| text(node, "a currency", issues)).unwrap_or_default();
         fields.finish(issues);
         if let (Some(name), Some(pass_price), Some(expected_per_day)) = (name, pass_price, expected) {
             let (name, currency) = (name.to_owned(), currency.to_owned());
-            countries.insert(mcc.to_owned(), Country { name, pass_price, expected_per_day, currency });
+            let country = Country { name, pass_price, expected_per_day, price_per_mb, currency };
+            countries.insert(mcc.to_owned(), country);
         }
     }
     countries

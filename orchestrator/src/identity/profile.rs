@@ -80,9 +80,12 @@ pub struct Plan {
     /// Settings in force where nothing else was decided, as `video: sd`. Read by conditions as `plan.video`.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
-    /// Further numbers for conditions, as `quota: 1.0e10` (bytes).
+    /// Further numbers for conditions, as `quota: 1.0e10` (bytes). `price`, `quota` and `over_price` say which plan suits.
     #[serde(default)]
     pub numbers: BTreeMap<String, f64>,
+    /// What its prices are counted in (`EUR`), for messages; empty: the numbers stand alone.
+    #[serde(default)]
+    pub currency: String,
 }
 
 /// What being served in a country means to a subscriber. Found by the serving network's mobile country code.
@@ -95,7 +98,10 @@ pub struct Country {
     pub pass_price: f64,
     /// What a day without one costs a typical traveller.
     pub expected_per_day: f64,
-    /// What the two are counted in (`EUR`), for messages; empty: the numbers stand alone.
+    /// What 10^6 bytes cost without a pass; left out: nothing is known of what use there adds to the bill.
+    #[serde(default)]
+    pub price_per_mb: Option<f64>,
+    /// What these are counted in (`EUR`), for messages; empty: the numbers stand alone.
     #[serde(default)]
     pub currency: String,
 }

@@ -4,16 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use cel::common::ast::{Expr, IdedExpr};
+use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
 use cel::{Program, Value};
 
 use super::expr::{Compiled, Expression, Known, Place, Read, Wants, context};
 use crate::document::{Issue, Kind, Node, Span, nearest};
 
 /// Longest expression read, characters.
-const MAX_LENGTH: usize = 1_000;
+pub(super) const MAX_LENGTH: usize = 1_000;
 /// Most operators, dots and brackets read: the CEL parser goes down the stack with a chain of them.
-const MAX_OPERATORS: usize = 64;
+pub(super) const MAX_OPERATORS: usize = 64;
 /// Deepest nesting read: CEL goes down the stack with each level, when it parses and when it evaluates.
 const MAX_DEPTH: usize = 32;
 /// Most plan fields in one expression: each may be a word or a number, and all combinations are tried.
@@ -32,7 +32,7 @@ const fn field(name: &'static str, sample: fn() -> Known, supported: bool) -> Fi
 }
 
 /// `sub.*`
-const SUB: [Field; 15] = [
+const SUB: [Field; 18] = [
     field("active", truth, true),
     field("addons", words, true),
     field("complaint_open", truth, true),
@@ -48,12 +48,22 @@ const SUB: [Field; 15] = [
     field("roam_price", one, true),
     field("roaming", truth, true),
     field("time_zone", a_word, true),
+    field("trip_ahead", truth, true),
+    field("trip_share", one, true),
+    field("trips", one, true),
 ];
 /// `org.*`
 const ORG: [Field; 1] = [field("moved", one, true)];
 /// What a push did.
 const OUTCOME: [Field; 3] =
     [field("complaint_delta", one, true), field("push_error", one, true), field("qoe_delta", one, true)];
+
+/// Every field that conditions may read of a subscriber and of an organisation.
+#[cfg(test)]
+pub(super) fn field_names() -> impl Iterator<Item = String> {
+    let sub = SUB.iter().map(|field| format!("sub.{}", field.name));
+    sub.chain(ORG.iter().map(|field| format!("org.{}", field.name)))
+}
 
 fn one() -> Known {
     Known::Number(1.0)
@@ -203,6 +213,7 @@ pub(super) fn mistakes(compiled: &Compiled, plan: impl Fn(&Read) -> Option<Known
         .map(|(read, _)| {
             let known = match read {
                 Read::Plan(_) => plan(read).unwrap_or_else(|| Known::Word("word".to_owned())),
+                Read::Setting(_) => a_word(),
                 Read::Sub(name) => sample(&SUB, name),
                 Read::Org(name) => sample(&ORG, name),
                 Read::Outcome(name) => sample(&OUTCOME, name),
@@ -319,7 +330,8 @@ impl Walk<'_, '_> {
             Expr::Ident(name) => self.name(expr, name, bound),
             Expr::Select(select) => match &select.operand.expr {
                 Expr::Ident(root)
-                    if !bound.contains(root) && matches!(root.as_str(), "plan" | "sub" | "org") =>
+                    if !bound.contains(root)
+                        && matches!(root.as_str(), "plan" | "setting" | "sub" | "org") =>
                 {
                     self.field(expr, root, &select.field);
                 }
@@ -358,7 +370,7 @@ impl Walk<'_, '_> {
         match (self.scope, name) {
             (Scope::Bargain, "value") => drop(self.reads.insert(Read::Value, span)),
             (Scope::Bargain, "cost") => drop(self.reads.insert(Read::Cost, span)),
-            (Scope::Person | Scope::Bargain, "plan" | "sub" | "org") => {
+            (Scope::Person | Scope::Bargain, "plan" | "setting" | "sub" | "org") => {
                 let message = format!("`{name}` by itself says nothing");
                 self.wrong(
                     Issue::new(span, message).with_help(format!("read a field of it, as `{name}.name`")),
@@ -392,6 +404,10 @@ impl Walk<'_, '_> {
                 self.reads.insert(Read::Plan(name.to_owned()), span);
                 return;
             }
+            "setting" => {
+                self.reads.insert(Read::Setting(name.to_owned()), span);
+                return;
+            }
             "sub" => &SUB,
             _ => &ORG,
         };
@@ -415,7 +431,13 @@ impl Walk<'_, '_> {
     fn unknown(&mut self, span: Span, name: &str) {
         let mut known: Vec<&str> = match self.scope {
             Scope::Outcome => OUTCOME.iter().map(|field| field.name).collect(),
-            _ => self.checker.facts.keys().map(String::as_str).chain(["plan", "sub", "org"]).collect(),
+            _ => self
+                .checker
+                .facts
+                .keys()
+                .map(String::as_str)
+                .chain(["plan", "setting", "sub", "org"])
+                .collect(),
         };
         if self.scope == Scope::Bargain {
             known.extend(["value", "cost"]);
@@ -526,7 +548,7 @@ impl Kinds<'_> {
             Ok(value) => Some(name_of(&value)),
             Err(error) => {
                 let kinds: Vec<&str> = parts.into_iter().flatten().collect();
-                found.push(explain(self.span(expr), &call.func_name, &kinds, &error));
+                found.push(explain(self.span(expr), call, &kinds, &error));
                 None
             }
         }
@@ -547,7 +569,8 @@ impl Kinds<'_> {
     }
 }
 
-fn explain(span: Span, function: &str, kinds: &[&str], error: &cel::ExecutionError) -> Issue {
+fn explain(span: Span, call: &CallExpr, kinds: &[&str], error: &cel::ExecutionError) -> Issue {
+    let function = call.func_name.as_str();
     let operator = name_of_operator(function);
     let is_operator = function.starts_with(['_', '!', '-', '@']);
     let message = match (is_operator, kinds) {
@@ -557,7 +580,12 @@ fn explain(span: Span, function: &str, kinds: &[&str], error: &cel::ExecutionErr
     };
     let issue = Issue::new(span, message);
     if kinds.contains(&DOUBLE) && kinds.iter().any(|kind| *kind != DOUBLE && is_number(kind)) {
-        return issue.with_help("every number is a double: write `2.0`, not `2`");
+        let int = call.args.iter().find_map(|part| match &part.expr {
+            Expr::Literal(LiteralValue::Int(int)) => Some(*int.inner()),
+            _ => None,
+        });
+        let int = int.unwrap_or(2);
+        return issue.with_help(format!("every number is a double: write `{int}.0`, not `{int}`"));
     }
     issue
 }

@@ -20,6 +20,8 @@ pub enum Read {
     Fact(String),
     /// `plan.NAME`: a setting or number of the plan.
     Plan(String),
+    /// `setting.NAME`: what is desired now.
+    Setting(String),
     /// `sub.NAME`.
     Sub(&'static str),
     /// `org.NAME`.
@@ -37,6 +39,7 @@ impl fmt::Display for Read {
         match self {
             Self::Fact(name) => f.write_str(name),
             Self::Plan(field) => write!(f, "plan.{field}"),
+            Self::Setting(name) => write!(f, "setting.{name}"),
             Self::Sub(field) => write!(f, "sub.{field}"),
             Self::Org(field) => write!(f, "org.{field}"),
             Self::Value => f.write_str("value"),
@@ -205,7 +208,7 @@ impl fmt::Debug for Expression {
     }
 }
 
-/// The variables of an evaluation; `plan`, `sub` and `org` are maps of the fields that are read.
+/// The variables of an evaluation; `plan`, `setting`, `sub` and `org` are maps of the fields that are read.
 pub(super) fn context<'k>(values: impl Iterator<Item = (&'k Read, &'k Known)>) -> Context<'static, 'static> {
     let mut context = Context::with_env(Arc::clone(&ENVIRONMENT));
     let mut groups: HashMap<&str, HashMap<String, Value>> = HashMap::new();
@@ -217,6 +220,7 @@ pub(super) fn context<'k>(values: impl Iterator<Item = (&'k Read, &'k Known)>) -
             Read::Value => context.add_variable_from_value("value", value),
             Read::Cost => context.add_variable_from_value("cost", value),
             Read::Plan(field) => drop(groups.entry("plan").or_default().insert(field.clone(), value)),
+            Read::Setting(name) => drop(groups.entry("setting").or_default().insert(name.clone(), value)),
             Read::Sub(field) => drop(groups.entry("sub").or_default().insert((*field).to_owned(), value)),
             Read::Org(field) => drop(groups.entry("org").or_default().insert((*field).to_owned(), value)),
         }

@@ -6,8 +6,11 @@
 
 mod check;
 mod expr;
+mod law;
+mod lint;
 mod native;
 mod parse;
+mod ranges;
 mod rules;
 mod sections;
 #[cfg(test)]
@@ -19,10 +22,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use expr::{Expression, Known, Read, Unknown};
+pub use law::Jurisdiction;
 pub(crate) use native::Native;
 pub use types::{
-    Action, ActionKind, Amount, Backoff, Canary, Change, Choose, Contact, Fact, Guard, Learning, Measure,
-    Moment, Prior, Purpose, PushBudgets, Quiet, Quota, Rearm, Rules, Source, Stat, Window,
+    Action, ActionKind, Amount, Backoff, Canary, Change, Choose, Contact, Fact, Guard, Lasts, Learning, Measure,
+    Moment, ORDERS, Prior, Purpose, PushBudgets, Quiet, Quota, Rearm, Rules, Source, Stat, Window,
 };
 
 use crate::document::{Issue, Issues, Span, nearest};
@@ -37,6 +41,7 @@ pub struct Policy {
     pub(super) file: String,
     pub(super) text: String,
     pub(super) revision: String,
+    pub(super) jurisdiction: Jurisdiction,
     pub(super) lateness: Duration,
     pub(super) facts: BTreeMap<String, Fact>,
     pub(super) moments: BTreeMap<String, Moment>,
@@ -84,9 +89,15 @@ impl Policy {
                 ActionKind::Set(change) => Some(change),
                 ActionKind::Say { tap, .. } => tap.as_ref(),
             };
-            for (setting, place) in
-                change.into_iter().flat_map(|change| change.values.keys().zip(&change.places))
+            for ((setting, value), place) in
+                change.into_iter().flat_map(|change| change.values.iter().zip(&change.places))
             {
+                if ORDERS.contains(&setting.as_str()) {
+                    if setting == "plan" && !value.contains('{') && !plans.contains_key(value) {
+                        issues.push(Issue::new(*place, format!("no plan is called `{value}`")));
+                    }
+                    continue;
+                }
                 for (plan, _) in plans.iter().filter(|(_, plan)| !plan.settings.contains_key(setting)) {
                     let message = format!("plan `{plan}` gives no `{setting}` to return to");
                     let help = format!("give it one: `{plan}: {{settings: {{{setting}: ...}}}}`");
@@ -99,9 +110,20 @@ impl Policy {
         issues
     }
 
-    /// The same, and what is not supported yet: all that keeps this policy from being run, or nothing.
+    /// What its jurisdiction refuses, each with the law by name and the remedy. Nobody may run a policy that has any.
+    pub fn breaches(&self) -> Vec<Issue> {
+        law::breaches(self, &lint::Places::of(&self.text))
+    }
+
+    /// What is most likely a mistake, though it can be run: moments that never fire, actions that never win, what nobody reads.
+    pub fn warnings(&self, plans: Option<&BTreeMap<String, Plan>>) -> Vec<Issue> {
+        lint::warnings(self, plans)
+    }
+
+    /// All that keeps this policy from being run with these plans: mistakes, what the law refuses, what is not supported yet.
     pub fn check(&self, plans: &BTreeMap<String, Plan>) -> Result<(), PolicyErrors> {
         let mut issues = self.check_plans(plans);
+        issues.extend(self.breaches());
         issues.extend_from_slice(&self.unsupported);
         if issues.is_empty() { Ok(()) } else { Err(Issues::new(&self.file, &self.text, issues)) }
     }
@@ -109,6 +131,11 @@ impl Policy {
     /// Later than this behind the newest: counted, never applied.
     pub fn lateness(&self) -> Duration {
         self.lateness
+    }
+
+    /// Whose law it is written under.
+    pub fn jurisdiction(&self) -> Jurisdiction {
+        self.jurisdiction
     }
 
     /// By name.
@@ -141,6 +168,26 @@ impl Policy {
         &self.guard
     }
 
+    /// Whether it asks for the plan that suits.
+    pub(crate) fn asks_for_fit(&self) -> bool {
+        let asks = |text: &str| text.contains("{fit_plan}") || text.contains("{saving}");
+        self.expressions().any(|it| it.reads().any(|read| *read == Read::Sub("fit_saves")))
+            || self.actions.values().any(|action| match &action.kind {
+                ActionKind::Set(_) => false,
+                ActionKind::Say { template, styles, tap } => {
+                    std::iter::once(template).chain(styles.values()).any(|text| asks(text))
+                        || tap.iter().any(|tap| tap.values.values().any(|value| asks(value)))
+                }
+            })
+    }
+
+    /// Whether anything it says is about trips.
+    pub(crate) fn asks_for_trips(&self) -> bool {
+        let about = |read: &Read| matches!(read, Read::Sub("trips" | "trip_share" | "trip_ahead"));
+        self.expressions().any(|it| it.reads().any(about))
+            || self.moments.values().any(|moment| moment.rearm == Rearm::Trip)
+    }
+
     fn expressions(&self) -> impl Iterator<Item = &Expression> {
         fn computed(amount: &Amount) -> Option<&Expression> {
             match amount {
@@ -167,7 +214,11 @@ impl Policy {
 fn check_plan_fields(expression: &Expression, plans: &BTreeMap<String, Plan>, issues: &mut Vec<Issue>) {
     let compiled = expression.compiled();
     let kinds = |read: &Read| {
-        let Read::Plan(field) = read else { return None };
+        let field = match read {
+            Read::Plan(field) => field,
+            Read::Setting(_) => return Some(Known::Word("word".to_owned())),
+            _ => return None,
+        };
         plans.values().find_map(|plan| {
             let word = plan.settings.get(field).map(|word| Known::Word(word.clone()));
             word.or_else(|| plan.numbers.get(field).map(|number| Known::Number(*number)))
@@ -175,6 +226,13 @@ fn check_plan_fields(expression: &Expression, plans: &BTreeMap<String, Plan>, is
     };
     let mut unknown = false;
     for (read, span) in &compiled.reads {
+        if let Read::Setting(name) = read {
+            if !plans.values().any(|plan| plan.settings.contains_key(name)) {
+                unknown = true;
+                issues.push(unknown_setting(name, *span, plans));
+            }
+            continue;
+        }
         let Read::Plan(field) = read else { continue };
         if kinds(read).is_some() {
             continue;
@@ -185,6 +243,16 @@ fn check_plan_fields(expression: &Expression, plans: &BTreeMap<String, Plan>, is
     if !unknown {
         issues.extend(check::mistakes(compiled, kinds));
     }
+}
+
+fn unknown_setting(name: &str, span: Span, plans: &BTreeMap<String, Plan>) -> Issue {
+    let known: std::collections::BTreeSet<&str> =
+        plans.values().flat_map(|plan| plan.settings.keys()).map(String::as_str).collect();
+    let issue = Issue::new(span, format!("no plan gives a setting `{name}`"));
+    issue.with_help(match nearest(name, known.iter().copied()) {
+        Some(right) => format!("did you mean `setting.{right}`?"),
+        None => format!("plans give {}", known.into_iter().collect::<Vec<_>>().join(", ")),
+    })
 }
 
 fn unknown_field(field: &str, span: Span, plans: &BTreeMap<String, Plan>) -> Issue {

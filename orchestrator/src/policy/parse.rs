@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Policy;
 use super::check::{Checker, Scope};
 use super::expr::{Expression, Wants};
+use super::law::Jurisdiction;
 use super::types::{Choose, Contact, Guard, Rules};
-use crate::document::{self, Fields, Issue, Node, Span, text};
+use crate::document::{self, Fields, Issue, Node, Span, text, word};
 
 /// What has been understood so far, and what was wrong.
 pub(super) struct Reading<'t> {
@@ -21,6 +22,7 @@ pub(super) struct Reading<'t> {
     pub(super) says: Option<Span>,
     /// Styles that messages are written in, and where.
     pub(super) styles: Vec<(String, Span)>,
+    pub(super) jurisdiction: Jurisdiction,
 }
 
 /// Stack for reading a policy: the CEL parser goes down it with every sign of an expression, far in a debug build.
@@ -54,9 +56,10 @@ fn read(file: &str, yaml: &str) -> Result<Policy, Vec<Issue>> {
         moments: BTreeSet::new(),
         says: None,
         styles: Vec::new(),
+        jurisdiction: Jurisdiction::None,
     };
     let policy = reading.policy(&root);
-    let Reading { mut issues, mut unsupported, .. } = reading;
+    let Reading { mut issues, mut unsupported, jurisdiction, .. } = reading;
     unsupported.sort();
     unsupported.dedup();
     let Some((lateness, facts, moments, actions, (rules, choose, guard))) = policy else {
@@ -71,6 +74,7 @@ fn read(file: &str, yaml: &str) -> Result<Policy, Vec<Issue>> {
         file: file.to_owned(),
         text: yaml.to_owned(),
         revision,
+        jurisdiction,
         lateness,
         facts,
         moments,
@@ -98,6 +102,11 @@ impl Reading<'_> {
         {
             let message = format!("version {} is not known: expected 1", node.describe());
             self.issues.push(Issue::new(node.span, message));
+        }
+        if let Some(node) = fields.take("jurisdiction")
+            && let Some(found) = word(node, "jurisdiction", &Jurisdiction::NAMES, &mut self.issues)
+        {
+            self.jurisdiction = found;
         }
         let facts = fields.take("facts");
         let moments = fields.require("moments", &mut self.issues);
@@ -132,9 +141,9 @@ impl Reading<'_> {
 
     /// A name of the operator's own, that CEL can spell and no other meaning is attached to.
     pub(super) fn check_name(&mut self, name: &str, what: &str, span: Span) {
-        const RESERVED: [&str; 14] = [
-            "plan", "sub", "org", "value", "cost", "true", "false", "null", "in", "for", "default",
-            "lateness", "as", "if",
+        const RESERVED: [&str; 15] = [
+            "plan", "setting", "sub", "org", "value", "cost", "true", "false", "null", "in", "for",
+            "default", "lateness", "as", "if",
         ];
         if RESERVED.contains(&name) {
             self.issues.push(Issue::new(span, format!("`{name}` cannot name {what}: the word is taken")));

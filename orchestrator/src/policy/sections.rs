@@ -9,35 +9,31 @@ use super::check::Scope;
 use super::expr::Wants;
 use super::parse::Reading;
 use super::types::{
-    Action, ActionKind, Amount, Change, EWMA_STEP, Fact, Measure, Moment, Rearm, Source, Stat, Window,
+    Action, ActionKind, Amount, Change, EWMA_STEP, Fact, Lasts, Measure, Moment, ORDERS, Rearm, Source, Stat,
+    Window,
 };
 use super::values::{duration, positive};
-use crate::document::{Fields, Issue, Kind, Node, Span, items, nearest, text, word};
+use crate::document::{Fields, Issue, Kind, Node, Span, boolean, items, nearest, text, word};
 
-/// Most names under one word: each costs every subscriber memory or time, and nobody oversees more.
-pub(crate) const MAX_NAMES: usize = 64;
+/// Most names under one of facts, moments, actions. Each costs every subscriber memory or time, each moment is one more
+/// reason to trouble somebody, and whoever signs off a policy has to have all of it in mind: what needs more is two policies.
+pub(crate) const MAX_NAMES: usize = 32;
 /// Most different steps of windows.
-const MAX_STEPS: usize = 8;
+pub(super) const MAX_STEPS: usize = 8;
 /// Most panes in a window.
-const MAX_PANES: u128 = 1_000;
+pub(super) const MAX_PANES: u128 = 1_000;
 /// Longest window: two of the longest months.
-const MAX_WINDOW: Duration = Duration::from_hours(62 * 24);
+pub(super) const MAX_WINDOW: Duration = Duration::from_hours(62 * 24);
 /// Finest step of a window: agents report once a second.
 const MIN_STEP: Duration = Duration::from_secs(1);
 /// Most lateness: what is not yet closed is kept in memory.
-const MAX_LATENESS: Duration = Duration::from_mins(10);
+pub(super) const MAX_LATENESS: Duration = Duration::from_mins(10);
 /// Longest message: two concatenated SMS in the GSM alphabet.
-const MAX_MESSAGE: usize = 306;
+pub(super) const MAX_MESSAGE: usize = 306;
 
-/// What a message may leave open, and whether it can be filled in yet.
-const PLACEHOLDERS: [(&str, bool); 6] = [
-    ("country", true),
-    ("price", true),
-    ("expected", true),
-    ("partner", false),
-    ("fit_plan", false),
-    ("saving", false),
-];
+/// What a message, or what a tap sets, may leave open.
+pub(crate) const PLACEHOLDERS: [&str; 8] =
+    ["country", "expected", "fit_plan", "limit", "partner", "per_mb", "price", "saving"];
 
 impl Reading<'_> {
     pub(super) fn facts(&mut self, node: Option<&Node>) -> (Duration, BTreeMap<String, Fact>) {
@@ -133,7 +129,15 @@ impl Reading<'_> {
         node: &Node,
     ) -> Option<(Source, Measure)> {
         let message = match (measure, stat) {
-            (Measure::Flows, Stat::Count | Stat::Distinct) => return Some((source, measure)),
+            (Measure::Bytes | Measure::Packets, stat)
+                if matches!(source, Source::App(_)) && stat != Stat::Sum =>
+            {
+                "agents tell which flows are an app's, not how much they move: expected `sum`, which is zero or unknown"
+            }
+            (Measure::Flows, Stat::Count | Stat::Distinct) | (Measure::Spend, Stat::Sum) => {
+                return Some((source, measure));
+            }
+            (Measure::Spend, _) => "of what use abroad costs there is a `sum`, nothing else",
             (Measure::Flows, _) => {
                 "of flows there is a `count` and how many apps are `distinct`, nothing else"
             }
@@ -146,7 +150,7 @@ impl Reading<'_> {
 
     /// `video.at_cap`: whose traffic and what of it.
     fn source(&mut self, node: &Node) -> Option<(Source, Measure)> {
-        const MEASURES: [(&str, Measure); 10] = [
+        const MEASURES: [(&str, Measure); 11] = [
             ("at_cap", Measure::AtCap),
             ("bytes", Measure::Bytes),
             ("packets", Measure::Packets),
@@ -157,6 +161,7 @@ impl Reading<'_> {
             ("up_util", Measure::UpUtil),
             ("down_util", Measure::DownUtil),
             ("flows", Measure::Flows),
+            ("spend", Measure::Spend),
         ];
         let found = text(node, "a source and a measure, as `video.at_cap`", &mut self.issues)?;
         let Some((source, measure)) = found.split_once('.') else {
@@ -177,14 +182,26 @@ impl Reading<'_> {
         self.check_letters(source, "a source", node.span);
         let whose = match (source, source.parse::<Class>()) {
             ("all" | "access", _) => Source::All,
+            ("roaming", _) => Source::Roaming,
             (_, Ok(class)) => Source::Class(class),
             (_, Err(_)) => self.app(node, found, source, measure)?,
         };
         let message = match (&whose, of) {
             (Source::All, Measure::AtCap) => "has no meaning: each class has a rate of its own",
-            (Source::Class(_) | Source::App(_), Measure::UpUtil | Measure::DownUtil) => {
+            (Source::Class(_) | Source::App(_) | Source::Roaming, Measure::UpUtil | Measure::DownUtil) => {
                 "has no meaning: only the line has a rate, as `access.up_util`"
             }
+            (Source::All | Source::Class(_) | Source::App(_), Measure::Spend) => {
+                "has no meaning: only use abroad has a price by amount, as `roaming.spend`"
+            }
+            (
+                Source::Roaming,
+                Measure::AtCap | Measure::Loss | Measure::RttMs | Measure::Qoo | Measure::Flows,
+            ) => "has no meaning: of use abroad there is `bytes`, `packets`, `drops` and `spend`",
+            (
+                Source::App(_),
+                Measure::AtCap | Measure::Loss | Measure::RttMs | Measure::Qoo | Measure::Drops,
+            ) => "has no meaning: agents tell that of classes, as `video.rtt_ms`",
             _ => return Some((whose, *of)),
         };
         self.issues.push(Issue::new(node.span, format!("`{found}` {message}")));
@@ -193,7 +210,7 @@ impl Reading<'_> {
 
     /// An app, or a class misspelt.
     fn app(&mut self, node: &Node, found: &str, source: &str, measure: &str) -> Option<Source> {
-        let known = Class::ALL.into_iter().map(Class::name).chain(["all", "access"]);
+        let known = Class::ALL.into_iter().map(Class::name).chain(["all", "access", "roaming"]);
         let Some(right) = nearest(source, known) else { return Some(Source::App(source.to_owned())) };
         let issue = Issue::new(node.span, format!("unknown class `{source}` in `{found}`"));
         self.issues.push(issue.with_help(format!("did you mean `{right}.{measure}`?")));
@@ -265,8 +282,10 @@ impl Reading<'_> {
                 None => Some(Duration::ZERO),
             };
             let rearm = fields.require("rearm", &mut self.issues).and_then(|node| {
-                if is_bill_cycle(node) {
-                    return Some(Rearm::BillCycle);
+                match &node.kind {
+                    _ if is_bill_cycle(node) => return Some(Rearm::BillCycle),
+                    Kind::Scalar { text, .. } if text == "trip" => return Some(Rearm::Trip),
+                    _ => {}
                 }
                 positive(node, "a rearm", &mut self.issues).map(Rearm::After)
             });
@@ -285,29 +304,66 @@ impl Reading<'_> {
         for (name, span, node) in fields.others() {
             self.check_name(name, "an action", span);
             let action = self.action(name, node);
+            self.check_alone(name, action.as_ref(), &actions, span);
             actions.extend(action.map(|action| (name.to_owned(), action)));
         }
         actions
+    }
+
+    /// What the law asks for is not weighed against anything: it has its moment to itself.
+    fn check_alone(
+        &mut self,
+        name: &str,
+        action: Option<&Action>,
+        others: &BTreeMap<String, Action>,
+        span: Span,
+    ) {
+        let Some(action) = action else { return };
+        let shares = |other: &Action| action.at.iter().find(|at| other.at.contains(at)).cloned();
+        for (other_name, other) in others.iter().filter(|(_, other)| other.regulated || action.regulated) {
+            if let Some(moment) = shares(other) {
+                let message = format!(
+                    "`{name}` and `{other_name}` are both at `{moment}`, and what is regulated is not weighed"
+                );
+                let help = "give one of them a moment of its own, with the same `when`";
+                self.issues.push(Issue::new(span, message).with_help(help));
+            }
+        }
     }
 
     fn action(&mut self, name: &str, node: &Node) -> Option<Action> {
         let mut fields = Fields::of(node, format!("action `{name}`"), &mut self.issues)?;
         let at = fields.require("at", &mut self.issues).map(|node| self.at(node));
         let (set, say, tap) = (fields.take("set"), fields.take("say"), fields.take("tap"));
+        let regulated = fields.take("regulated");
+        let regulated =
+            regulated.is_some_and(|node| boolean(node, "`regulated`", &mut self.issues) == Some(true));
         let only_if = fields.take("if").map(|node| self.expression(node, Wants::Truth, Scope::Person));
-        let value = fields.require("value", &mut self.issues).and_then(|node| self.amount(node, "a value"));
-        let cost = fields.require("cost", &mut self.issues).and_then(|node| self.amount(node, "a cost"));
+        let mut amount = |reading: &mut Self, key, what| {
+            if !regulated {
+                return fields.require(key, &mut reading.issues).and_then(|node| reading.amount(node, what));
+            }
+            if let Some(node) = fields.take(key) {
+                let message = format!("what is regulated is not weighed: drop `{key}`");
+                reading.issues.push(Issue::new(node.span, message));
+            }
+            Some(Amount::Fixed(0.0))
+        };
+        let value = amount(self, "value", "a value");
+        let cost = amount(self, "cost", "a cost");
         let span = fields.span();
         fields.finish(&mut self.issues);
         let kind = match (set, say, tap) {
             (Some(set), None, None) => {
-                let change = self.change(set, "`set`", true);
+                let change = self.change(set, "`set`", false);
                 change.map(ActionKind::Set)
             }
             (None, Some(say), tap) => {
-                self.says = self.says.or(Some(say.span));
+                if !regulated {
+                    self.says = self.says.or(Some(say.span));
+                }
                 let texts = self.texts(say);
-                let tap = tap.map(|tap| self.change(tap, "`tap`", false));
+                let tap = tap.map(|tap| self.change(tap, "`tap`", true));
                 match (texts, tap) {
                     (Some((template, styles)), None) => Some(ActionKind::Say { template, styles, tap: None }),
                     (Some((template, styles)), Some(Some(tap))) => {
@@ -336,7 +392,7 @@ impl Reading<'_> {
             Some(only_if) => only_if,
             None => None,
         };
-        Some(Action { at: at?, kind: kind?, only_if, value: value?, cost: cost? })
+        Some(Action { at: at?, kind: kind?, regulated, only_if, value: value?, cost: cost? })
     }
 
     fn at(&mut self, node: &Node) -> Vec<String> {
@@ -365,27 +421,39 @@ impl Reading<'_> {
         at
     }
 
-    /// Settings and `for`. `None` where it is wrong, or not evaluated yet.
-    fn change(&mut self, node: &Node, what: &str, needs_end: bool) -> Option<Change> {
+    /// Settings and `for`. What a tap sets may be orders, which stay, and may have placeholders.
+    fn change(&mut self, node: &Node, what: &str, is_tap: bool) -> Option<Change> {
         let mut fields = Fields::of(node, what, &mut self.issues)?;
         let end = fields.take("for");
-        let duration = end.map(|node| positive(node, "how long it holds", &mut self.issues));
+        let lasts = match end {
+            Some(node) if is_bill_cycle(node) => Some(Some(Lasts::BillCycle)),
+            Some(node) => Some(positive(node, "how long it holds", &mut self.issues).map(Lasts::For)),
+            None => None,
+        };
         let mut entries: Vec<_> = fields.others().collect();
         entries.sort_by_key(|(name, ..)| *name);
         let span = fields.span();
         let mut values = BTreeMap::new();
         let mut places = Vec::new();
-        let mut evaluated = true;
-        for (name, span, node) in entries {
-            self.check_letters(name, "a setting", span);
+        let orders = entries.iter().filter(|(name, ..)| ORDERS.contains(name)).count();
+        for (name, span, node) in &entries {
+            self.check_letters(name, "a setting", *span);
             let Some(value) = text(node, "a setting's value", &mut self.issues) else { continue };
             if value.contains(['{', '}']) {
                 self.placeholders(value, node.span);
-                self.not_yet(node.span, "a placeholder in a setting's value");
-                evaluated = false;
+                if !is_tap {
+                    let message = "a placeholder in what is set unasked: expected it in a `tap`";
+                    self.issues.push(Issue::new(node.span, message));
+                }
             }
-            values.insert(name.to_owned(), value.to_owned());
-            places.push(span);
+            if ORDERS.contains(name) && (end.is_some() || !is_tap || orders < entries.len()) {
+                let message =
+                    format!("`{name}` is an order: expected it in a `tap` without `for` and settings");
+                self.issues.push(Issue::new(*span, message));
+                return None;
+            }
+            values.insert((*name).to_owned(), value.to_owned());
+            places.push(*span);
         }
         if values.is_empty() {
             self.issues.push(Issue::new(
@@ -394,19 +462,12 @@ impl Reading<'_> {
             ));
             return None;
         }
-        match duration {
-            Some(duration) => Some(Change { values, places, duration: duration? }),
-            None if needs_end => {
-                self.issues.push(Issue::new(
-                    span,
-                    format!("{what} lacks `for`: what is set always ends, as `for: 3h`"),
-                ));
-                None
-            }
+        match lasts {
+            Some(lasts) => Some(Change { values, places, lasts: lasts? }),
+            None if orders > 0 => Some(Change { values, places, lasts: Lasts::Stays }),
             None => {
-                if evaluated {
-                    self.not_yet(span, format!("{what} without `for` (a change that stays)"));
-                }
+                let message = format!("{what} lacks `for`: what is set always ends, as `for: 3h`");
+                self.issues.push(Issue::new(span, message));
                 None
             }
         }
@@ -439,36 +500,27 @@ impl Reading<'_> {
             let message = format!("a message of more than {MAX_MESSAGE} characters: expected a short one");
             self.issues.push(Issue::new(node.span, message));
         }
-        for name in self.placeholders(template, node.span) {
-            if PLACEHOLDERS.iter().any(|(known, supported)| *known == name && !supported) {
-                self.not_yet(node.span, format!("the placeholder `{{{name}}}`"));
-            }
-        }
+        self.placeholders(template, node.span);
         Some(template.to_owned())
     }
 
-    /// The known names between braces; others are reported.
-    fn placeholders(&mut self, template: &str, span: Span) -> Vec<&'static str> {
-        let mut found = Vec::new();
+    /// Reports what between braces is no placeholder.
+    fn placeholders(&mut self, template: &str, span: Span) {
         let mut rest = template;
         while let Some(at) = rest.find(['{', '}']) {
             let Some(inner) = rest[at..].strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
                 self.issues.push(Issue::new(span, "a brace without its other half: expected `{name}`"));
                 break;
             };
-            let known = || PLACEHOLDERS.iter().map(|(name, _)| *name);
-            if let Some(name) = known().find(|name| *name == inner.0) {
-                found.push(name);
-            } else {
+            if !PLACEHOLDERS.contains(&inner.0) {
                 let issue = Issue::new(span, format!("unknown placeholder `{{{}}}`", inner.0));
-                self.issues.push(issue.with_help(match nearest(inner.0, known()) {
+                self.issues.push(issue.with_help(match nearest(inner.0, PLACEHOLDERS) {
                     Some(right) => format!("did you mean `{{{right}}}`?"),
-                    None => format!("known: {}", known().collect::<Vec<_>>().join(", ")),
+                    None => format!("known: {}", PLACEHOLDERS.join(", ")),
                 }));
             }
             rest = inner.1;
         }
-        found
     }
 
     fn amount(&mut self, node: &Node, what: &str) -> Option<Amount> {
@@ -486,7 +538,10 @@ impl Reading<'_> {
 
     fn check_count(&mut self, count: usize, what: &str, span: Span) {
         if count > MAX_NAMES {
-            self.issues.push(Issue::new(span, format!("{count} {what}: expected at most {MAX_NAMES}")));
+            self.issues.push(
+                Issue::new(span, format!("{count} {what}: expected at most {MAX_NAMES}"))
+                    .with_help("keep those that were of use: `usher get decisions` shows which"),
+            );
         }
     }
 }

@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod lint;
+mod reference;
+
 /// The example by which the language is specified, letter by letter.
 const EXAMPLE: &str = include_str!("example.yaml");
 /// The policy the product ships with.
@@ -42,30 +45,26 @@ fn plan(settings: &[(&str, &str)], numbers: &[(&str, f64)]) -> Plan {
     Plan {
         settings: settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         numbers: numbers.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+        ..Plan::default()
     }
 }
 
 #[test]
-fn the_whole_example_is_a_valid_policy_and_what_is_not_evaluated_yet_is_listed() {
+fn the_whole_example_is_a_valid_policy_and_all_of_it_is_evaluated() {
     let policy = Policy::parse("example.yaml", EXAMPLE).unwrap_or_else(|errors| panic!("{errors}"));
-    let listed: Vec<String> = policy.unsupported().iter().map(ToString::to_string).collect();
-    let expected = [
-        "36:10: the placeholder `{partner}` is not supported yet",
-        "37:23: a placeholder in a setting's value is not supported yet",
-        "43:10: the placeholder `{fit_plan}` is not supported yet",
-        "43:10: the placeholder `{saving}` is not supported yet",
-        "44:17: a placeholder in a setting's value is not supported yet",
-    ];
-    assert_eq!(listed, expected);
-    assert!(policy.check(&BTreeMap::new()).is_err(), "nobody may run it");
+    assert_eq!(policy.unsupported(), []);
+    let settings = [("video", "sd"), ("qos_up", "normal"), ("qos_down", "normal"), ("roam_pass", "none")];
+    let plans = BTreeMap::from([("basic".to_owned(), plan(&settings, &[("quota", 1.0e10)]))]);
+    policy.check(&plans).unwrap_or_else(|errors| panic!("{errors}"));
 }
 
 #[test]
 fn the_shipped_policy_is_valid_and_entirely_evaluated() {
     let policy = Policy::parse("policy.yaml", SHIPPED).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(policy.unsupported(), []);
-    let basic = plan(&[("video", "sd"), ("roam_pass", "none")], &[]);
-    policy.check(&BTreeMap::from([("basic".to_owned(), basic)])).unwrap();
+    let profiles = include_str!("../../../deploy/profiles.yaml");
+    let directory = crate::identity::Directory::parse("profiles.yaml", profiles).unwrap();
+    policy.check(directory.plans()).unwrap_or_else(|errors| panic!("{errors}"));
 }
 
 #[test]
@@ -157,7 +156,11 @@ fn each_mistake_is_told_with_its_place_and_what_was_expected() {
         ("capped > 0.8", "plan", "6:20: `plan` by itself says nothing (read a field of it, as `plan.name`)"),
         ("capped > 0.8", "sub.romaing", "6:20: unknown field `sub.romaing` (did you mean `sub.roaming`?)"),
         ("capped > 0.8", "nosuch(capped)", "6:20: cannot be computed: Undeclared reference to 'nosuch'"),
-        ("capped > 0.8", "value > 0.8", "6:20: unknown fact `value` (known here: capped, plan, sub, org)"),
+        (
+            "capped > 0.8",
+            "value > 0.8",
+            "6:20: unknown fact `value` (known here: capped, plan, setting, sub, org)",
+        ),
         (
             "value: 2.0",
             "value: \"2\" , value2: 3",

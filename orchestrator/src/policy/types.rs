@@ -30,7 +30,10 @@ pub enum Source {
     All,
     /// One class.
     Class(Class),
-    /// One app. Unknown as long as no agent tells of usage by app.
+    /// What is used while a foreign network serves the subscriber.
+    Roaming,
+    /// One app. Agents tell which flows are its, not how much they move: an amount is zero where there was no flow, else
+    /// unknown.
     App(String),
 }
 
@@ -57,6 +60,9 @@ pub enum Measure {
     DownUtil,
     /// Flows recognised: `count` of them, and `distinct` apps among them.
     Flows,
+    /// What use abroad adds to the bill: bytes at the country's `price_per_mb`, nothing while a pass is in force. The `sum` of it
+    /// is known from the first byte on, for it can only be more.
+    Spend,
 }
 
 impl Measure {
@@ -67,7 +73,7 @@ impl Measure {
 
     /// Whether it adds up over time, so that `mean`, `min`, `max` and `last` are per second.
     pub const fn is_amount(self) -> bool {
-        matches!(self, Self::Bytes | Self::Packets | Self::Drops)
+        matches!(self, Self::Bytes | Self::Packets | Self::Drops | Self::Spend)
     }
 }
 
@@ -157,6 +163,8 @@ pub enum Rearm {
     After(Duration),
     /// Until the subscriber's next billing day.
     BillCycle,
+    /// Until the next trip: once for each country that is gone to.
+    Trip,
 }
 
 /// What can be done about moments.
@@ -166,6 +174,8 @@ pub struct Action {
     pub at: Vec<String>,
     /// What it does.
     pub kind: ActionKind,
+    /// The law asks for it: it needs no consent, no bargain and no budget, and nothing is weighed against it.
+    pub regulated: bool,
     /// Adds to `policy.eligible`.
     pub only_if: Option<Expression>,
     /// Worth to the customer.
@@ -198,8 +208,22 @@ pub struct Change {
     /// Where each name stands, in the same order.
     pub(crate) places: Vec<Span>,
     /// For how long.
-    pub duration: Duration,
+    pub lasts: Lasts,
 }
+
+/// How long a change holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasts {
+    /// For so long.
+    For(Duration),
+    /// Until the subscriber's next billing day.
+    BillCycle,
+    /// It stays: an order of [`ORDERS`], which the operator's back office carries into the profile.
+    Stays,
+}
+
+/// What a tap may order for good: a plan, and a partner's service in place of an add-on.
+pub const ORDERS: [&str; 2] = ["addon_swap", "plan"];
 
 /// A number, or an expression that gives one.
 #[derive(Debug, Clone)]

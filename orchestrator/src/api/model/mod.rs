@@ -405,13 +405,24 @@ pub struct LintRequest {
 /// What is wrong with a policy.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Lint {
-    /// Nothing is.
+    /// Nothing is, or nothing but warnings.
     pub ok: bool,
     /// Revision of the policy, where it can be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// All mistakes, in the order of the file.
+    /// All mistakes, then all warnings, each in the order of the file.
     pub mistakes: Vec<Mistake>,
+}
+
+/// How much a mistake matters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// The file cannot be used.
+    #[default]
+    Error,
+    /// It can, and is most likely not what was meant.
+    Warning,
 }
 
 /// One mistake in a file.
@@ -419,6 +430,9 @@ pub struct Lint {
 pub struct Mistake {
     /// In which.
     pub file: String,
+    /// Whether the file can be used all the same.
+    #[serde(default)]
+    pub severity: Severity,
     /// From 1.
     pub line: u64,
     /// From 1.

@@ -3,7 +3,7 @@
 
 #![expect(clippy::cast_precision_loss, reason = "times and amounts of a test are small")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -25,10 +25,13 @@ enum Event {
         back: i64,
         length: i64,
         used: Vec<Used>,
+        /// Whose flows of `hdtv` were recognised, and how long before the end, quarters of a second.
+        named: Vec<(usize, i64)>,
     },
     Opens {
         agent: usize,
         who: usize,
+        abroad: bool,
     },
     Closes {
         agent: usize,
@@ -75,9 +78,13 @@ fn event() -> impl Strategy<Value = Event> {
     let length = prop_oneof![8 => Just(1_i64), 2 => Just(2_i64), 1 => Just(8_i64)];
     let back = prop_oneof![12 => Just(0_i64), 2 => 1_i64..12, 1 => -20_i64..0];
     prop_oneof![
-        20 => (0_usize..3, back, length, proptest::collection::vec(used(), 0..4))
-            .prop_map(|(agent, back, length, used)| Event::Tells { agent, back, length, used }),
-        2 => (0_usize..3, 0_usize..3).prop_map(|(agent, who)| Event::Opens { agent, who }),
+        20 => (
+            0_usize..3, back, length, proptest::collection::vec(used(), 0..4),
+            proptest::collection::vec((0_usize..3, 1_i64..=4), 0..2),
+        )
+            .prop_map(|(agent, back, length, used, named)| Event::Tells { agent, back, length, used, named }),
+        2 => (0_usize..3, 0_usize..3, any::<bool>())
+            .prop_map(|(agent, who, abroad)| Event::Opens { agent, who, abroad }),
         1 => (0_usize..3, 0_usize..3).prop_map(|(agent, who)| Event::Closes { agent, who }),
         2 => (-5_i64..40).prop_map(Event::Passes),
         1 => Just(Event::Restarts),
@@ -85,7 +92,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// Facts to choose from, and thresholds that divide their values.
-const FACTS: [(&str, &str); 18] = [
+const FACTS: [(&str, &str); 22] = [
     ("{of: video.at_cap, stat: mean, over: 8s, every: 2s}", "0.125"),
     ("{of: video.at_cap, stat: max, over: 4s, every: 4s}", "0.5"),
     ("{of: video.at_cap, stat: min, over: 2s, every: 1s}", "0.125"),
@@ -104,6 +111,10 @@ const FACTS: [(&str, &str); 18] = [
     ("{of: access.up_util, stat: mean, over: 4s, every: 2s}", "0.25"),
     ("{of: all.bytes, stat: ewma, half_life: 20s}", "20000.0"),
     ("{of: video.rtt_ms, stat: ewma, half_life: 10s}", "40.0"),
+    ("{of: hdtv.flows, stat: count, over: 16s, every: 4s}", "1.0"),
+    ("{of: hdtv.bytes, stat: sum, over: 8s, every: 2s}", "0.0"),
+    ("{of: roaming.bytes, stat: sum, over: 16s, every: 4s}", "60000.0"),
+    ("{of: roaming.spend, stat: sum, over: bill_cycle}", "100.0"),
 ];
 
 /// A policy of some of these facts: one moment for each, and some for two at once.
@@ -131,7 +142,9 @@ fn policy(chosen: &[(usize, bool, u8)]) -> String {
     )
 }
 
-const PROFILES: &str = "plans: {basic: {numbers: {up_bps: 1048576.0}}}\nsubscribers:
+const PROFILES: &str = "plans: {basic: {numbers: {up_bps: 1048576.0}}}
+countries: {'262': {name: T, pass_price: 1, expected_per_day: 1, price_per_mb: 976.5625}}
+subscribers:
   - {id: a, keys: ['imsi:1'], plan: basic, time_zone: Asia/Tokyo, bill_day: 22}
   - {id: b, keys: ['imsi:2'], plan: basic}
   - {id: c, keys: ['imsi:3'], plan: basic, bill_day: 23}
@@ -152,6 +165,8 @@ struct Taken {
     usage: Vec<UsageSeen>,
     /// What was closed when it came.
     closed: i64,
+    /// The subscriber was abroad then.
+    abroad: bool,
     /// Its place among all.
     order: usize,
 }
@@ -159,6 +174,10 @@ struct Taken {
 struct Reference {
     policy: Policy,
     taken: Vec<Taken>,
+    /// Flows of `hdtv`: whose, and when.
+    named: Vec<(usize, i64)>,
+    /// Who has a session abroad, on which agent.
+    abroad: BTreeSet<(usize, usize)>,
     agents: BTreeMap<usize, Heard>,
     /// Open sessions: by subscriber the agents, since when without a break, since when at all.
     open: [(Vec<usize>, Option<i64>, Option<i64>); 3],
@@ -174,6 +193,8 @@ impl Reference {
         Self {
             policy,
             taken: Vec::new(),
+            named: Vec::new(),
+            abroad: BTreeSet::new(),
             agents: BTreeMap::new(),
             open: Default::default(),
             watermark: None,
@@ -183,7 +204,7 @@ impl Reference {
         }
     }
 
-    fn tells(&mut self, agent: usize, start: i64, end: i64, usage: &[UsageSeen]) {
+    fn tells(&mut self, agent: usize, start: i64, end: i64, usage: &[UsageSeen], named: &[NamedSeen]) {
         if start < 0 || start >= end || end > self.now + 60 * SECOND {
             return;
         }
@@ -194,12 +215,20 @@ impl Reference {
         known.1 = known.1.max(end);
         known.2 = self.now;
         let closed = self.boundary.unwrap_or(i64::MIN);
+        let reach = self.boundary.map_or(i64::MAX, |boundary| {
+            let steps = self.policy.facts().values().map(step);
+            steps.map(|step| (boundary.div_euclid(step) + 1) * step).min().unwrap() + 8 * SECOND
+        });
+        for named in named.iter().filter(|named| named.at.get() >= closed) {
+            self.named.push((named.line.0 as usize, named.at.get().min(reach - 1)));
+        }
         for who in 0..NAMES.len() {
             let usage: Vec<UsageSeen> =
                 usage.iter().filter(|seen| seen.line.0 as usize == who).copied().collect();
             if !usage.is_empty() {
                 let order = self.taken.len();
-                self.taken.push(Taken { who, start, end, usage, closed, order });
+                let abroad = self.abroad.iter().any(|(other, _)| *other == who);
+                self.taken.push(Taken { who, start, end, usage, closed, abroad, order });
             }
         }
     }
@@ -284,6 +313,9 @@ impl Reference {
                 holes.iter().map(|(start, end)| ((*end).min(at) - (*start).max(from)).max(0)).sum();
             *first <= from && at <= *to && missing * 100 <= at - from
         };
+        if fact.measure == Measure::Spend && !agents.is_empty() {
+            return self.number(who, fact, from, at, step);
+        }
         if agents.is_empty() || since.is_none_or(|since| since > from) || !agents.iter().all(told) {
             return None;
         }
@@ -299,6 +331,7 @@ impl Reference {
         for taken in self.taken.iter().filter(|taken| taken.who == who) {
             let of = |seen: &&UsageSeen| match &fact.source {
                 Source::All => true,
+                Source::Roaming => taken.abroad,
                 Source::Class(class) => seen.class == *class,
                 Source::App(_) => false,
             };
@@ -319,6 +352,7 @@ impl Reference {
                     let most = usage.iter().filter_map(|seen| seen.at_cap).fold(0.0, f32::max);
                     (f64::from(most) * seconds, f64::from(most))
                 }
+                Measure::Spend => (bytes / 1024.0, bytes / 1024.0 / seconds),
                 Measure::RttMs if rtts.is_empty() => continue,
                 Measure::RttMs => {
                     let mean = rtts.iter().sum::<f64>() / rtts.len() as f64;
@@ -336,6 +370,12 @@ impl Reference {
     }
 
     fn number(&self, who: usize, fact: &Fact, from: i64, at: i64, step: i64) -> Option<f64> {
+        if let Source::App(_) = fact.source {
+            let flows =
+                self.named.iter().filter(|(other, time)| *other == who && from <= *time && *time < at);
+            let flows = flows.count();
+            return if fact.stat == Stat::Count { Some(flows as f64) } else { (flows == 0).then_some(0.0) };
+        }
         let told = self.told(who, fact);
         let sampled = fact.measure.is_sampled();
         let length = (at - from) as f64 / 1e6;
@@ -476,10 +516,10 @@ proptest! {
         let mut now = start;
         let mut times = [start; 3];
         // Everybody is there from the beginning, on one agent.
-        let first: Vec<Event> = (0..3).map(|who| Event::Opens { agent: who % 2, who }).collect();
+        let first: Vec<Event> = (0..3).map(|who| Event::Opens { agent: who % 2, who, abroad: false }).collect();
         for event in first.iter().chain(&events) {
             let input = match event {
-                Event::Tells { agent, back, length, used } => {
+                Event::Tells { agent, back, length, used, named } => {
                     let (from, to) = (times[*agent] - back * SECOND, times[*agent] + (length - back) * SECOND);
                     times[*agent] = times[*agent].max(to);
                     now = now.max(to + SECOND / 2);
@@ -494,18 +534,29 @@ proptest! {
                         quality: Quality { rtt_ms: used.rtt.map(|dozens| f32::from(dozens) * 12.0), ..Quality::default() },
                     }).collect();
                     reference.now = reference.now.max(now);
-                    reference.tells(*agent, from, to, &usage);
+                    let named: Vec<NamedSeen> = named.iter().map(|(who, quarters)| NamedSeen {
+                        line: Line(u32::try_from(*who).unwrap()),
+                        app: "hdtv".into(),
+                        class: Class::Video,
+                        at: Micros::new(to - quarters * SECOND / 4),
+                    }).collect();
+                    reference.tells(*agent, from, to, &usage, &named);
                     Input::Observed(Observed {
                         agent: AGENTS[*agent].into(),
                         start: Micros::new(from),
                         end: Micros::new(to),
                         sessions: Vec::new(),
                         usage,
-                        named: Vec::new(),
+                        named,
                     })
                 }
-                Event::Opens { agent, who } | Event::Closes { agent, who } => {
+                Event::Opens { agent, who, .. } | Event::Closes { agent, who } => {
                     let opens = matches!(event, Event::Opens { .. });
+                    if matches!(event, Event::Opens { abroad: true, .. }) {
+                        reference.abroad.insert((*who, *agent));
+                    } else {
+                        reference.abroad.remove(&(*who, *agent));
+                    }
                     let at = times[*agent];
                     let (agents, present, known) = &mut reference.open[*who];
                     if opens {
@@ -520,7 +571,9 @@ proptest! {
                             *present = None;
                         }
                     }
-                    let seen = SessionSeen { session: format!("s{who}"), ..session(NAMES[*who], opens, "00101") };
+                    let abroad = matches!(event, Event::Opens { abroad: true, .. });
+                    let plmn = if abroad { "26201" } else { "00101" };
+                    let seen = SessionSeen { session: format!("s{who}"), ..session(NAMES[*who], opens, plmn) };
                     Input::Observed(Observed {
                         agent: AGENTS[*agent].into(),
                         start: Micros::new(at),
