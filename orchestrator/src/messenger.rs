@@ -132,6 +132,7 @@ mod tests {
             text: "You're in Testland.".into(),
             tap: BTreeMap::new(),
             tap_seconds: 86_400,
+            regulated: false,
             expires,
         };
         InputRecord { at: Micros::now(), effects: vec![Effect::Say(say)], ..InputRecord::default() }
@@ -190,6 +191,23 @@ mod tests {
         assert!(messenger.send(row).await.unwrap());
         assert!(!dir.path().join("outbox/d1.json").exists());
         assert!(messenger.ledger.pending_messages(1).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_the_law_asks_for_is_sent_whatever_was_withdrawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let messenger = messenger(dir.path());
+        let mut record = say("d1", Micros::now().after(Duration::from_mins(1)));
+        for effect in &mut record.effects {
+            if let Effect::Say(say) = effect {
+                say.regulated = true;
+            }
+        }
+        messenger.ledger.apply(&record).unwrap();
+        let effects = vec![Effect::Withdraw(SubscriberId("line-b".into()))];
+        messenger.ledger.apply(&InputRecord { effects, ..InputRecord::default() }).unwrap();
+        assert!(messenger.send_pending().await.is_ok());
+        assert!(dir.path().join("outbox/d1.json").exists());
     }
 
     #[tokio::test]

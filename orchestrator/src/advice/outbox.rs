@@ -206,6 +206,7 @@ mod tests {
             text: "You're in Testland. A day pass is 3.00.".into(),
             tap: BTreeMap::new(),
             tap_seconds: 86_400,
+            regulated: false,
             expires: Micros::new(1_700_000_000_000_000),
         };
         Message::of(&say, &Links::with_key([1; 32], "https://usher.example"))

@@ -256,10 +256,13 @@ pub struct Say {
     pub text: String,
     /// What a tap sets: name -> value. For the page.
     pub tap: BTreeMap<String, String>,
-    /// For how many seconds from the tap; zero where a tap sets nothing.
+    /// For how many seconds from the tap; zero where a tap sets nothing, or orders what stays.
     pub tap_seconds: u64,
     /// When the link ends.
     pub expires: Micros,
+    /// The law asks for it: it is sent whatever the person said about messages.
+    #[serde(default)]
+    pub regulated: bool,
 }
 
 /// `hash(subscriber, moment, episode, policy revision)` in hex: the same decision made twice has the same id.

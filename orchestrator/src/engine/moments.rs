@@ -479,6 +479,7 @@ impl Engine {
                     tap,
                     tap_seconds,
                     expires,
+                    regulated,
                 }));
             }
         }

@@ -274,7 +274,8 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
                 transaction
                     .prepare_cached(
                         "UPDATE messages SET error = 'consent to advice was withdrawn before it was sent'
-                         WHERE subscriber = ?1 AND sent_us IS NULL AND error IS NULL",
+                         WHERE subscriber = ?1 AND sent_us IS NULL AND error IS NULL
+                         AND coalesce(say ->> '$.regulated', 0) = 0",
                     )?
                     .execute([&subscriber.0])?;
             }

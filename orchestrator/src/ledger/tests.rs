@@ -57,6 +57,7 @@ fn say(id: &str) -> Say {
         text: "You're in Testland.".into(),
         tap: BTreeMap::new(),
         tap_seconds: 86_400,
+        regulated: false,
         expires: Micros::new(99),
     }
 }

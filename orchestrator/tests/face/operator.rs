@@ -217,6 +217,29 @@ fn lint_needs_no_orchestrator_and_shows_line_and_column() {
     assert_eq!(lint_json["ok"], false);
     let places = lint_json["mistakes"].as_array().unwrap();
     assert!(places.iter().any(|one| one["line"] == 3 && one["column"] == 13), "{places:?}");
+    // A warning is shown, and fails only who asks for it.
+    let idle = "version: 1\nmoments:\n  never: {when: \"sub.cycle_left > 2.0\", rearm: 1h}\nactions:\n  \
+                hd: {at: [never], set: {video: hd, for: 1h}, value: 1.0, cost: 0.0}\nguard: {mode: live}\n";
+    std::fs::write(&policy, idle).unwrap();
+    let output = lint(&[]);
+    let shown = text(&output.stdout);
+    assert_eq!(code(&output), 0, "{shown}");
+    assert!(shown.contains(":3:17: `never` can never fire") && shown.contains("1 warning"), "{shown}");
+    assert!(shown.contains("no mistakes"), "{shown}");
+    assert_eq!(code(&lint(&["--strict"])), 4);
+    let lint_json: Value = serde_json::from_slice(&lint(&["-o", "json"]).stdout).unwrap();
+    assert_eq!((&lint_json["ok"], &lint_json["mistakes"][0]["severity"]), (&true.into(), &"warning".into()));
+    // What the law refuses is a mistake, named with the law.
+    let unasked =
+        idle.replace("version: 1", "version: 1\njurisdiction: eu").replace("video: hd", "video: sd");
+    std::fs::write(&policy, unasked).unwrap();
+    let output = lint(&[]);
+    assert_eq!(code(&output), 4);
+    assert!(
+        text(&output.stdout).contains("Regulation (EU) 2015/2120, article 3(3)"),
+        "{}",
+        text(&output.stdout)
+    );
     let missing = usher().args(["lint", "/nowhere.yaml"]).output().unwrap();
     assert_eq!(code(&missing), 1);
 }

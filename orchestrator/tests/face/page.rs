@@ -85,6 +85,7 @@ fn sent(ledger: &Ledger, id: &str, at: Micros, expires: Micros) {
         text: TEXT.into(),
         tap: BTreeMap::from([("roam_pass".to_owned(), "day".to_owned())]),
         tap_seconds: 86_400,
+        regulated: false,
         expires,
     };
     let effects = vec![Effect::Decided(decision), Effect::Say(say)];

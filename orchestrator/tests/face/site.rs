@@ -349,6 +349,7 @@ fn fill(ledger: &Ledger) -> String {
             text: "You're in Testland.".into(),
             tap: BTreeMap::from([("roam_pass".into(), "day".into())]),
             tap_seconds: 86_400,
+            regulated: false,
             expires: Micros::now().after(Duration::from_hours(2)),
         }),
         Effect::Decided(decided("cc01", "line c/ü", "hd_starved", vec![stopped])),
