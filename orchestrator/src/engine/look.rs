@@ -46,6 +46,12 @@ impl Look<'_> {
         if self.is_covered(placed, boundary) { self.value(index, boundary) } else { None }
     }
 
+    /// Whether there is something in the windows of one of these facts.
+    pub(super) fn has_use(&mut self, facts: &[usize]) -> bool {
+        let layout = &self.world.layout;
+        facts.iter().any(|index| self.page.block(layout, layout.facts[*index].group, self.seat).is_some())
+    }
+
     /// Whether nothing of these facts is unknown for want of telling.
     pub(super) fn all_known(&mut self, facts: &[usize]) -> bool {
         facts.iter().all(|index| {

@@ -343,8 +343,11 @@ impl Engine {
             let waits = match next {
                 Some(Phase::Holding(_)) => true,
                 Some(Phase::Silent(_) | Phase::Quiet(_)) => watched.wakes,
+                // What one fact says may wait for another to be told of, on the other's own boundaries.
                 None => {
-                    watched.wakes && look.seat().agents != Agents::None && !look.all_known(&watched.facts)
+                    look.seat().agents != Agents::None
+                        && (watched.wakes || look.has_use(&watched.facts))
+                        && !look.all_known(&watched.facts)
                 }
             };
             if waits {

@@ -186,10 +186,9 @@ impl WatchedMoment {
 
 /// How long the shortest of what is set at a moment lasts; `None`: nothing is.
 pub(super) fn shortest_set<'a>(kinds: impl Iterator<Item = &'a ActionKind>) -> Option<Duration> {
-    let sets = kinds
-        .filter_map(|kind| match kind {
-            ActionKind::Set(Change { lasts: Lasts::For(duration), .. }) => Some(*duration),
-            _ => None,
-        });
+    let sets = kinds.filter_map(|kind| match kind {
+        ActionKind::Set(Change { lasts: Lasts::For(duration), .. }) => Some(*duration),
+        _ => None,
+    });
     sets.min()
 }

@@ -118,6 +118,7 @@ pub struct Fired {
 }
 
 /// A message sent.
+#[expect(clippy::struct_excessive_bools, reason = "each is said of a message by itself")]
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SentMessage {

@@ -564,14 +564,15 @@ fn sessions_of_one_subscriber_are_bounded() {
 }
 
 #[test]
-fn nobody_runs_a_policy_that_asks_for_more_than_is_evaluated_or_does_not_fit_the_plans() {
+fn nobody_runs_a_policy_that_the_law_refuses_or_that_does_not_fit_the_plans() {
     let directory = Directory::parse("profiles.yaml", PROFILES).unwrap();
     let refused = |policy: &str| {
         let policy = Policy::parse("policy.yaml", policy).unwrap_or_else(|errors| panic!("{errors}"));
         Engine::new(policy, &directory).unwrap_err().to_string()
     };
-    let partner = POLICY.replace("You are busy.", "Ask {partner}.");
-    assert!(refused(&partner).contains("the placeholder `{partner}` is not supported yet"));
+    let unlawful =
+        POLICY.replace("version: 1", "version: 1\njurisdiction: us").replace("quiet: \"21:00-08:00\", ", "");
+    assert!(refused(&unlawful).contains("47 CFR 64.1200(c)(1)"));
     assert!(refused(&POLICY.replace("plan.video", "plan.vidoe")).contains("no plan has `vidoe`"));
     assert!(
         refused(&POLICY.replace("set: {video: hd", "set: {sound: hd"))

@@ -25,8 +25,8 @@ pub use expr::{Expression, Known, Read, Unknown};
 pub use law::Jurisdiction;
 pub(crate) use native::Native;
 pub use types::{
-    Action, ActionKind, Amount, Backoff, Canary, Change, Choose, Contact, Fact, Guard, Lasts, Learning, Measure,
-    Moment, ORDERS, Prior, Purpose, PushBudgets, Quiet, Quota, Rearm, Rules, Source, Stat, Window,
+    Action, ActionKind, Amount, Backoff, Canary, Change, Choose, Contact, Fact, Guard, Lasts, Learning,
+    Measure, Moment, ORDERS, Prior, Purpose, PushBudgets, Quiet, Quota, Rearm, Rules, Source, Stat, Window,
 };
 
 use crate::document::{Issue, Issues, Span, nearest};

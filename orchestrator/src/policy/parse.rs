@@ -135,10 +135,6 @@ impl Reading<'_> {
         checker.expression(node, wants, scope)
     }
 
-    pub(super) fn not_yet(&mut self, span: Span, what: impl std::fmt::Display) {
-        self.unsupported.push(Issue::new(span, format!("{what} is not supported yet")));
-    }
-
     /// A name of the operator's own, that CEL can spell and no other meaning is attached to.
     pub(super) fn check_name(&mut self, name: &str, what: &str, span: Span) {
         const RESERVED: [&str; 15] = [

@@ -46,7 +46,7 @@ fn every_key_is_on_the_reference_page_and_no_other() {
         ("## choose", SMALL.replacen("choose:\n", "choose:\n  qqqqqqqqqqqq: 1\n", 1)),
         ("`learn`:", whole("learn: {")),
         ("## guard", whole("guard: {")),
-        ("`pushes`, each", whole("pushes: {")),
+        ("`pushes`, that", whole("pushes: {")),
         ("`canary`:", whole("canary: {")),
     ];
     for (heading, text) in pairs {
