@@ -153,7 +153,7 @@ fn each_mistake_is_refused_with_its_place_before_anything_is_made() {
         ),
         ("orchestrator.yaml", "advice:", "#", "action `roam_pass` of the policy says something"),
         ("policy.yaml", "video_capped > 0.8", "video_capped > ", "policy.yaml:7:"),
-        ("policy.yaml", "mode: live", "mode: canary", "not supported yet"),
+        ("policy.yaml", "mode: live", "mode: canary", "needs `guard.canary`"),
         (
             "profiles.yaml",
             "id: sub-b",

@@ -8,8 +8,8 @@ use crate::policy::Policy;
 /// What was found.
 #[derive(Debug, Default)]
 pub(crate) struct Examined {
-    /// The policy's, if the daemon would run it with these profiles.
-    pub(crate) revision: Option<String>,
+    /// The policy, if the daemon would run it with these profiles.
+    pub(crate) policy: Option<Policy>,
     /// What keeps it from that, file by file.
     pub(crate) errors: Vec<Issues>,
     /// What is most likely not meant.
@@ -17,6 +17,11 @@ pub(crate) struct Examined {
 }
 
 impl Examined {
+    /// The policy's, where it can be run.
+    pub(crate) fn revision(&self) -> Option<String> {
+        self.policy.as_ref().map(|policy| policy.revision().to_owned())
+    }
+
     /// As the API tells it.
     pub(crate) fn lint(&self) -> Lint {
         let told = |wrong: &[Issues], severity| -> Vec<Mistake> {
@@ -24,7 +29,7 @@ impl Examined {
         };
         let mut mistakes = told(&self.errors, Severity::Error);
         mistakes.extend(told(&self.warnings, Severity::Warning));
-        Lint { ok: self.errors.is_empty(), revision: self.revision.clone(), mistakes }
+        Lint { ok: self.errors.is_empty(), revision: self.revision(), mistakes }
     }
 }
 
@@ -53,7 +58,7 @@ pub(crate) fn examine(policy_name: &str, policy_text: &str, profiles: Option<(&s
     }
     let warnings = policy.warnings(plans);
     found.warnings.extend((!warnings.is_empty()).then(|| of_policy(warnings)));
-    found.revision = found.errors.is_empty().then(|| policy.revision().to_owned());
+    found.policy = found.errors.is_empty().then_some(policy);
     found
 }
 

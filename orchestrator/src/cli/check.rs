@@ -30,8 +30,10 @@ pub(super) fn lint(
         Format::Table => {
             let errors = found.errors.iter().map(|issues| show(issues, Severity::Error));
             let warnings = found.warnings.iter().map(|issues| show(issues, Severity::Warning));
-            let good =
-                found.revision.iter().map(|revision| format!("{name}: no mistakes (revision {revision})\n"));
+            let good = found
+                .revision()
+                .into_iter()
+                .map(|revision| format!("{name}: no mistakes (revision {revision})\n"));
             output::print(&errors.chain(warnings).chain(good).collect::<String>())?;
         }
         Format::Json | Format::Yaml => output::structured(format, &found.lint())?,
@@ -46,15 +48,16 @@ pub(super) fn lint(
 /// The policy in a file, checked by itself.
 pub(super) fn policy(path: &Path) -> Result<Policy, CliError> {
     let (name, text) = read(path)?;
-    examine(&name, &text, None).map_err(|wrong| {
-        let told: Vec<String> = wrong.iter().map(show).collect();
-        CliError::Refused(format!("the policy has mistakes:\n{}", told.concat()))
+    let found = examine(&name, &text, None);
+    found.policy.ok_or_else(|| {
+        let told = found.errors.iter().map(|issues| show(issues, Severity::Error));
+        CliError::Refused(format!("the policy has mistakes:\n{}", told.collect::<String>()))
     })
 }
 
 /// Mistakes of a policy beside the plans it was to work with.
 pub(super) fn refused(issues: &Issues) -> CliError {
-    CliError::Refused(format!("the policy has mistakes:\n{}", show(issues)))
+    CliError::Refused(format!("the policy has mistakes:\n{}", show(issues, Severity::Error)))
 }
 
 pub(super) fn read(path: &Path) -> Result<(String, String), CliError> {

@@ -67,7 +67,9 @@ impl Engine {
                 moment: watched.name.clone(),
                 stands: match phase {
                     Some(Phase::Holding(since)) => Stands::HoldingSince(*since),
-                    Some(Phase::Silent(until)) if *until > now => Stands::SilentUntil(*until),
+                    Some(Phase::Silent(until) | Phase::Quiet(until)) if *until > now => {
+                        Stands::SilentUntil(*until)
+                    }
                     _ => Stands::Armed,
                 },
                 episodes,

@@ -87,7 +87,7 @@ impl Page {
     /// The same seats, with room for other windows.
     pub(super) fn without_blocks(&self, groups: usize) -> Self {
         let seats = self.seats.iter().map(|seat| Seat { listed: 0, ..seat.clone() });
-        Self { seats: seats.collect(), ..Self::new(groups) }
+        Self { seats: seats.collect(), roamed: self.roamed.clone(), ..Self::new(groups) }
     }
 
     /// Whether every word is where this layout looks for it.

@@ -29,7 +29,7 @@ use crate::policy::Policy;
 /// What a snapshot begins with.
 const MAGIC: &[u8; 8] = b"USHRSNAP";
 /// Rises with each change of what is written.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// No part is longer: a page is some 30 kB, what waits may be more.
 const PART_MAX: usize = 1 << 30;
 

@@ -30,7 +30,9 @@ impl Engine {
         countries: BTreeMap<String, Country>,
     ) -> Self {
         let before = &self.world.policy;
-        let windows_go_on = before.facts() == policy.facts() && before.lateness() == policy.lateness();
+        let windows_go_on = before.facts() == policy.facts()
+            && before.lateness() == policy.lateness()
+            && before.asks_for_fit() == policy.asks_for_fit();
         let mut world = World::new(policy, plans, countries);
         world.stopped = self.world.stopped;
         let groups = world.layout.groups.len();
@@ -66,6 +68,7 @@ impl Engine {
             agenda: BTreeSet::new(),
             due: HashMap::default(),
             again: Vec::new(),
+            put_off: Vec::new(),
             by_decision: BTreeMap::new(),
             dirty: BTreeSet::new(),
             gone: Vec::new(),

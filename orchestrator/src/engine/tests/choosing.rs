@@ -246,7 +246,7 @@ impl Slow {
 
     fn decides(&mut self, who: usize, now: Micros, made: &Decision, said: &[&Say]) {
         assert_eq!(made.subscriber.0, format!("p{who:03}"));
-        let segment = if who % 2 == 0 { "basic abroad" } else { "rich abroad" };
+        let segment = if who.is_multiple_of(2) { "basic abroad" } else { "rich abroad" };
         for candidate in &made.candidates {
             let found = candidate.score.unwrap().propensity;
             let expected = self.propensity(&candidate.action, segment, now);
