@@ -235,3 +235,50 @@ fn after_a_kill_the_next_one_starts_where_it_was() {
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.end(), 0);
 }
+
+/// What `usher` says, and how it ends.
+fn usher(ground: &Ground, arguments: &[&str]) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_usher"));
+    command.arg("--socket").arg(ground.path("api.sock")).args(arguments).current_dir(ground.dir.path());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code().unwrap(), String::from_utf8([stdout, stderr].concat()).unwrap())
+}
+
+#[test]
+fn a_policy_on_trial_outlives_a_kill_and_goes_by_itself_and_days_are_recorded_all_the_while() {
+    let ground = Ground::new();
+    ground.change("orchestrator.yaml", "state_dir: state", "state_dir: state\nrecord: {dir: days}");
+    ground.write("new.yaml", &POLICY.replace("floor: 0.4", "floor: 0.5"));
+    ground.write("bad.yaml", &POLICY.replace("floor: 0.4", "floor: often"));
+    let mut daemon = ground.start();
+    let said = |arguments: &[&str]| {
+        let (code, said) = usher(&ground, arguments);
+        assert_eq!(code, 0, "{arguments:?}: {said}");
+        said
+    };
+    assert_eq!(usher(&ground, &["confirm"]).0, 4);
+    let (code, refused) = usher(&ground, &["apply", "bad.yaml"]);
+    assert!(code == 4 && refused.contains("bad.yaml:28:10"), "{code} {refused}");
+    said(&["apply", "new.yaml", "--confirm-within", "1d"]);
+    assert!(said(&["status"]).contains("ON TRIAL until"));
+    daemon.signal(Signal::KILL);
+    let _ = daemon.child.wait();
+    let mut daemon = ground.start();
+    assert!(said(&["status"]).contains("ON TRIAL until"), "a kill changes nothing about it");
+    assert!(said(&["confirm"]).contains("stays in force"));
+    assert!(said(&["status"]).contains("and confirmed"));
+    // Back to the file's, unconfirmed.
+    said(&["apply", "policy.yaml", "--confirm-within", "1s"]);
+    daemon.logs("was not confirmed in time");
+    daemon.logs("the policy before is in force again");
+    // What was recorded is played again by another process, while the daemon runs.
+    let mut record = Command::new(env!("CARGO_BIN_EXE_usher-orchestrator"));
+    record.args(["record", "--output", "today.day", "--config", "orchestrator.yaml"]);
+    let Output { status, stderr, .. } = record.current_dir(ground.dir.path()).output().unwrap();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+    assert!(said(&["replay", "today.day"]).contains("the same, bit for bit"));
+    assert!(said(&["plan", "--policy", "policy.yaml"]).contains("Would be told"));
+    assert_eq!(usher(&ground, &["replay", "policy.yaml"]).0, 1);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), 0);
+}

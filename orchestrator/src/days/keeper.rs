@@ -318,6 +318,7 @@ pub fn export(dir: &Path, ledger: &Path, to: &mut (impl Write + Seek)) -> Result
         // It is over: its end is all that is missing.
         (&file).seek(SeekFrom::Start(whole))?;
         io::copy(&mut &file, to)?;
+        (&file).seek(SeekFrom::Start(0))?;
         let mut day = Day::open(BufReader::with_capacity(BUFFER, &file))?;
         day.skip_engine()?;
         while day.next_row()?.is_some() {}
