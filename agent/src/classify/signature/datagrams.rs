@@ -48,6 +48,19 @@ fn tunnel(ports: [u16; 2], bytes: &[u8]) -> Option<Signature> {
         [0xc8, 2, high, low, ..] if usize::from(u16::from_be_bytes([*high, *low])) == bytes.len() => {
             Some(of("l2tp", Class::Other))
         }
+        // A subscriber's own tunnels, each at its port: GTP-U with a packet in it (3GPP TS 29.281, 5.1), VXLAN (RFC 7348, 5),
+        // Teredo (RFC 4380, 4).
+        [0x30..=0x37, 0xff, high, low, ..]
+            if at(2_152) && usize::from(u16::from_be_bytes([*high, *low])) + 8 == bytes.len() =>
+        {
+            Some(of("gtp-u", Class::Other))
+        }
+        [8, 0, 0, 0, _, _, _, 0, ..] if at(4_789) => Some(of("vxlan", Class::Other)),
+        [0x60..=0x6f, _, _, _, high, low, ..]
+            if at(3_544) && usize::from(u16::from_be_bytes([*high, *low])) + 40 == bytes.len() =>
+        {
+            Some(of("teredo", Class::Other))
+        }
         // DTLS (RFC 6347, 4.1): a record of its first epoch whose length fits; 1.0 and 1.2.
         [20..=23, 0xfe, 0xff | 0xfd, 0, 0, 0, _, _, _, _, _, high, low, rest @ ..]
             if usize::from(u16::from_be_bytes([*high, *low])) <= rest.len() =>

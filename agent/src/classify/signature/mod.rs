@@ -52,6 +52,7 @@ pub(crate) fn ip(protocol: u8) -> Option<Signature> {
     Some(match protocol {
         1 | 58 => of("icmp", Class::System),
         2 => of("igmp", Class::System),
+        4 | 41 => of("ipip", Class::Other),
         47 => of("gre", Class::Other),
         50 | 51 => of("ipsec", Class::Other),
         88 => of("eigrp", Class::System),
@@ -235,6 +236,9 @@ mod tests {
             ([40_000, 5_683], b"\x40\x01\x30\x39", "coap"),
             ([40_000, 3_478], b"\x40\0\0\x04\x01\x02\x03\x04", "stun"),
             (any, b"\x40\0\0\x04\x01\x02\x03\x04", ""),
+            ([2_152, 2_152], b"\x30\xff\0\x04\0\0\0\x07\x45\0\0\0", "gtp-u"),
+            ([50_000, 4_789], b"\x08\0\0\0\0\0\x07\0\x02\x02", "vxlan"),
+            ([50_000, 3_544], &[&[0x60, 0, 0, 0, 0, 4, 59, 64][..], &[3; 36]].concat(), "teredo"),
             ([137, 137], &[&[0; 12][..], &[32; 33], &[0; 5]].concat(), "netbios"),
         ] {
             let found = udp(ports, bytes).map_or("", |signature| signature.app);

@@ -131,3 +131,50 @@ proptest! {
         prop_assert_eq!(&classifier.held()[..2], &[("streams", 0), ("stream_bytes", 0)]);
     }
 }
+
+#[test]
+fn one_subscribers_flood_of_outer_names_and_calls_forgets_nobody_elses() {
+    let mut classifier = classifier();
+    let resolver = key(17, RESOLVER, 5_001, 53);
+    let make_outer = |classifier: &mut Classifier, slot: u32, outer: &str| {
+        let answer = dns::tests::https("seg.streams.example", &ech::tests::list(outer));
+        classifier.observe(&udp(resolver, slot, Direction::Up, at(0), &query("seg.streams.example")));
+        classifier.observe(&udp(resolver, slot, Direction::Down, at(0), &answer));
+    };
+    resolve(&mut classifier, 7, "seg.streams.example", 60);
+    make_outer(&mut classifier, 7, "pages.example");
+    let call = |port| FlowKey {
+        subscriber: packet::octets(IpAddr::from([10, 0, 0, 3])),
+        ..key(17, SERVER, port, 9_000)
+    };
+    let relayed = protocols::stun(0x4000);
+    classifier.observe(&udp(key(17, SERVER, 6_000, 3_478), 7, Direction::Up, at(0), &relayed));
+
+    let bounds = Limits::default();
+    for number in 0..20_000_u16 {
+        make_outer(&mut classifier, 8, &format!("n{number}.flood.test"));
+        classifier.observe(&udp(call(number), 8, Direction::Up, at(0), &relayed));
+    }
+    let counted = |reason| classifier.counters().into_iter().find(|(name, _)| *name == reason).unwrap().1;
+    assert_eq!(counted("outer_name_evicted"), 20_000 - bounds.outer_names.each as u64);
+    assert_eq!(counted("caller_evicted"), 20_000 - bounds.callers.each as u64);
+
+    let hello =
+        Segment::up(100, &client_hello("pages.example", false)).sample_of(key(6, SERVER, 40_000, 443), at(1));
+    let Observation::Named(named) = classifier.observe(&hello) else { panic!("named") };
+    assert_eq!(
+        (named.app.as_deref(), named.via),
+        (Some("streams"), Via::Dns),
+        "the name is still an outer one"
+    );
+    let to_peer =
+        udp(key(17, [198, 51, 100, 7], 6_000, 9_000), 7, Direction::Up, at(1), &protocols::stun(0x0006));
+    let Observation::Named(named) = classifier.observe(&to_peer) else { panic!("named") };
+    assert_eq!(named.app.as_deref(), Some("whatsapp"), "the port is still that of a call");
+
+    // A session that ends takes all of it along.
+    classifier.forget(7);
+    let hello = Sample { flow: key(6, SERVER, 40_001, 443), ..hello };
+    let Observation::Named(named) = classifier.observe(&hello) else { panic!("named") };
+    assert_eq!(named.via, Via::Sni);
+}
