@@ -10,12 +10,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use usher_models::telemetry;
 use usher_models::units::Micros;
-use usher_models::wire::{Class, Enforcement, SlotUsage};
+use usher_models::wire::{Class, Enforcement};
 
 use crate::dataplane::{Boot, DataPlaneError, Slots};
 use crate::store::{Store, StoreError};
 use crate::usage::quality::Sides;
-use crate::usage::{Account, Accounts, Drained, SessionFacts};
+use crate::usage::{Account, Accounts, Baseline, Drained, SessionFacts};
 
 /// Why the books could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -73,14 +73,10 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let mut failed = None;
         let restored = store.begin(boot, now, || {
-            let read = |slot| match plane.usage(slot) {
-                Ok(usage) => (usage != SlotUsage::default()).then_some((slot, usage)),
-                Err(error) => {
-                    failed = Some(error);
-                    None
-                }
-            };
-            (0..=max_subscribers).filter_map(read).collect()
+            plane.moved(&Baseline::default(), max_subscribers).unwrap_or_else(|error| {
+                failed = Some(error);
+                Vec::new()
+            })
         })?;
         match failed {
             Some(error) => Err(error.into()),
@@ -109,16 +105,11 @@ impl Books {
         if !self.store.has_room() {
             return Ok(None);
         }
-        let slots: Vec<u32> = self.accounts.slots().collect();
-        let mut readings = Vec::with_capacity(slots.len());
-        for slot in slots {
-            readings.push((slot, plane.usage(slot)?));
-        }
-        let held = |slot| self.enforced.get(&slot).copied().unwrap_or_default();
-        let holds = |slot| if self.bypass { Enforcement::default() } else { held(slot) };
+        let moved = plane.moved(self.accounts.baseline(), self.accounts.last_slot())?;
+        let holds = |slot| if self.bypass { None } else { self.enforced.get(&slot) };
         let served = self.sides.take(now, &plane.measured(now));
-        let drained = self.accounts.drain(now, &readings, &served, flows, holds);
-        let bytes = self.store.drained(&drained)?;
+        let drained = self.accounts.drain(now, moved, &served, flows, holds);
+        let bytes = self.store.drained(&drained, self.accounts.baseline())?;
         self.accounts.committed(&drained);
         let Drained { batches, backwards, masks, .. } = drained;
         Ok(Some(Told { batches: batches.len(), bytes, backwards, masks }))

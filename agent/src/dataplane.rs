@@ -10,12 +10,13 @@ use std::borrow::Cow;
 use ipnet::IpNet;
 use usher_models::units::Micros;
 use usher_models::wire::{
-    Class, Direction, Enforcement, FlowKey, Quality, QualityCounts, ROUND_TRIP_BUCKETS, SlotUsage,
+    ANONYMOUS, Class, Direction, Enforcement, FlowKey, Quality, QualityCounts, ROUND_TRIP_BUCKETS, SlotUsage,
 };
 
 use crate::capture::{self, BindingsFull, Capture, CaptureError, Source};
 use crate::config;
 use crate::probe::{self, Probe, ProbeConfig, ProbeError};
+use crate::usage::{Baseline, Moved};
 
 /// How many prefixes the probe has room for, a session on the average.
 const PREFIXES_A_SESSION: u32 = 4;
@@ -73,6 +74,16 @@ pub enum DataPlaneError {
 pub trait Slots {
     /// Cumulative counters of a slot.
     fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError>;
+
+    /// The counters of slots up to and including `last` that are not where the baseline has them, in the order of slots.
+    fn moved(&mut self, baseline: &Baseline, last: u32) -> Result<Vec<Moved>, DataPlaneError> {
+        let mut moved = Vec::new();
+        for slot in ANONYMOUS..=last {
+            moved.extend(baseline.moved(slot, &self.usage(slot)?));
+        }
+        Ok(moved)
+    }
+
     /// From now on the prefix counts for this slot. Doing it twice is doing it once.
     fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError>;
     /// The prefixes that count for a slot now.

@@ -17,7 +17,8 @@ const PROFILES: &str = include_str!("../../tests/demo/profiles.yaml");
 
 static BOOK: LazyLock<(Policy, Directory)> = LazyLock::new(|| {
     let policy = Policy::parse("policy.yaml", POLICY).expect("the demo's policy has no mistakes");
-    let directory = Directory::parse("profiles.yaml", PROFILES).expect("the demo's profiles have no mistakes");
+    let directory =
+        Directory::parse("profiles.yaml", PROFILES).expect("the demo's profiles have no mistakes");
     (policy, directory)
 });
 
@@ -49,8 +50,10 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(report.finished);
     }
     // One bit that is another one is found, wherever it is.
-    let at = bytes.iter().fold(7_usize, |at, byte| at.wrapping_mul(31).wrapping_add(usize::from(*byte))) % file.len();
+    let at = bytes.iter().fold(7_usize, |at, byte| at.wrapping_mul(31).wrapping_add(usize::from(*byte)))
+        % file.len();
     file[at] ^= 1;
-    let told = Day::open(&file[..]).map_err(replay::ReplayError::from).and_then(|day| replay::replay(day, None, 1));
+    let told =
+        Day::open(&file[..]).map_err(replay::ReplayError::from).and_then(|day| replay::replay(day, None, 1));
     assert!(told.is_err(), "byte {at} of {} was changed, and nobody saw", file.len());
 });

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
-use usher_models::wire::{ANONYMOUS, Enforcement};
+use prost::Message as _;
+use usher_models::telemetry;
+use usher_models::wire::{ANONYMOUS, Enforcement, SlotUsage};
 
 use super::*;
 use crate::books::{Books, BooksError};
@@ -280,7 +282,7 @@ impl World {
         let from = agent.store.position(&boot, sequence)?.unwrap_or_default();
         for (position, batch) in agent.store.batches_after(from, 100)? {
             fuse.step().map_err(DataPlaneError::from)?;
-            self.orchestrator.apply(&batch);
+            self.orchestrator.apply(&telemetry::Batch::decode(batch.as_slice()).unwrap());
             fuse.step().map_err(DataPlaneError::from)?;
             if acknowledge && position.sequence % 2 == 0 {
                 agent.store.acknowledged(position)?;

@@ -1,28 +1,53 @@
 //! How things stand in the store's tables.
 
+use prost::encoding::{decode_varint, encode_varint};
 use redb::{ReadableTable, StorageError};
-use usher_models::wire::{Cell, Class, Direction, SlotUsage};
+use usher_models::wire::{Cell, SlotUsage};
 
 use super::StoreError;
+use crate::usage::{CELLS, Moved, PAGE, cells};
 
-/// Counters of a slot: a bit for each cell that is not zero, then those cells. Little endian.
-pub(super) fn encode(usage: &SlotUsage) -> Vec<u8> {
-    let mut present = 0_u16;
-    let mut bytes = vec![0; 2];
-    for (bit, cell) in usage.cells.iter().flatten().enumerate() {
-        if *cell != Cell::default() {
-            present |= 1 << bit;
+/// A page of slots: each slot's place on it, a bit for each of its counters that is not zero, then the numbers of those. All of them
+/// base 128 varints, as protobuf has them.
+pub(super) fn encode_page(slots: impl Iterator<Item = (u32, SlotUsage)>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (slot, usage) in slots {
+        let present = usage.cells.iter().flatten().enumerate().filter(|(_, cell)| **cell != Cell::default());
+        encode_varint(u64::from(slot % PAGE), &mut bytes);
+        encode_varint(present.clone().fold(0, |present, (bit, _)| present | 1 << bit), &mut bytes);
+        for (_, cell) in present {
             for counter in [cell.bytes, cell.packets, cell.dropped_bytes, cell.dropped_packets] {
-                bytes.extend(counter.to_le_bytes());
+                encode_varint(counter, &mut bytes);
             }
         }
     }
-    bytes[..2].copy_from_slice(&present.to_le_bytes());
     bytes
 }
 
-/// The reverse of [`encode`]; `None`: the entry is damaged.
-pub(super) fn decode(bytes: &[u8]) -> Option<SlotUsage> {
+/// The reverse of [`encode_page`], for the page of that number; `None`: the entry is damaged.
+pub(super) fn decode_page(page: u32, mut bytes: &[u8], to: &mut Vec<Moved>) -> Option<()> {
+    let first = page.checked_mul(PAGE)?;
+    while !bytes.is_empty() {
+        let within = u32::try_from(decode_varint(&mut bytes).ok()?).ok()?;
+        let slot = first.checked_add(within).filter(|_| within < PAGE)?;
+        let present = decode_varint(&mut bytes).ok()?;
+        for (_, (class, direction)) in cells().enumerate().filter(|(bit, _)| present & (1 << bit) != 0) {
+            let mut counter = || decode_varint(&mut bytes).ok();
+            let now = Cell {
+                bytes: counter()?,
+                packets: counter()?,
+                dropped_bytes: counter()?,
+                dropped_packets: counter()?,
+            };
+            to.push(Moved { slot, class, direction, now });
+        }
+    }
+    Some(())
+}
+
+/// Counters of a slot as a row of layout 1: a bit for each cell that is not zero, then those cells. Little endian. `None`: the entry
+/// is damaged.
+pub(super) fn decode_row(bytes: &[u8]) -> Option<SlotUsage> {
     let (present, mut rest) = bytes.split_first_chunk::<2>()?;
     let present = u16::from_le_bytes(*present);
     let mut counter = || {
@@ -44,7 +69,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<SlotUsage> {
     rest.is_empty().then_some(usage)
 }
 
-const _: () = assert!(Class::COUNT * Direction::BOTH.len() == u16::BITS as usize);
+const _: () = assert!(CELLS == u16::BITS as usize);
 
 /// A value of fixed length; `None`: not there.
 pub(super) fn number<const N: usize>(
@@ -81,20 +106,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::usage::Baseline;
 
     proptest! {
         #[test]
-        fn counters_survive_the_file(cells in proptest::collection::vec((0..16_usize, any::<[u64; 4]>()), 0..8)) {
-            let mut usage = SlotUsage::default();
-            for (at, [bytes, packets, dropped_bytes, dropped_packets]) in cells {
-                usage.cells[at / 2][at % 2] = Cell { bytes, packets, dropped_bytes, dropped_packets };
+        fn counters_survive_the_file(
+            page in 0..1_000_u32, counters in proptest::collection::btree_map((0..PAGE, 0..CELLS), any::<[u64; 4]>(), 0..40),
+        ) {
+            let mut moved = Vec::new();
+            for ((slot, at), [bytes, packets, dropped_bytes, dropped_packets]) in counters {
+                let (class, direction) = cells().nth(at).unwrap();
+                let now = Cell { bytes, packets, dropped_bytes, dropped_packets };
+                moved.push(Moved { slot: page * PAGE + slot, class, direction, now });
             }
-            prop_assert_eq!(decode(&encode(&usage)), Some(usage));
+            moved.retain(|moved| moved.now != Cell::default());
+            let mut read = Vec::new();
+            for (page, slots) in Baseline::default().pages(&moved) {
+                decode_page(page, &encode_page(slots), &mut read).unwrap();
+            }
+            prop_assert_eq!(read, moved);
         }
 
         #[test]
-        fn reading_damaged_counters_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let _ = decode(&bytes);
+        fn reading_damaged_counters_never_panics(page: u32, bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = decode_page(page, &bytes, &mut Vec::new());
+            let _ = decode_row(&bytes);
         }
     }
 }

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `meta` | name | layout, the store's id, the boot's generation, last sequence, last drain |
 //! | `boots` | generation | the boot's id as told |
-//! | `baseline` | slot | counters told so far |
+//! | `told` | page of slots | counters told so far |
 //! | `sessions` | session | its slot, facts and times |
 //! | `batches` | generation, sequence | an encoded batch |
 //! | `settings` | session | confirmed settings |
@@ -26,27 +26,28 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use prost::Message as _;
-use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use usher_models::telemetry;
+use redb::{
+    Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
+};
 use usher_models::units::Micros;
-use usher_models::wire::SlotUsage;
 
 pub use error::StoreError;
 
 use crate::config::Size;
 use crate::dataplane::Boot;
 use crate::uplink::settings::{Change, Kept, PushRecord};
-use crate::usage::{Account, Drained, Restored};
+use crate::usage::{Account, Baseline, Drained, Moved, Restored};
 
-/// Version of the tables and of what is in them.
-const LAYOUT: u32 = 1;
+/// Version of the tables and of what is in them. Of version 1, which had a row for each slot, everything is taken over.
+const LAYOUT: u32 = 2;
 
 /// How many pushes that have ended are remembered, so that a step that is repeated gets the same answer.
 const MAX_ENDED: usize = 4_096;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const BOOTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("boots");
-const BASELINE: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("baseline");
+const TOLD: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("told");
+const TOLD_IN_1: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("baseline");
 const SESSIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sessions");
 const BATCHES: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("batches");
 const SETTINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("settings");
@@ -118,13 +119,15 @@ impl Store {
         {
             let mut meta = transaction.open_table(META)?;
             let layout = encoding::number::<4>(&meta, "layout")?.map(u32::from_le_bytes);
-            if let Some(found) = layout.filter(|found| *found != LAYOUT) {
-                return Err(StoreError::Layout { found, expected: LAYOUT });
+            match layout {
+                None => {
+                    meta.insert("id", uuid::Uuid::new_v4().as_bytes().as_slice())?;
+                }
+                Some(1) => Self::take_over_1(&transaction)?,
+                Some(LAYOUT) => {}
+                Some(found) => return Err(StoreError::Layout { found, expected: LAYOUT }),
             }
-            if layout.is_none() {
-                meta.insert("layout", LAYOUT.to_le_bytes().as_slice())?;
-                meta.insert("id", uuid::Uuid::new_v4().as_bytes().as_slice())?;
-            }
+            meta.insert("layout", LAYOUT.to_le_bytes().as_slice())?;
             id = encoding::number::<16>(&meta, "id")?.ok_or(StoreError::broken("meta", "id"))?;
             generation = encoding::number::<4>(&meta, "generation")?.map_or(0, u32::from_le_bytes);
             let batches = transaction.open_table(BATCHES)?;
@@ -134,7 +137,7 @@ impl Store {
             }
             spooled = bytes;
             transaction.open_table(BOOTS)?;
-            transaction.open_table(BASELINE)?;
+            transaction.open_table(TOLD)?;
             transaction.open_table(SESSIONS)?;
             transaction.open_table(SETTINGS)?;
             transaction.open_table(PUSHES)?;
@@ -142,6 +145,31 @@ impl Store {
         transaction.commit()?;
         let generation = AtomicU32::new(generation);
         Ok(Self { db, id, fresh, limit: limit.0, spooled: AtomicU64::new(spooled), generation })
+    }
+
+    /// Puts the rows of layout 1 on pages.
+    fn take_over_1(transaction: &WriteTransaction) -> Result<(), StoreError> {
+        let mut moved = Vec::new();
+        for entry in transaction.open_table(TOLD_IN_1)?.iter()? {
+            let (slot, row) = entry?;
+            let usage =
+                encoding::decode_row(row.value()).ok_or(StoreError::broken("baseline", slot.value()))?;
+            moved.extend(Baseline::default().moved(slot.value(), &usage));
+        }
+        transaction.delete_table(TOLD_IN_1)?;
+        Self::write_told(transaction, &Baseline::default(), &moved)
+    }
+
+    fn write_told(
+        transaction: &WriteTransaction,
+        before: &Baseline,
+        moved: &[Moved],
+    ) -> Result<(), StoreError> {
+        let mut told = transaction.open_table(TOLD)?;
+        for (page, slots) in before.pages(moved) {
+            told.insert(page, encoding::encode_page(slots).as_slice())?;
+        }
+        Ok(())
     }
 
     /// Takes up the books of this life of the counters, or begins new ones.
@@ -153,7 +181,7 @@ impl Store {
         &self,
         counters: Boot,
         now: Micros,
-        counted: impl FnOnce() -> Vec<(u32, SlotUsage)>,
+        counted: impl FnOnce() -> Vec<Moved>,
     ) -> Result<Restored, StoreError> {
         let boot = Boot(std::array::from_fn(|byte| counters.0[byte] ^ self.id[byte]));
         let transaction = self.db.begin_write()?;
@@ -161,7 +189,6 @@ impl Store {
         {
             let mut meta = transaction.open_table(META)?;
             let mut boots = transaction.open_table(BOOTS)?;
-            let mut baseline = transaction.open_table(BASELINE)?;
             let generation = encoding::number::<4>(&meta, "generation")?.map_or(0, u32::from_le_bytes);
             let known = boots.get(generation)?.is_some_and(|known| known.value() == boot.0);
             if !known {
@@ -170,20 +197,17 @@ impl Store {
                 meta.insert("generation", generation.to_le_bytes().as_slice())?;
                 meta.insert("sequence", 0_u64.to_le_bytes().as_slice())?;
                 meta.insert("drained", now.get().to_le_bytes().as_slice())?;
-                baseline.retain(|_, _| false)?;
+                transaction.open_table(TOLD)?.retain(|_, _| false)?;
                 if self.fresh {
-                    for (slot, usage) in counted() {
-                        baseline.insert(slot, encoding::encode(&usage).as_slice())?;
-                    }
+                    Self::write_told(&transaction, &Baseline::default(), &counted())?;
                 }
                 self.generation.store(generation, Ordering::Relaxed);
             }
-            let mut told = std::collections::HashMap::new();
-            for entry in baseline.iter()? {
-                let (slot, bytes) = entry?;
-                let usage =
-                    encoding::decode(bytes.value()).ok_or(StoreError::broken("baseline", slot.value()))?;
-                told.insert(slot.value(), usage);
+            let mut baseline = Vec::new();
+            for entry in transaction.open_table(TOLD)?.iter()? {
+                let (page, bytes) = entry?;
+                encoding::decode_page(page.value(), bytes.value(), &mut baseline)
+                    .ok_or(StoreError::broken("told", page.value()))?;
             }
             let sessions = transaction.open_table(SESSIONS)?;
             restored = Restored {
@@ -192,7 +216,7 @@ impl Store {
                 drained: Micros::new(
                     encoding::number::<8>(&meta, "drained")?.map_or(now.get(), i64::from_le_bytes),
                 ),
-                baseline: told,
+                baseline,
                 accounts: encoding::all(&sessions, "sessions")?
                     .into_iter()
                     .map(|(_, account)| account)
@@ -213,8 +237,8 @@ impl Store {
         self.spooled.load(Ordering::Relaxed)
     }
 
-    /// Batches, baseline and freed slots of one drain, in one transaction.
-    pub fn drained(&self, drained: &Drained) -> Result<u64, StoreError> {
+    /// Batches, baseline and freed slots of one drain, in one transaction. `before` is the baseline that the drain moves.
+    pub fn drained(&self, drained: &Drained, before: &Baseline) -> Result<u64, StoreError> {
         let generation = self.generation.load(Ordering::Relaxed);
         let mut written = 0;
         let transaction = self.db.begin_write()?;
@@ -225,10 +249,7 @@ impl Store {
                 written += bytes.len() as u64;
                 batches.insert((generation, batch.sequence), bytes.as_slice())?;
             }
-            let mut baseline = transaction.open_table(BASELINE)?;
-            for (slot, usage) in &drained.baseline {
-                baseline.insert(slot, encoding::encode(usage).as_slice())?;
-            }
+            Self::write_told(&transaction, before, &drained.moved)?;
             let mut sessions = transaction.open_table(SESSIONS)?;
             for id in &drained.released {
                 sessions.remove(id.as_str())?;
@@ -256,20 +277,18 @@ impl Store {
         Ok(transaction.commit()?)
     }
 
-    /// Up to `most` batches after `position`, oldest first.
+    /// Up to `most` batches after `position`, oldest first, as they go up.
     pub fn batches_after(
         &self,
         position: Position,
         most: usize,
-    ) -> Result<Vec<(Position, telemetry::Batch)>, StoreError> {
+    ) -> Result<Vec<(Position, Vec<u8>)>, StoreError> {
         let batches = self.db.begin_read()?.open_table(BATCHES)?;
         let after = (std::ops::Bound::Excluded(position.key()), std::ops::Bound::Unbounded);
         let mut found = Vec::new();
         for entry in batches.range::<(u32, u64)>(after)?.take(most) {
             let (key, bytes) = entry?;
-            let batch = telemetry::Batch::decode(bytes.value())
-                .map_err(|_| StoreError::broken("batches", format_args!("{:?}", key.value())))?;
-            found.push((Position::of(key.value()), batch));
+            found.push((Position::of(key.value()), bytes.value().to_vec()));
         }
         Ok(found)
     }
@@ -359,18 +378,25 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use usher_models::telemetry;
+    use usher_models::wire::{Cell, Class, Direction};
+
     use super::*;
 
     fn batch(sequence: u64) -> Drained {
         let batch = telemetry::Batch { sequence, ..telemetry::Batch::default() };
         Drained {
             batches: vec![batch],
-            baseline: vec![],
+            moved: vec![],
             released: vec![],
             until: Micros::new(1),
             backwards: 0,
             masks: [0; 8],
         }
+    }
+
+    fn told(store: &Store, sequence: u64) {
+        store.drained(&batch(sequence), &Baseline::default()).unwrap();
     }
 
     fn store(directory: &Path) -> Store {
@@ -382,13 +408,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path());
         let first = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap().boot;
-        store.drained(&batch(1)).unwrap();
-        store.drained(&batch(2)).unwrap();
+        told(&store, 1);
+        told(&store, 2);
         let again = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
         assert_eq!((again.boot, again.sequence), (first, 2));
         let second = store.begin(Boot([2; 16]), Micros::new(0), Vec::new).unwrap();
         assert_eq!(second.sequence, 0);
-        store.drained(&batch(1)).unwrap();
+        told(&store, 1);
         let places = |store: &Store| {
             let batches = store.batches_after(Position::default(), 9).unwrap();
             batches.into_iter().map(|(at, _)| at.key()).collect::<Vec<_>>()
@@ -409,7 +435,7 @@ mod tests {
         let mut sequence = 0;
         while store.has_room() {
             sequence += 1;
-            store.drained(&batch(sequence)).unwrap();
+            told(&store, sequence);
         }
         let spooled = store.spooled();
         assert!(spooled >= 10);
@@ -423,16 +449,15 @@ mod tests {
     #[test]
     fn a_new_file_beside_counters_that_go_on_tells_another_boot_and_nothing_twice() {
         let counted = || {
-            let mut usage = SlotUsage::default();
-            usage.cells[1][1].bytes = 700;
-            vec![(3, usage)]
+            let now = Cell { bytes: 700, ..Cell::default() };
+            vec![Moved { slot: 3, class: Class::Video, direction: Direction::Down, now }]
         };
         let one = tempfile::tempdir().unwrap();
         let two = tempfile::tempdir().unwrap();
         let first = store(one.path()).begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
         let second = store(two.path()).begin(Boot([1; 16]), Micros::new(0), counted).unwrap();
         assert_ne!(first.boot, second.boot);
-        assert_eq!(second.baseline[&3].cells[1][1].bytes, 700);
+        assert_eq!(second.baseline, counted());
     }
 
     #[test]
@@ -452,6 +477,44 @@ mod tests {
         transaction.commit().unwrap();
         drop(store);
         let error = Store::open(directory.path(), Size(10)).unwrap_err().to_string();
-        assert!(error.contains("layout 9") && error.contains("expected 1"), "{error}");
+        assert!(error.contains("layout 9") && error.contains("expected 2"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_the_layout_before_is_taken_over_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = {
+            let store = store(directory.path());
+            let first = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
+            told(&store, 1);
+            let transaction = store.db.begin_write().unwrap();
+            {
+                let mut meta = transaction.open_table(META).unwrap();
+                meta.insert("layout", 1_u32.to_le_bytes().as_slice()).unwrap();
+                let mut rows = transaction.open_table(TOLD_IN_1).unwrap();
+                for slot in [0, 3, 700] {
+                    let mut row = vec![0b1000, 0];
+                    for counter in [u64::from(slot) + 5, 2, 0, 0] {
+                        row.extend(counter.to_le_bytes());
+                    }
+                    rows.insert(slot, row.as_slice()).unwrap();
+                }
+            }
+            transaction.commit().unwrap();
+            first
+        };
+        for _ in 0..2 {
+            let store = store(directory.path());
+            let again = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
+            assert_eq!((again.boot, again.sequence), (first.boot, 1));
+            let told: Vec<_> = again.baseline.iter().map(|told| (told.slot, told.now.bytes)).collect();
+            assert_eq!(told, [(0, 5), (3, 8), (700, 705)]);
+            assert!(
+                again
+                    .baseline
+                    .iter()
+                    .all(|told| (told.class, told.direction) == (Class::Video, Direction::Down))
+            );
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -283,7 +282,7 @@ impl Uplink {
             return Ok(());
         }
         for (position, batch) in self.store.batches_after(window.last(), window.room())? {
-            waiting.push_back(FromAgent { message: Some(from_agent::Message::Batch(batch.encode_to_vec())) });
+            waiting.push_back(FromAgent { message: Some(from_agent::Message::Batch(batch)) });
             window.sent(position);
             self.metrics.batches_sent.inc();
         }

@@ -22,7 +22,7 @@ use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Cell, Class, Direction, Enforcement, SlotUsage};
 
 use super::quality::{RoundTrips, Served, ServedBySlot, masks};
-use super::{at_cap, difference, qoo};
+use super::{Baseline, Moved, at_cap, difference, qoo};
 use crate::dataplane::Boot;
 
 /// How long a closed session keeps its slot.
@@ -72,8 +72,8 @@ pub struct Restored {
     pub sequence: u64,
     /// The end of the last batch's interval.
     pub drained: Micros,
-    /// By slot, what was told.
-    pub baseline: HashMap<u32, SlotUsage>,
+    /// What was told.
+    pub baseline: Vec<Moved>,
     /// All sessions that hold a slot.
     pub accounts: Vec<Account>,
 }
@@ -98,8 +98,8 @@ pub struct Plan {
 pub struct Drained {
     /// In the order of their sequence.
     pub batches: Vec<telemetry::Batch>,
-    /// The new baseline of every slot that moved.
-    pub baseline: Vec<(u32, SlotUsage)>,
+    /// What moves the baseline, in the order of slots.
+    pub moved: Vec<Moved>,
     /// Sessions that are gone and whose slots are free.
     pub released: Vec<String>,
     /// The end of the interval.
@@ -116,10 +116,13 @@ pub struct Accounts {
     boot: Boot,
     sequence: u64,
     drained: Micros,
-    baseline: HashMap<u32, SlotUsage>,
+    baseline: Baseline,
     by_session: BTreeMap<String, Account>,
-    by_slot: HashMap<u32, String>,
+    /// Whose each slot is; empty: nobody's.
+    by_slot: Vec<String>,
     announce: BTreeSet<String>,
+    /// Sessions that have closed and still hold their slots.
+    closing: BTreeSet<String>,
     /// Slots that were used and are not.
     free: BTreeSet<u32>,
     /// Slots that were never used.
@@ -134,13 +137,23 @@ impl Accounts {
         let accounts: BTreeMap<_, _> = within.map(|account| (account.facts.id.clone(), account)).collect();
         let used: BTreeSet<u32> = accounts.values().map(|account| account.slot).collect();
         let highest = used.last().copied().unwrap_or(ANONYMOUS);
+        let mut baseline = Baseline::default();
+        for told in restored.baseline.iter().filter(|told| told.slot <= max_subscribers) {
+            baseline.set(told);
+        }
+        let mut by_slot = Vec::new();
+        for account in accounts.values() {
+            take(&mut by_slot, account);
+        }
+        let closing = accounts.values().filter(|account| account.closing.is_some());
         Self {
             boot: restored.boot,
             sequence: restored.sequence,
             drained: restored.drained,
-            baseline: restored.baseline,
+            baseline,
             announce: accounts.keys().cloned().collect(),
-            by_slot: accounts.iter().map(|(id, account)| (account.slot, id.clone())).collect(),
+            closing: closing.map(|account| account.facts.id.clone()).collect(),
+            by_slot,
             by_session: accounts,
             free: (1..highest).filter(|slot| !used.contains(slot)).collect(),
             fresh: highest + 1..=max_subscribers,
@@ -154,7 +167,7 @@ impl Accounts {
 
     /// Whose slot it is, open or closing; empty: nobody's.
     pub fn session_of(&self, slot: u32) -> &str {
-        self.by_slot.get(&slot).map_or("", String::as_str)
+        usize::try_from(slot).ok().and_then(|slot| self.by_slot.get(slot)).map_or("", String::as_str)
     }
 
     /// All open sessions.
@@ -162,9 +175,15 @@ impl Accounts {
         self.by_session.values().filter(|account| account.closing.is_none())
     }
 
-    /// The slots to read for a drain.
-    pub fn slots(&self) -> impl Iterator<Item = u32> {
-        std::iter::once(ANONYMOUS).chain(self.by_session.values().map(|account| account.slot))
+    /// What was told of the counters.
+    pub fn baseline(&self) -> &Baseline {
+        &self.baseline
+    }
+
+    /// The highest slot that any session ever had: up to it, counters may have moved. What is found in a slot that is nobody's is told as
+    /// the anonymous', that its next session inherits nothing.
+    pub fn last_slot(&self) -> u32 {
+        self.fresh.start().saturating_sub(1)
     }
 
     /// The slot of a session that is open, or has closed not long ago.
@@ -220,22 +239,26 @@ impl Accounts {
                 self.free.extend(*self.fresh.start()..account.slot);
                 self.fresh = account.slot + 1..=*self.fresh.end();
             }
-            self.by_slot.insert(account.slot, account.facts.id.clone());
+            take(&mut self.by_slot, &account);
             if account.closing.is_none() {
                 self.announce.insert(account.facts.id.clone());
+                self.closing.remove(&account.facts.id);
+            } else {
+                self.closing.insert(account.facts.id.clone());
             }
             self.by_session.insert(account.facts.id.clone(), account);
         }
     }
 
-    /// What there is to tell of `[last drain, now)`. `enforcement` is what holds for a slot.
-    pub fn drain(
+    /// What there is to tell of `[last drain, now)`. `moved` are the counters that are not where the baseline has them, in the order of
+    /// slots. `enforcement` is what holds for a slot; `None`: nothing.
+    pub fn drain<'a>(
         &self,
         now: Micros,
-        readings: &[(u32, SlotUsage)],
+        moved: Vec<Moved>,
         served: &ServedBySlot,
         flows: &[telemetry::FlowNamed],
-        enforcement: impl Fn(u32) -> Enforcement,
+        enforcement: impl Fn(u32) -> Option<&'a Enforcement>,
     ) -> Drained {
         // A clock set back makes no interval that ends before it begins.
         let until = now.max(Micros::new(self.drained.get() + 1));
@@ -246,26 +269,26 @@ impl Accounts {
                 batches.session(session(account, telemetry::SessionState::Open));
             }
         }
-        let mut baseline = Vec::new();
         let mut backwards = 0;
         let mut packets = [0_u64; Class::COUNT];
-        for (slot, reading) in readings {
-            let before = self.baseline.get(slot).copied().unwrap_or_default();
-            if *reading == before {
-                continue;
+        for of_slot in moved.chunk_by(|one, next| one.slot == next.slot) {
+            let slot = of_slot.first().map_or(ANONYMOUS, |moved| moved.slot);
+            let mut used = SlotUsage::default();
+            for Moved { class, direction, now, .. } in of_slot {
+                let (cell, below) = difference(now, &self.baseline.cell(slot, *class, *direction));
+                backwards += below;
+                used.cells[class.index()][direction.index()] = cell;
             }
-            baseline.push((*slot, *reading));
-            let (used, below) = difference(reading, &before);
-            backwards += below;
-            let rates = enforcement(*slot);
-            let name = self.session_of(*slot);
-            for class in Class::ALL {
-                let cells = used.cells[class.index()];
-                let caps = Direction::BOTH.map(|way| at_cap(&used, &rates, class, way, interval));
+            let rates = enforcement(slot);
+            let name = self.session_of(slot);
+            for of_class in of_slot.chunk_by(|one, next| one.class == next.class) {
+                let class = of_class.first().map_or(Class::Other, |moved| moved.class);
+                let caps = Direction::BOTH
+                    .map(|way| rates.and_then(|rates| at_cap(&used, rates, class, way, interval)));
                 let mut quality =
-                    served.get(&(*slot, class)).map(|served| (served, Some(outcome(class, served, &caps))));
-                for direction in Direction::BOTH {
-                    let cell = cells[direction.index()];
+                    served.get(&(slot, class)).map(|served| (served, Some(outcome(class, served, &caps))));
+                for direction in of_class.iter().map(|moved| moved.direction) {
+                    let cell = used.cells[class.index()][direction.index()];
                     packets[class.index()] = packets[class.index()].saturating_add(cell.packets);
                     if cell != Cell::default() {
                         let mut usage = usage(name, class, direction, cell, caps[direction.index()]);
@@ -281,8 +304,9 @@ impl Accounts {
             batches.flow(flow.clone());
         }
         let over: Vec<&Account> = self
-            .by_session
-            .values()
+            .closing
+            .iter()
+            .filter_map(|id| self.by_session.get(id))
             .filter(|account| account.closing.is_some_and(|closed| until.since(closed) >= LINGER))
             .collect();
         if !over.is_empty() {
@@ -294,22 +318,38 @@ impl Accounts {
             released.push(account.facts.id.clone());
         }
         let masks = masks(&packets, interval);
-        Drained { batches: batches.done(), baseline, released, until, backwards, masks }
+        Drained { batches: batches.done(), moved, released, until, backwards, masks }
     }
 
     /// The drain is stored: its books hold now.
     pub fn committed(&mut self, drained: &Drained) {
         self.sequence = drained.batches.last().map_or(self.sequence, |batch| batch.sequence);
         self.drained = drained.until;
-        self.baseline.extend(drained.baseline.iter().copied());
+        for moved in &drained.moved {
+            self.baseline.set(moved);
+        }
         self.announce.clear();
         for id in &drained.released {
+            self.closing.remove(id);
             if let Some(account) = self.by_session.remove(id) {
-                self.by_slot.remove(&account.slot);
+                if let Some(holder) =
+                    usize::try_from(account.slot).ok().and_then(|slot| self.by_slot.get_mut(slot))
+                {
+                    holder.clear();
+                }
                 self.free.insert(account.slot);
             }
         }
     }
+}
+
+/// Notes whose an account's slot is.
+fn take(by_slot: &mut Vec<String>, account: &Account) {
+    let slot = usize::try_from(account.slot).unwrap_or(usize::MAX);
+    if by_slot.len() <= slot {
+        by_slot.resize(slot + 1, String::new());
+    }
+    by_slot[slot].clone_from(&account.facts.id);
 }
 
 /// Cuts what is told into batches of bounded size, numbered one after the other; never less than one.
@@ -462,7 +502,7 @@ mod tests {
             boot: Boot([7; 16]),
             sequence: 0,
             drained: Micros::new(0),
-            baseline: HashMap::new(),
+            baseline: Vec::new(),
             accounts: Vec::new(),
         };
         Accounts::new(restored, 3)
@@ -495,7 +535,9 @@ mod tests {
     }
 
     fn tell(accounts: &mut Accounts, now: Micros, readings: &[(u32, SlotUsage)]) -> Vec<telemetry::Batch> {
-        let drained = accounts.drain(now, readings, &ServedBySlot::new(), &[], |_| Enforcement::default());
+        let moved =
+            readings.iter().flat_map(|(slot, usage)| accounts.baseline().moved(*slot, usage)).collect();
+        let drained = accounts.drain(now, moved, &ServedBySlot::new(), &[], |_| None);
         accounts.committed(&drained);
         drained.batches
     }
@@ -529,11 +571,13 @@ mod tests {
         assert_eq!(batches.iter().map(|batch| batch.sequence).collect::<Vec<_>>(), [3, 4]);
         assert_eq!(batches[0].usage[0].bytes, 20);
         assert_eq!(batches[1].sessions[0].state(), telemetry::SessionState::Closed);
-        assert_eq!(accounts.slots().collect::<Vec<_>>(), [ANONYMOUS]);
+        assert_eq!((accounts.session_of(1), accounts.last_slot()), ("", 1));
 
-        // The next holder of the slot starts where the counters stand.
+        // What still comes in a slot that is nobody's is nobody's; its next holder starts where the counters stand.
+        let batches = tell(&mut accounts, at(5), &[(1, counted(37))]);
+        assert_eq!((batches[0].usage[0].session.as_str(), batches[0].usage[0].bytes), ("", 7));
         become_(&mut accounts, &[facts("b", "10.0.0.3/32")], at(5));
-        let batches = tell(&mut accounts, at(6), &[(1, counted(31))]);
+        let batches = tell(&mut accounts, at(6), &[(1, counted(38))]);
         assert_eq!((batches[0].usage[0].session.as_str(), batches[0].usage[0].bytes), ("b", 1));
     }
 
@@ -588,7 +632,7 @@ mod tests {
             boot: Boot([0; 16]),
             sequence: 0,
             drained: at(0),
-            baseline: HashMap::new(),
+            baseline: Vec::new(),
             accounts: Vec::new(),
         }
     }

@@ -9,10 +9,12 @@
 //! Refuses clocks, maps and files: readings and times come in, batches and the new baseline go out.
 
 mod accounts;
+mod baseline;
 pub mod qoo;
 pub mod quality;
 
 pub use accounts::{Account, Accounts, Drained, Plan, Restored, SessionFacts};
+pub use baseline::{Baseline, CELLS, Moved, PAGE, cells};
 
 use std::time::Duration;
 
@@ -24,11 +26,11 @@ use usher_models::wire::{Cell, Class, Direction, Enforcement, Gate, LINE, SlotUs
 /// at its rate all the time shows 86 % in one second and 108 % in the next.
 const NEAR_CAP: u64 = 80;
 
-/// What has been counted since the baseline, and how many counters were found below it.
+/// What a counter has counted since the baseline, and how many of its numbers were found below it.
 ///
 /// A counter below its baseline is broken books (a map was changed behind the agent's back): nothing is told for it, and
 /// the caller counts it.
-pub fn difference(now: &SlotUsage, baseline: &SlotUsage) -> (SlotUsage, u64) {
+pub fn difference(now: &Cell, before: &Cell) -> (Cell, u64) {
     let mut backwards = 0;
     let mut rise = |now: u64, before: u64| {
         now.checked_sub(before).unwrap_or_else(|| {
@@ -36,18 +38,12 @@ pub fn difference(now: &SlotUsage, baseline: &SlotUsage) -> (SlotUsage, u64) {
             0
         })
     };
-    let mut difference = SlotUsage::default();
-    for class in Class::ALL.map(Class::index) {
-        for direction in Direction::BOTH.map(Direction::index) {
-            let (now, before) = (&now.cells[class][direction], &baseline.cells[class][direction]);
-            difference.cells[class][direction] = Cell {
-                bytes: rise(now.bytes, before.bytes),
-                packets: rise(now.packets, before.packets),
-                dropped_bytes: rise(now.dropped_bytes, before.dropped_bytes),
-                dropped_packets: rise(now.dropped_packets, before.dropped_packets),
-            };
-        }
-    }
+    let difference = Cell {
+        bytes: rise(now.bytes, before.bytes),
+        packets: rise(now.packets, before.packets),
+        dropped_bytes: rise(now.dropped_bytes, before.dropped_bytes),
+        dropped_packets: rise(now.dropped_packets, before.dropped_packets),
+    };
     (difference, backwards)
 }
 
@@ -126,8 +122,9 @@ mod tests {
 
     #[test]
     fn a_counter_that_went_backwards_is_counted_and_never_wraps() {
-        let (difference, backwards) = difference(&video(5_000, 0), &video(9_000, 0));
-        assert_eq!(difference, SlotUsage::default());
+        let counted = |bytes| Cell { bytes, packets: bytes / 1_000, ..Cell::default() };
+        let (difference, backwards) = difference(&counted(5_000), &counted(9_000));
+        assert_eq!(difference, Cell::default());
         assert_eq!(backwards, 2);
     }
 }

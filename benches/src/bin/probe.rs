@@ -34,6 +34,8 @@ use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, SUBSCRIBER};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/usher-probe-bench.o");
 
+/// What a full table may cost, in times of what the same flows cost in one that has room for them.
+const FULL_MOST: f64 = 1.5;
 const ROUNDS: usize = 11;
 /// Runs of a target in a round, at the least.
 const RUNS: u32 = 1 << 18;
@@ -102,6 +104,14 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     say(&format!("nanoseconds a packet above an empty program, {ROUNDS} rounds: minimum / median"));
     say(&table(&cases).to_string());
+    let net = |name: &str| cases.iter().find(|figure| figure.case == name).map(|figure| figure.net_ns.median);
+    if let (Some(full), Some(warm)) = (net("full"), net(TCP4_64K.name)) {
+        let held = if full <= FULL_MOST * warm { "held" } else { "NOT HELD" };
+        say(&format!(
+            "a full table costs {:.2} times what a warm one does; no more than {FULL_MOST}: {held}",
+            full / warm
+        ));
+    }
     write("probe", &Report { cases })?;
     if check && !over.is_empty() {
         bail!("the probe costs too much: {}", over.join("; "));
@@ -233,9 +243,9 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
     let counted = packets(probe, case.subscribers)? - before;
     let drain_ns = drain.elapsed().as_secs_f64() * 1e9 / f64::from(case.subscribers + 1);
     // To find a single flow's turn took a few more.
-    let driven = u64::from(runs) * ROUNDS as u64;
-    let most = driven + if case.flows == 1 { (u64::from(mask) + 1) * ROUNDS as u64 } else { 0 };
-    ensure!((driven..=most).contains(&counted), "{counted} packets counted of {ROUNDS} x {runs}");
+    let least = u64::from(runs) * ROUNDS as u64;
+    let most = least + if case.flows == 1 { (u64::from(mask) + 1) * ROUNDS as u64 } else { 0 };
+    ensure!((least..=most).contains(&counted), "{counted} packets counted of {ROUNDS} x {runs}");
     let full: u64 = probe
         .counters()?
         .into_iter()
@@ -258,11 +268,21 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
         empty_ns: empty,
         drain_ns,
         measured_one_in: u32::from(mask) + 1,
-        round_trips_per_1000: round_trips as f64 * 1e3 / counted as f64,
+        round_trips_per_1000: per_thousand(round_trips, counted),
     })
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a figure to print")]
+fn per_thousand(part: u64, whole: u64) -> f64 {
+    part as f64 * 1e3 / whole as f64
+}
+
 /// The mask of the agent's choice, where a packet comes every so many nanoseconds.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "packets a second, positive and few"
+)]
 fn mask(nanoseconds: f64) -> u16 {
     let mut packets = [0; Class::COUNT];
     packets[Class::Other.index()] = (1e9 / nanoseconds) as u64;
