@@ -99,11 +99,15 @@ fn search(skb: &Skb, config: &ConfigEntry, direction: Direction) -> Verdict {
     carry(skb, config, &packet, direction)
 }
 
-/// Of packets in packets the innermost that is a session's.
+/// Of packets in packets the outermost that is a session's: what is inside it is that subscriber's tunnel, whatever
+/// addresses it bears.
 #[inline(always)]
 fn subscribers(config: &ConfigEntry, found: u32, direction: Direction) -> Option<&'static Packet> {
-    for outward in 1..=walk::MAX_PACKETS {
-        let packet = kernel::found(found.checked_sub(outward)?)?;
+    for place in 0..walk::MAX_PACKETS {
+        if place >= found {
+            break;
+        }
+        let packet = kernel::found(place)?;
         let ([subscriber, _], _) = packet.ends_and_ports(direction);
         if kernel::session(config, config.time(), &subscriber) != ANONYMOUS {
             return Some(packet);

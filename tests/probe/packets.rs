@@ -413,8 +413,8 @@ fn the_packet_in_a_tunnel_is_the_subscribers() {
 }
 
 #[test]
-fn of_packets_in_packets_the_innermost_with_a_session_counts_else_the_innermost() {
-    on_a_kernel!("of_packets_in_packets_the_innermost_with_a_session_counts_else_the_innermost");
+fn of_packets_in_packets_the_outermost_with_a_session_counts_else_the_innermost() {
+    on_a_kernel!("of_packets_in_packets_the_outermost_with_a_session_counts_else_the_innermost");
     let rig = Rig::new();
     let mut probe = rig.probe();
     // The subscriber's own tunnel, with addresses inside that are nobody's.
@@ -435,8 +435,37 @@ fn of_packets_in_packets_the_innermost_with_a_session_counts_else_the_innermost(
     assert_eq!(cell(&probe, ANONYMOUS, Class::Other, Up), passed(inside.len() as u64, 1));
     // Once the outermost is a session's, it counts, of all three.
     probe.bind(net("172.16.0.1/32"), 5).expect("binds");
+    probe.bind(net("10.0.0.2/32"), SLOT).expect("binds");
     run(&probe, Up, &frame);
     assert_eq!(cell(&probe, 5, Class::Other, Up), passed(frame.len() as u64 - LINK, 1));
+}
+
+#[test]
+fn who_wraps_anothers_addresses_wraps_them_for_itself() {
+    on_a_kernel!("who_wraps_anothers_addresses_wraps_them_for_itself");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let neighbour = [10, 0, 0, 3];
+    probe.bind(net("10.0.0.3/32"), 5).expect("binds");
+    for (direction, ends, inner_ends) in
+        [(Up, [SUBSCRIBER, SERVER], [neighbour, SERVER]), (Down, [SERVER, SUBSCRIBER], [SERVER, neighbour])]
+    {
+        let mut inside = Vec::new();
+        etherparse::PacketBuilder::ipv4(inner_ends[0], inner_ends[1], 64)
+            .udp(5, 6)
+            .write(&mut inside, b"forged")
+            .expect("writes");
+        let mut frame = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2; 6], [3; 6])
+            .ipv4(ends[0], ends[1], 64)
+            .write(&mut frame, etherparse::IpNumber::IPV4, &inside)
+            .expect("writes");
+        run(&probe, direction, &frame);
+        assert_eq!(cell(&probe, SLOT, Class::Other, direction), passed(frame.len() as u64 - LINK, 1));
+        assert_eq!(cell(&probe, 5, Class::Other, direction), passed(0, 0));
+    }
+    let protocols: Vec<_> = samples(&mut probe).iter().map(|sample| sample.flow.protocol).collect();
+    assert_eq!(protocols, [4, 4], "the tunnel is what the classifier is shown");
 }
 
 #[test]

@@ -8,7 +8,8 @@
 //! 3. neither is: it counts for anonymous. The side that opened the flow stands for the subscriber: who sends the SYN, who
 //!    asks a DNS server, else who uses the higher port, else who was seen first.
 //!
-//! Of packets in packets the innermost with a session's address counts, else the innermost.
+//! Of packets in packets the outermost with a session's address counts, for what is inside is that subscriber's tunnel; where
+//! none has one, the innermost.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -193,21 +194,16 @@ impl Table {
 
     /// Which packet of those in each other counts, and for whom.
     fn subject<'a>(&self, packets: Packets<'a>) -> Result<(Found<'a>, Option<Side>), Refused> {
-        let mut subject: Option<(Found<'a>, Option<Side>)> = None;
+        let mut innermost = Err(Refused::NotIp);
         for found in packets {
-            let of_session = matches!(subject, Some((_, Some(_))));
-            match found {
-                Ok(found) => {
-                    let side = self.session_side(&found.packet);
-                    if side.is_some() || !of_session {
-                        subject = Some((found, side));
-                    }
-                }
-                Err(_) if of_session => {}
-                Err(refused) => return Err(refused),
+            let found = found?;
+            let side = self.session_side(&found.packet);
+            if side.is_some() {
+                return Ok((found, side));
             }
+            innermost = Ok((found, None));
         }
-        subject.ok_or(Refused::NotIp)
+        innermost
     }
 
     fn fragment(&mut self, found: &Found<'_>, fragment: Fragment, seen: Micros) -> Option<Sample<'static>> {

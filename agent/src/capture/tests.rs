@@ -429,7 +429,7 @@ fn ipv6_flows_are_counted_and_bound_by_their_prefix() {
 }
 
 #[test]
-fn of_packets_in_packets_the_innermost_of_a_session_counts() {
+fn of_packets_in_packets_the_outermost_of_a_session_counts() {
     // 6in4: an IPv6 packet in the subscriber's IPv4.
     let mut inner = Vec::new();
     PacketBuilder::ipv6([0x20; 16], [0x21; 16], 64).udp(5_000, 443).write(&mut inner, &[0; 8]).unwrap();
@@ -444,9 +444,16 @@ fn of_packets_in_packets_the_innermost_of_a_session_counts() {
     assert_eq!(frame(&mut of_outer, &outer).unwrap().flow.protocol, 41);
     assert_eq!(cell(&of_outer.usage(1), Class::Other, Direction::Up), (length + 20, 1));
 
-    let mut of_inner = table(&[("10.0.0.2/32", 1), ("2020::/16", 2)]);
+    let mut of_inner = table(&[("2020::/16", 2)]);
     assert_eq!(frame(&mut of_inner, &outer).unwrap().slot, 2);
     assert_eq!(cell(&of_inner.usage(2), Class::Other, Direction::Up), (length, 1));
+
+    // Who wraps another's addresses wraps them for itself.
+    let mut of_both = table(&[("10.0.0.2/32", 1), ("2020::/16", 2)]);
+    let sample = frame(&mut of_both, &outer).unwrap();
+    assert_eq!((sample.slot, sample.flow.protocol), (1, 41));
+    assert_eq!(cell(&of_both.usage(1), Class::Other, Direction::Up), (length + 20, 1));
+    assert_eq!(cell(&of_both.usage(2), Class::Other, Direction::Up), (0, 0));
 
     let mut of_nobody = table(&[]);
     assert_eq!(frame(&mut of_nobody, &outer).unwrap().flow.subscriber, [0x20; 16]);
