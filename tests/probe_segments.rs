@@ -1,8 +1,17 @@
-//! What the probe tells of TCP segments, on the host: the kernel's source itself, on connections made up here, whose truth is known.
+//! What the probe tells of segments and datagrams, on the host: the kernel's source itself, on connections made up here, whose truth is known.
 
 use proptest::prelude::*;
 use usher_models::wire::TcpFlags;
 
+#[path = "../ebpf/src/quality/datagrams.rs"]
+#[expect(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    clippy::cast_lossless,
+    unreachable_pub,
+    reason = "the probe's file, held to the kernel's needs"
+)]
+mod datagrams;
 #[path = "../ebpf/src/quality/segments.rs"]
 #[expect(
     clippy::inline_always,
@@ -15,6 +24,7 @@ use usher_models::wire::TcpFlags;
 )]
 mod segments;
 
+use datagrams::{Datagram, take_call, take_quic};
 use segments::{Half, Measured, Segment, Stamps, Ticks, Told, take};
 
 const ACK: TcpFlags = TcpFlags::ACK;
@@ -289,5 +299,148 @@ proptest! {
             prop_assert!(told.retransmitted + told.reordered <= told.segments);
             prop_assert!(told.segments <= u32::from(payload) + 2);
         }
+    }
+}
+
+/// A connection of QUIC, or a call, as the probe keeps it.
+struct Datagrams {
+    halves: [[u64; 3]; 2],
+    turn: Measured,
+    round_trips: Vec<(usize, Ticks)>,
+}
+
+impl Datagrams {
+    fn new() -> Self {
+        Self { halves: [[0; 3]; 2], turn: Measured { turn: 9, always: true }, round_trips: Vec::new() }
+    }
+
+    fn quic(&mut self, direction: usize, at: Ticks, first: u8, version: u32) {
+        let datagram = Datagram { first, version, up: direction == 0 };
+        let other = datagrams::Half::of(self.halves[1 - direction]);
+        let own = datagrams::Half::of(self.halves[direction]);
+        let (own, told) = take_quic(own, &other, &datagram, &self.turn, || at);
+        assert_eq!(datagrams::Half::of(own.words()), own, "survives the table");
+        self.halves[direction] = own.words();
+        if told.round_trip != 0 {
+            self.round_trips.push((1 - direction, told.round_trip));
+        }
+    }
+
+    /// Windows that were told, and those that were irregular, of so many datagrams in each.
+    fn call(&mut self, datagrams: &[u64]) -> (u32, u32) {
+        let (mut windows, mut irregular) = (0, 0);
+        for (window, count) in (1_u64..).zip(datagrams) {
+            for number in 0..*count {
+                let at = (window << 27) + (number << 27) / count;
+                let own = datagrams::Half::of(self.halves[0]);
+                let (own, told) = take_call(own, &self.turn, at);
+                assert_eq!(datagrams::Half::of(own.words()), own, "survives the table");
+                self.halves[0] = own.words();
+                windows += told.windows;
+                irregular += told.irregular;
+            }
+        }
+        (windows, irregular)
+    }
+}
+
+/// First bytes of QUIC's headers of version 1, and of version 2 of the same types.
+const INITIAL: [u8; 2] = [0xc0, 0xd0];
+const HANDSHAKE: [u8; 2] = [0xe0, 0xf0];
+const RETRY: [u8; 2] = [0xf0, 0xc0];
+const VERSIONS: [u32; 2] = [1, 0x6b33_43cf];
+
+#[test]
+fn a_handshake_of_quic_measures_both_sides_once() {
+    for kind in 0..2 {
+        let mut connection = Datagrams::new();
+        let version = VERSIONS[kind];
+        connection.quic(0, 1_001, INITIAL[kind], version);
+        connection.quic(0, 1_101, INITIAL[kind], version);
+        connection.quic(1, 41_001, INITIAL[kind], version);
+        connection.quic(1, 41_101, HANDSHAKE[kind], version);
+        connection.quic(0, 51_001, INITIAL[kind], version);
+        connection.quic(0, 51_101, HANDSHAKE[kind], version);
+        connection.quic(1, 91_001, 0x40, 0);
+        assert_eq!(connection.round_trips, [(0, 40_000), (1, 10_000)], "version {version:x}");
+    }
+}
+
+#[test]
+fn a_retry_and_a_version_negotiation_are_no_handshake() {
+    let mut connection = Datagrams::new();
+    connection.quic(0, 1_001, INITIAL[0], 1);
+    connection.quic(1, 2_001, RETRY[0], 1);
+    connection.quic(1, 3_001, 0xc0, 0);
+    assert_eq!(connection.round_trips, []);
+}
+
+#[test]
+fn the_spin_bit_measures_both_sides_where_both_ends_spin_it() {
+    let mut connection = Datagrams::new();
+    for (direction, at, first) in [(0, 1, 0xc0), (1, 40_001, 0xc0), (0, 50_001, 0xe0)] {
+        connection.quic(direction, at, first, 1);
+    }
+    connection.round_trips.clear();
+    let mut at = 100_001;
+    for spin in [0x60, 0x40, 0x60] {
+        connection.quic(0, at, spin, 0);
+        connection.quic(0, at + 10, spin, 0);
+        connection.quic(1, at + 40_000, spin, 0);
+        at += 50_000;
+    }
+    assert_eq!(connection.round_trips, [(0, 40_000), (1, 10_000), (0, 40_000), (1, 10_000), (0, 40_000)]);
+}
+
+#[test]
+fn a_spin_bit_that_does_not_spin_measures_nothing() {
+    let mut connection = Datagrams::new();
+    for (direction, at, first) in [(0, 1, 0xc0), (1, 40_001, 0xc0), (0, 50_001, 0xe0)] {
+        connection.quic(direction, at, first, 1);
+    }
+    connection.round_trips.clear();
+    // Set by chance, on datagrams that follow each other closely.
+    let mut random = 12_345_u32;
+    for number in 0..1_000 {
+        random = random.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+        let spin = 0x40 | (random >> 16 & 1) as u8 * 0x20;
+        connection.quic((random >> 20 & 1) as usize, 100_001 + number * 100, spin, 0);
+    }
+    assert_eq!(connection.round_trips, []);
+}
+
+#[test]
+fn a_call_that_goes_evenly_is_regular_and_one_with_gaps_and_bursts_is_not() {
+    let even: Vec<u64> = (0..50).map(|window| 6 + window % 2).collect();
+    let (windows, irregular) = Datagrams::new().call(&even);
+    assert!(windows >= 40 && irregular == 0, "{irregular} of {windows}");
+
+    let uneven: Vec<u64> = (0..50).map(|window| if window % 5 == 4 { 26 } else { 1 }).collect();
+    let (windows, irregular) = Datagrams::new().call(&uneven);
+    assert!(irregular * 2 > windows, "{irregular} of {windows}");
+
+    let mut gap = vec![6; 30];
+    gap.extend([0, 0, 0, 6, 6]);
+    let (_, irregular) = Datagrams::new().call(&gap);
+    assert_eq!(irregular, 3, "the windows of the gap");
+
+    let mut pause = vec![6; 30];
+    pause.extend([0; 100]);
+    pause.extend([6; 5]);
+    assert_eq!(Datagrams::new().call(&pause).1, 0, "a call that paused is no worse for it");
+}
+
+proptest! {
+    #[test]
+    fn no_datagrams_whatever_measure_longer_than_they_took(
+        datagrams in proptest::collection::vec(any::<(bool, u8, u32, u16)>(), 0..200),
+    ) {
+        let mut connection = Datagrams::new();
+        let mut at: Ticks = 1;
+        for (down, first, version, gap) in datagrams {
+            at += Ticks::from(gap);
+            connection.quic(down.into(), at, first, version);
+        }
+        prop_assert!(connection.round_trips.iter().all(|(_, ticks)| *ticks <= at));
     }
 }

@@ -19,9 +19,9 @@ use usher_models::wire::{
     FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, Turn, WAYS,
 };
 
-pub use self::quality::{HandedOver, hand_over, handed_over, measure, quality, quality_words};
+pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, measure, quality, quality_words};
 pub use self::skb::{Skb, found, ports};
-use crate::parse::{Frame as _, mapped};
+use crate::parse::mapped;
 use crate::quality::Measured;
 
 /// BPF_F_MMAPABLE (linux/bpf.h): the agent sees the map as memory; and its values begin on a page, hence on a cache line.
@@ -190,13 +190,19 @@ pub fn session(config: &ConfigEntry, time: u64, subscriber: &[u32; 4]) -> u32 {
         {
             return slot;
         }
-        let slot = SESSIONS
-            .get(Key::new(PREFIX_BITS, crate::parse::address(*subscriber)))
-            .map_or(ANONYMOUS, |slot| *slot);
+        let [a, b, c, d] = subscriber.map(u64::from);
+        let slot = longest_prefix(b << 32 | a, d << 32 | c);
         let state = FlowState::default().bound(address, slot, time);
         *recent = Recent { address: address.get(), state };
         slot
     }
+}
+
+/// The slot of an address's longest prefix. A function of its own, for what is on its stack is then not on that of every packet.
+#[inline(never)]
+fn longest_prefix(first: u64, second: u64) -> u32 {
+    let words = [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];
+    SESSIONS.get(Key::new(PREFIX_BITS, crate::parse::address(words))).map_or(ANONYMOUS, |slot| *slot)
 }
 
 /// A flow in the table.
@@ -515,6 +521,10 @@ pub fn coarse_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
+/// The least of a packet that is worth to be seen: its IP header, of either version.
+const IP_BYTES: u32 = 20;
+const IPV6_BYTES: u32 = 40;
+
 /// What of a packet the agent is to see.
 pub struct Sample {
     pub ip_at: u32,
@@ -532,7 +542,7 @@ pub struct Sample {
 pub fn sample(skb: &Skb, sample: &Sample, config: &ConfigEntry) -> bool {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return false };
     let length = sample.ip_bytes.min(config.sample_bytes());
-    if length == 0 || length > MAX_FIRST_BYTES as u32 {
+    if length < IP_BYTES || length > MAX_FIRST_BYTES as u32 {
         return false;
     }
     // SAFETY: the value is valid for the length of a run and this CPU's alone; `length` bytes fit into it, and the helper
@@ -543,13 +553,22 @@ pub fn sample(skb: &Skb, sample: &Sample, config: &ConfigEntry) -> bool {
             return false;
         }
         let head = addr_of_mut!((*scratch).head);
-        let ends = [addr_of_mut!((*head).flow.subscriber).cast(), addr_of_mut!((*head).flow.remote).cast()];
+        let ends: [*mut [u32; 4]; 2] =
+            [addr_of_mut!((*head).flow.subscriber).cast(), addr_of_mut!((*head).flow.remote).cast()];
         let [source, destination] = match sample.direction {
             Direction::Up => ends,
             Direction::Down => [ends[1], ends[0]],
         };
-        if !write_addresses(skb, sample.ip_at, source, destination) {
+        // From the packet itself, which is there by now.
+        let packet = addr_of!((*scratch).packet).cast::<u32>();
+        if packet.cast::<u8>().read() >> 4 == 4 {
+            source.write(mapped(packet.add(3).read()));
+            destination.write(mapped(packet.add(4).read()));
+        } else if length < IPV6_BYTES {
             return false;
+        } else {
+            source.write(packet.add(2).cast::<[u32; 4]>().read());
+            destination.write(packet.add(6).cast::<[u32; 4]>().read());
         }
         addr_of_mut!((*head).flow.subscriber_port).write((sample.ports >> 16) as u16);
         addr_of_mut!((*head).flow.remote_port).write(sample.ports as u16);
@@ -563,28 +582,4 @@ pub fn sample(skb: &Skb, sample: &Sample, config: &ConfigEntry) -> bool {
         let record = core::slice::from_raw_parts(scratch.cast::<u8>(), FirstBytes::SIZE + length as usize);
         SAMPLES.output::<[u8]>(record, 0).is_ok()
     }
-}
-
-/// Writes the addresses of the packet whose IP header begins at `at`; false where they cannot be read.
-///
-/// # Safety
-///
-/// Both places have room for four words.
-#[inline(always)]
-unsafe fn write_addresses(skb: &Skb, at: u32, source: *mut [u32; 4], destination: *mut [u32; 4]) -> bool {
-    let Some([first]) = skb.words(at) else { return false };
-    // SAFETY: as the caller says.
-    unsafe {
-        if first.to_ne_bytes()[0] >> 4 == 4 {
-            let Some([a, b]) = skb.words(at + 12) else { return false };
-            source.write(mapped(a));
-            destination.write(mapped(b));
-        } else {
-            let Some([a, b, c, d]) = skb.words(at + 8) else { return false };
-            source.write([a, b, c, d]);
-            let Some([a, b, c, d]) = skb.words(at + 24) else { return false };
-            destination.write([a, b, c, d]);
-        }
-    }
-    true
 }

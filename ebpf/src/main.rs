@@ -31,18 +31,21 @@ const DROP: i32 = 2;
 
 /// Packets from subscribers.
 #[classifier]
+#[inline(always)]
 pub fn usher_up(context: TcContext) -> i32 {
     entry(&Skb::new(context), Direction::Up)
 }
 
 /// Packets to subscribers.
 #[classifier]
+#[inline(always)]
 pub fn usher_down(context: TcContext) -> i32 {
     entry(&Skb::new(context), Direction::Down)
 }
 
 /// The last of a packet whose turn it is to be measured; called by the two above, and never attached.
 #[classifier]
+#[inline(always)]
 pub fn usher_measure(context: TcContext) -> i32 {
     quality::measure(&Skb::new(context));
     PASS
@@ -154,7 +157,9 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction)
             let place = u64::from(packet.ip_bytes) << 32 | u64::from(packet.ip_at);
             let whose = u64::from(slot) << 32 | u64::from(packet.protocol) << 8 | direction as u64;
             let ports = u32::from(subscriber_port) << 16 | u32::from(remote_port);
-            show(skb.raw(), place, whose, ports, first_packet_ns);
+            if !rationed(slot, skb.length(), packet.ip_bytes, direction as u32) {
+                show(skb.raw(), place, whose, ports, first_packet_ns);
+            }
         }
     }
     // What is held back is lost to the path behind, and told by what is sent in its place.
@@ -195,8 +200,20 @@ fn account(
     verdict
 }
 
-/// Hands the beginning of a packet to the agent, within what its subscriber may have of the ring. A function of its own, that reads the addresses
-/// once more: for the few packets it is called for, all others need not keep them.
+/// Whether the slot has had its share of the ring of first bytes; takes a packet's off it where not. A function of its own as the next.
+#[inline(never)]
+fn rationed(slot: u32, frame_bytes: u32, ip_bytes: u32, direction: u32) -> bool {
+    let direction = if direction == 0 { Direction::Up } else { Direction::Down };
+    let Some(config) = kernel::config() else { return true };
+    let rationed = police::rationed(&config, slot, direction, ip_bytes.min(config.sample_bytes()));
+    if rationed {
+        kernel::tally(Reason::SampleRationed, direction, frame_bytes);
+    }
+    rationed
+}
+
+/// Hands the beginning of a packet to the agent. A function of its own, that reads the addresses once more: for the few packets it is called for,
+/// all others need not keep them.
 ///
 /// `place` is where the IP header begins and, above it, how long the packet is; `whose` the slot and, below it, protocol and direction.
 #[inline(never)]
@@ -206,10 +223,6 @@ fn show(context: *mut __sk_buff, place: u64, whose: u64, ports: u32, first_packe
     let (slot, protocol) = ((whose >> 32) as u32, (whose >> 8) as u8);
     let direction = if whose & 1 == 0 { Direction::Up } else { Direction::Down };
     let Some(config) = kernel::config() else { return };
-    if police::rationed(&config, slot, direction, ip_bytes.min(config.sample_bytes())) {
-        kernel::tally(Reason::SampleRationed, direction, skb.length());
-        return;
-    }
     let sample = Sample { ip_at, ip_bytes, protocol, ports, slot, direction, first_packet_ns };
     if !kernel::sample(&skb, &sample, &config) {
         kernel::tally(Reason::SampleLost, direction, skb.length());

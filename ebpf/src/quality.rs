@@ -1,19 +1,30 @@
-//! How well a packet's flow gets through, for those packets whose turn it is: what [`segments`] finds is counted for the slot and class.
+//! How well a packet's flow gets through, for those packets whose turn it is: what [`segments`] and [`datagrams`] find is counted for the slot and
+//! class.
 //!
 //! A packet that is not measured costs the comparison that says so; nothing here is read or written for it.
 
+pub mod datagrams;
 pub mod segments;
 
 use usher_models::wire::{Class, Direction, Reason};
 
-use crate::kernel::{self, FlowEntry, HandedOver, Skb};
-use crate::parse::{Fragment, Frame as _, Packet, TCP, tcp_flags};
+use crate::kernel::{self, ConfigEntry, FlowEntry, HandedOver, QualityWords, Skb};
+use crate::parse::{Fragment, Frame as _, Packet, TCP, UDP, tcp_flags};
 
 pub use self::segments::Measured;
+use self::datagrams::Datagram;
 use self::segments::{Half, Segment, Stamps, TICK_SHIFT, Ticks};
 
 /// The first word of the options of a segment with time stamps as RFC 7323 (appendix A) wants them: two that do nothing, kind, length.
 const TIME_STAMPS: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
+/// The port of QUIC's servers of HTTP/3 (RFC 9114, 3.1); others are not looked for.
+const QUIC_PORT: u16 = 443;
+/// What a packet is measured as.
+const SEGMENT: u32 = 0;
+const CALL: u32 = 1;
+const QUIC: u32 = 2;
+/// Bytes of a UDP header.
+const UDP_BYTES: u32 = 8;
 /// Bytes of a TCP header without options.
 const TCP_BYTES: u32 = 20;
 /// And with time stamps.
@@ -23,9 +34,16 @@ const STAMPED_BYTES: u32 = 32;
 #[inline(always)]
 pub fn hand_over(packet: &Packet, flow: &FlowEntry, slot: u32, class: Class, direction: Direction) -> bool {
     // A fragment has a part of what there is to read; a packet in trouble has none.
-    if packet.transport_at == 0 || packet.fragment != Fragment::Whole || packet.protocol != TCP {
+    if packet.transport_at == 0 || packet.fragment != Fragment::Whole {
         return false;
     }
+    let [from, to] = packet.ports;
+    let kind = match packet.protocol {
+        TCP => SEGMENT,
+        UDP if class == Class::Call => CALL,
+        UDP if from == QUIC_PORT || to == QUIC_PORT => QUIC,
+        _ => return false,
+    };
     kernel::hand_over(HandedOver {
         transport_at: packet.transport_at,
         payload_bytes: packet.ip_bytes.saturating_sub(packet.header_bytes),
@@ -33,6 +51,8 @@ pub fn hand_over(packet: &Packet, flow: &FlowEntry, slot: u32, class: Class, dir
         slot,
         class: class as u32,
         direction: direction as u32,
+        kind,
+        zero: 0,
     })
 }
 
@@ -43,9 +63,13 @@ pub fn measure(skb: &Skb) {
     let (Some(config), Some(packet)) = (kernel::config(), kernel::handed_over()) else { return };
     let class = Class::from_u8(packet.class as u8);
     let direction = if packet.direction == 0 { Direction::Up } else { Direction::Down };
-    let Some(segment) = segment(skb, packet) else { return };
     let Some(words) = kernel::quality_words(packet.flow) else { return };
     let answered = direction.opposite();
+    if packet.kind != SEGMENT {
+        datagram(skb, &config, packet, &words, class, direction);
+        return;
+    }
+    let Some(segment) = segment(skb, packet) else { return };
     let waiting = words.half(answered);
     let other = Half::of(waiting);
     let before = words.half(direction);
@@ -66,6 +90,44 @@ pub fn measure(skb: &Skb) {
     }
     if round_trip != 0 {
         quality.round_trip(answered, (u64::from(round_trip) << TICK_SHIFT) / 1_000);
+    }
+}
+
+/// Measures a datagram, of QUIC or of a call.
+#[inline(always)]
+fn datagram(
+    skb: &Skb,
+    config: &ConfigEntry,
+    packet: &HandedOver,
+    words: &QualityWords,
+    class: Class,
+    direction: Direction,
+) {
+    let before = words.half(direction);
+    let own = datagrams::Half::of(before);
+    let (own, told) = if packet.kind == CALL {
+        datagrams::take_call(own, &config.turn(class), kernel::coarse_ns())
+    } else {
+        let Some([first, second]) = skb.words(packet.transport_at + UDP_BYTES) else { return };
+        let ([first, a, b, c], [d, ..]) = (first.to_ne_bytes(), second.to_ne_bytes());
+        let version = u32::from_be_bytes([a, b, c, d]);
+        let datagram = Datagram { first, version, up: direction == Direction::Up };
+        let other = datagrams::Half::of(words.half(direction.opposite()));
+        datagrams::take_quic(own, &other, &datagram, &config.turn(class), now)
+    };
+    words.set_half(direction, before[0], own.words());
+    if told.round_trip == 0 && told.windows == 0 {
+        return;
+    }
+    let Some(quality) = kernel::quality(config, packet.slot, class) else {
+        kernel::tally(Reason::QualityFull, direction, skb.length());
+        return;
+    };
+    if told.windows != 0 {
+        quality.windows(direction, told.windows, told.irregular);
+    }
+    if told.round_trip != 0 {
+        quality.round_trip(direction.opposite(), (u64::from(told.round_trip) << TICK_SHIFT) / 1_000);
     }
 }
 

@@ -130,6 +130,33 @@ fn a_handshake_and_acknowledgements_tell_it_without_time_stamps() {
 }
 
 #[test]
+fn a_handshake_of_quic_and_a_calls_windows_are_measured() {
+    on_a_kernel!("a_handshake_of_quic_and_a_calls_windows_are_measured");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let initial = [0xc0, 0, 0, 0, 1, 8, 0, 0, 0, 0];
+    run(&probe, Up, &udp6(Up, 5_000, &initial));
+    std::thread::sleep(ANSWER);
+    run(&probe, Down, &udp6(Down, 5_000, &initial));
+    let found = measured(&mut probe, Class::Other);
+    assert_eq!(found.counts.map(|counts| counts.round_trips), [1, 0]);
+    let bucket = found.round_trips[0].iter().position(|count| *count > 0).expect("one");
+    assert!(Quality::bucket_from(bucket + 1) > 20_000, "bucket {bucket}");
+
+    let call = udp(6_000, 3_478, b"0123456789");
+    run(&probe, Up, &call);
+    assert!(probe.name_flow(&flow(17, 6_000, 3_478), Class::Call, false).expect("names"));
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        run(&probe, Up, &call);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let windows = measured(&mut probe, Class::Call).counts[0].windows;
+    // Two seconds are 14 windows, of which the first eight say what is usual.
+    assert!((1..=14).contains(&windows), "{windows}");
+}
+
+#[test]
 fn what_is_sent_again_is_counted_once_for_each_time_and_what_carries_nothing_is_not() {
     on_a_kernel!("what_is_sent_again_is_counted_once_for_each_time_and_what_carries_nothing_is_not");
     let rig = Rig::new();

@@ -96,7 +96,7 @@ pub struct Served {
     pub loss: [Option<f64>; 2],
     /// Share of segments that were overtaken.
     pub reordered: [Option<f64>; 2],
-    /// Share of tenths of a second in which as many packets of calls came as usual.
+    /// Of calls: share of windows of 134 ms in which as many packets as usual came, within a half.
     pub regularity: [Option<f64>; 2],
 }
 

@@ -32,6 +32,10 @@ pub struct HandedOver {
     pub slot: u32,
     pub class: u32,
     pub direction: u32,
+    /// What it is measured as.
+    pub kind: u32,
+    /// Zero.
+    pub zero: u32,
 }
 
 /// Keeps a packet for the program that measures it.
@@ -146,6 +150,18 @@ impl QualityEntry {
             }
             if reordered != 0 {
                 add_half(addr_of_mut!((*counts).reordered), reordered);
+            }
+        }
+    }
+
+    /// Counts windows of a call.
+    #[inline(always)]
+    pub fn windows(&self, direction: Direction, windows: u32, irregular: u32) {
+        let counts = self.counts(direction);
+        unsafe {
+            add_half(addr_of_mut!((*counts).windows), windows);
+            if irregular != 0 {
+                add_half(addr_of_mut!((*counts).irregular), irregular);
             }
         }
     }

@@ -43,7 +43,7 @@ pub struct QualityCounts {
     pub reordered: u32,
     /// Round-trip times measured on this side.
     pub round_trips: u32,
-    /// Tenths of a second in which calls' packets were counted.
+    /// Windows of 134 ms in which calls' packets were counted.
     pub windows: u32,
     /// Those in which half as many more or fewer of them came than usual.
     pub irregular: u32,
