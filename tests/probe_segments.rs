@@ -18,6 +18,8 @@ mod datagrams;
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_lossless,
+    clippy::trivially_copy_pass_by_ref,
+    clippy::struct_field_names,
     dead_code,
     unreachable_pub,
     reason = "the probe's file, held to the kernel's needs"
@@ -403,7 +405,7 @@ fn a_spin_bit_that_does_not_spin_measures_nothing() {
     let mut random = 12_345_u32;
     for number in 0..1_000 {
         random = random.wrapping_mul(1_103_515_245).wrapping_add(12_345);
-        let spin = 0x40 | (random >> 16 & 1) as u8 * 0x20;
+        let spin = 0x40 | ((random >> 16 & 1) as u8 * 0x20);
         connection.quic((random >> 20 & 1) as usize, 100_001 + number * 100, spin, 0);
     }
     assert_eq!(connection.round_trips, []);
