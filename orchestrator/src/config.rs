@@ -2,7 +2,7 @@
 //!
 //! Owns shape, defaults and the check that what it names can be used. Paths are relative to the file itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use serde_saphyr::Spanned;
 use crate::days::RecordConfig;
 use crate::elements::ElementsConfig;
 use crate::error::FileError;
+use crate::partners::PartnerConfig;
 
 /// Longest name of an agent.
 const NAME_MAX: usize = 64;
@@ -33,6 +34,9 @@ pub struct Config {
     /// Messages and their links; needed as soon as the policy has an action that says something.
     #[serde(default)]
     pub advice: Option<AdviceConfig>,
+    /// Whom to ask for stock and price before a partner's offer is made, by the name profiles have.
+    #[serde(default)]
+    pub partners: BTreeMap<String, PartnerConfig>,
     /// The operator's own way in.
     #[serde(default)]
     pub api: ApiConfig,
@@ -234,6 +238,7 @@ impl Config {
         if let Some(record) = &mut self.record {
             resolve(&mut record.dir);
         }
+        self.partners.values_mut().filter_map(|partner| partner.ca.as_mut()).for_each(resolve);
         resolve(&mut self.api.socket);
         if let Some(remote) = &mut self.api.remote {
             resolve(&mut remote.tls.certificate);

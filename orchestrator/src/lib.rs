@@ -40,6 +40,7 @@ pub mod ledger;
 pub mod messenger;
 pub mod metrics;
 pub mod panel;
+pub mod partners;
 pub mod pki;
 pub mod policy;
 pub mod run;

@@ -75,6 +75,8 @@ pub struct Metrics {
     pub pushes_ended: Family<Reason, Counter>,
     /// Attempts at pushes that failed and will be made again.
     pub pushes_retried: Counter,
+    /// Questions to partners, by what came of them.
+    pub partner_answers: Family<Reason, Counter>,
     /// Outcomes of pushes that the guard was not told of, for the engine's queue was full.
     pub pushes_untold: Counter,
     /// Step of the canary, from 1.
@@ -154,6 +156,7 @@ impl Metrics {
             pushes: Family::default(),
             pushes_ended: Family::default(),
             pushes_retried: Counter::default(),
+            partner_answers: Family::default(),
             pushes_untold: Counter::default(),
             guard_step: Gauge::default(),
             guard_rolled_back: Gauge::default(),
@@ -239,6 +242,11 @@ impl Metrics {
             "pushes_retried",
             "Attempts at pushes that failed and will be made again",
             self.pushes_retried.clone(),
+        );
+        registry.register(
+            "partner_answers",
+            "Questions to partners, by what came of them",
+            self.partner_answers.clone(),
         );
         registry.register(
             "pushes_untold",

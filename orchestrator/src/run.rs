@@ -32,6 +32,7 @@ use crate::ledger::Ledger;
 use crate::messenger::Messenger;
 use crate::metrics::{self, Metrics, Shown, count};
 use crate::panel::Panel;
+use crate::partners::{self, Partners};
 use crate::policy::{ActionKind, Policy};
 
 /// Asks of the tap page and of the API that may wait for the engine task, each.
@@ -122,6 +123,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let advice_metrics = advice::Metrics::register(&mut registry);
     let api_metrics = api::Metrics::register(&mut registry);
 
+    let asked = Partners::new(&config.partners)?;
     // All that can be refused is refused before the first agent or person is answered.
     let listener = TcpListener::bind(config.agents.listen)
         .await
@@ -141,7 +143,8 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let executor =
         Executor::new(Arc::new(elements), ledger.clone(), config.elements.pushes.clone(), metrics.clone());
 
-    let bells = Bells { pushes: executor.wake(), ..Bells::default() };
+    let (partners, partner_asks) = mpsc::channel(partners::WAITING_MAX);
+    let bells = Bells { pushes: executor.wake(), partners: Some(partners), ..Bells::default() };
     let (in_force, book_in_force) = watch::channel(book.clone());
     let record = config.record.clone();
     let bells_of_task = bells.clone();
@@ -159,6 +162,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let engine_stopped = stopped.clone();
     tasks.spawn(async move { task.run(queues, engine_stopped).await.context("engine") });
     let pushes = tokio::spawn(executor.run(until(pushes_stopped)));
+    tasks.spawn(asked.run(partner_asks, inbox.clone(), metrics.clone(), stopped.clone()));
     let service = Service {
         inbox: inbox.clone(),
         links: links.clone(),

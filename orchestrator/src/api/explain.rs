@@ -197,5 +197,6 @@ pub(crate) fn gate_name(gate: Gate) -> &'static str {
         Gate::Holdout => "choose.holdout",
         Gate::Canary => "guard.canary",
         Gate::Pushes => "guard.pushes",
+        Gate::Partner => "the partner",
     }
 }

@@ -213,7 +213,7 @@ impl Player {
                     self.tally.messages += 1;
                     self.told.insert(say.subscriber.clone());
                 }
-                Effect::Withdraw(_) | Effect::Guarded(_) => {}
+                Effect::Withdraw(_) | Effect::Guarded(_) | Effect::Ask(_) => {}
             }
         }
     }

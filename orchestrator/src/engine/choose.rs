@@ -71,7 +71,7 @@ impl Case<'_> {
             episode,
             at: self.now,
             policy: policy.to_owned(),
-            mode: self.world.mode(),
+            mode: self.world.mode_of(picked.is_some_and(|index| watched.actions[index].1.regulated)),
             facts,
             words,
             candidates,
@@ -218,10 +218,7 @@ impl Case<'_> {
         cost: Result<f64, Unknown>,
         score: Option<Score>,
     ) -> Result<(), (Gate, String)> {
-        if self.world.mode() == Mode::Stop {
-            let why = if self.world.stopped { "the kill switch is on" } else { "`guard.mode` is stop" };
-            return Err((Gate::Guard, why.to_owned()));
-        }
+        self.not_stopped()?;
         let rules = self.world.policy.rules();
         let eligible = rules.eligible.as_ref().filter(|_| !action.regulated);
         for condition in eligible.into_iter().chain(&action.only_if) {
@@ -244,6 +241,27 @@ impl Case<'_> {
             ActionKind::Set(_) => rules.consent_to_set,
             ActionKind::Say { .. } => rules.consent_to_say,
         };
+        self.consented(purpose)?;
+        if matches!(action.kind, ActionKind::Say { .. }) {
+            self.contact_gates(name)?;
+        }
+        let floor = self.world.policy.choose().floor;
+        match score {
+            Some(score) if score.total >= floor => Ok(()),
+            Some(score) => Err((Gate::Floor, format!("scores {:.3}, below {floor}", score.total))),
+            None => Err((Gate::Floor, "has no score".to_owned())),
+        }
+    }
+
+    fn not_stopped(&self) -> Result<(), (Gate, String)> {
+        if self.world.mode() == Mode::Stop {
+            let why = if self.world.stopped { "the kill switch is on" } else { "`guard.mode` is stop" };
+            return Err((Gate::Guard, why.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn consented(&self, purpose: Purpose) -> Result<(), (Gate, String)> {
         let (consented, word) = match purpose {
             Purpose::Service => (self.profile.consent.service, "service"),
             Purpose::Advice => (self.profile.consent.advice, "advice"),
@@ -256,15 +274,15 @@ impl Case<'_> {
         {
             return Err((Gate::Consent, format!("consent to {word} was withdrawn at {at}")));
         }
-        if matches!(action.kind, ActionKind::Say { .. }) {
-            self.contact_gates(name)?;
-        }
-        let floor = self.world.policy.choose().floor;
-        match score {
-            Some(score) if score.total >= floor => Ok(()),
-            Some(score) => Err((Gate::Floor, format!("scores {:.3}, below {floor}", score.total))),
-            None => Err((Gate::Floor, "has no score".to_owned())),
-        }
+        Ok(())
+    }
+
+    /// Whether a message that was picked a moment ago may still be sent, whatever was said or done meanwhile.
+    pub(super) fn may_still_say(&self, name: &str) -> Result<(), (Gate, String)> {
+        self.not_stopped()?;
+        self.consented(self.world.policy.rules().consent_to_say)?;
+        self.contact_gates(name)?;
+        self.withheld(false)
     }
 
     fn amount(&self, amount: &Amount) -> Result<f64, Unknown> {

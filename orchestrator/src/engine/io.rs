@@ -52,6 +52,13 @@ pub enum Input {
     },
     /// The operator goes on after the guard took everything back: the canary begins anew.
     Resume,
+    /// The partner of an offer was asked: what it can be had for now, or why it cannot.
+    Answered {
+        /// The decision that waits for it.
+        decision: DecisionId,
+        /// Why not, in words for an operator.
+        offer: Result<LiveOffer, String>,
+    },
 }
 
 /// What one agent saw in `[start, end)`, event time.
@@ -179,6 +186,30 @@ pub enum Effect {
     Withdraw(SubscriberId),
     /// The canary went a step on, or everything was taken back.
     Guarded(GuardState),
+    /// Ask a partner before its offer is made. Not made durable: without an answer there is no offer.
+    Ask(AskPartner),
+}
+
+/// A question to a partner. It does not say whom the offer is for.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AskPartner {
+    /// The decision that waits for the answer.
+    pub decision: DecisionId,
+    /// Whom to ask.
+    pub partner: String,
+    /// What is to be offered.
+    pub action: String,
+    /// An answer later than this is none.
+    pub until: Micros,
+}
+
+/// What a partner can do now.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LiveOffer {
+    /// It can be had.
+    pub in_stock: bool,
+    /// What it adds to the bill.
+    pub price: f64,
 }
 
 /// What some effects are, in sixteen bytes (BLAKE3): the same bytes, the same effects, in the same order.
@@ -409,6 +440,8 @@ pub enum Gate {
     Canary,
     /// `guard.pushes`: enough was pushed for now.
     Pushes,
+    /// The partner of an offer did not answer, has none, or wants more for it.
+    Partner,
 }
 
 /// score = propensity * relevance * (value - cost)

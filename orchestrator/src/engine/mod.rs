@@ -28,6 +28,7 @@ mod luck;
 mod moments;
 mod outcome;
 mod pages;
+pub(crate) mod partner;
 mod roster;
 mod sketch;
 pub mod snapshot;
@@ -56,7 +57,8 @@ use self::look::Look;
 use self::pages::{Agents, Pages, Seat};
 use self::roster::{Card, Cards, Roster};
 pub use self::state::{
-    Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Order, Overlay, SentMessage, SubscriberState, Told, Trial,
+    Asking, Fired, MAX_CONTACTS, MAX_SESSIONS, OpenSession, Order, Overlay, SentMessage, SubscriberState,
+    Told, Trial,
 };
 use self::subscriber::Subscriber;
 use self::trips::travel;
@@ -199,6 +201,7 @@ impl Engine {
             return;
         };
         self.by_decision.extend(state.contacts.iter().map(|contact| (contact.decision.clone(), line)));
+        self.by_decision.extend(state.asking.iter().map(|asking| (asking.decision.id.clone(), line)));
         let mut opened = self.open(line);
         opened.subscriber.state = state;
         let orders = &mut opened.subscriber.state.orders;
@@ -272,6 +275,7 @@ impl Engine {
             Input::Complaint(subscriber) => self.complain(&subscriber),
             Input::Pushed { ok, .. } => self.guard_pushed(ok),
             Input::Resume => self.guard_resume(&mut effects),
+            Input::Answered { decision, offer } => self.answered(&decision, offer, &mut effects),
         }
         self.catch_up(&mut effects);
         self.cross_boundaries(&mut effects);
@@ -556,6 +560,9 @@ impl Engine {
         self.forget_due(line);
         for contact in &opened.subscriber.state.contacts {
             self.by_decision.remove(&contact.decision);
+        }
+        if let Some(asking) = &opened.subscriber.state.asking {
+            self.by_decision.remove(&asking.decision.id);
         }
         let card = self.pages.seat(line).card;
         self.leave_organisation(line, card);

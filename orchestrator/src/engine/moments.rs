@@ -80,6 +80,7 @@ impl Engine {
         effects: &mut Vec<Effect>,
     ) {
         self.judge(opened);
+        self.stop_asking(opened, effects);
         let subscriber = &mut opened.subscriber;
         let expired = subscriber.expire(self.now);
         let forgotten = forget_contacts(&self.world, &mut subscriber.state.contacts, self.now);
@@ -175,7 +176,7 @@ impl Engine {
         false
     }
 
-    fn plan_next_look(&mut self, opened: &Opened) {
+    pub(super) fn plan_next_look(&mut self, opened: &Opened) {
         let line = opened.line;
         let ends = opened.subscriber.state.overlays.values().map(|overlay| overlay.until);
         let learning = self.world.policy.choose().learning;
@@ -184,7 +185,8 @@ impl Engine {
             .into_iter()
             .flat_map(|learning| open.clone().map(move |contact| contact.judged_at(learning)));
         let trials = opened.subscriber.state.trials.iter().map(|trial| trial.due);
-        let ends = ends.chain(answers).chain(trials);
+        let asking = opened.subscriber.state.asking.as_ref().map(|asking| asking.until);
+        let ends = ends.chain(answers).chain(trials).chain(asking);
         let phases = self.phases(line).into_iter().flatten();
         let moments = phases.filter_map(|(index, phase)| {
             let watched = self.world.moments.get(usize::from(*index))?;
@@ -391,12 +393,10 @@ impl Engine {
         opened.changed = true;
         self.counters.fired += 1;
         set_phase(&mut self.pages.seat_mut(opened.line).phases, index, Some(phase));
-        self.begin_trial(opened, index, &decision, segment.clone());
-        self.guard_decided(&decision);
-        self.carry_out(opened, index, decision, segment, effects);
+        self.settle_decision(opened, index, decision, segment, effects);
     }
 
-    fn carry_out(
+    pub(super) fn carry_out(
         &mut self,
         opened: &mut Opened,
         index: usize,

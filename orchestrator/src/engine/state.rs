@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use usher_models::setting::Setting;
 use usher_models::units::Micros;
 
-use super::io::DecisionId;
+use super::io::{Decision, DecisionId};
 use super::learning::Tally;
 use super::roster::Cards;
 use super::trips::{self, Trip};
@@ -48,6 +48,9 @@ pub struct SubscriberState {
     /// When decisions led to pushes, as far as a budget looks back.
     #[serde(default)]
     pub pushed: Vec<Micros>,
+    /// The offer a partner is being asked about.
+    #[serde(default)]
+    pub asking: Option<Box<Asking>>,
     /// What taps have ordered, by name, until the profile says so, or something else.
     #[serde(default)]
     pub orders: BTreeMap<String, Order>,
@@ -82,6 +85,18 @@ pub struct Told {
     pub complaint: Option<Micros>,
     /// How messages of each style were answered.
     pub styles: BTreeMap<String, Tally>,
+}
+
+/// A decision that waits for a partner's answer.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asking {
+    /// As it is made if the answer is good.
+    pub decision: Decision,
+    /// Of whom it teaches.
+    pub segment: String,
+    /// How long to wait.
+    pub until: Micros,
 }
 
 /// Something ordered by a tap.
@@ -202,6 +217,7 @@ impl SubscriberState {
             sessions: self.sessions.clone(),
             trials: self.trials.clone(),
             pushed: self.pushed.clone(),
+            asking: self.asking.clone(),
             told: (self.told != Told::default()).then(|| self.told.clone()),
             orders: self.orders.clone(),
             trips: self.trips.clone(),
@@ -227,19 +243,21 @@ impl SubscriberState {
             sessions: packed.sessions,
             trials: packed.trials,
             pushed: packed.pushed,
+            asking: packed.asking,
             told: packed.told.unwrap_or_default(),
             orders: packed.orders,
             trips: packed.trips,
         }
     }
 
-    /// The decisions whose messages are remembered; `None`: these bytes are no state.
-    pub(super) fn contacts_of(packed: &[u8]) -> Option<Vec<DecisionId>> {
+    /// The decisions whose messages are remembered, or that wait for an answer; `None`: these bytes are no state.
+    pub(super) fn decisions_of(packed: &[u8]) -> Option<Vec<DecisionId>> {
         if packed.is_empty() {
             return Some(Vec::new());
         }
         let packed: Packed = postcard::from_bytes(packed).ok()?;
-        Some(packed.contacts.into_iter().map(|contact| contact.decision).collect())
+        let asking = packed.asking.map(|asking| asking.decision.id);
+        Some(packed.contacts.into_iter().map(|contact| contact.decision).chain(asking).collect())
     }
 
     /// The session that says where the person is: a roaming one before others.
@@ -285,6 +303,7 @@ struct Packed {
     sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
     trials: Vec<Trial>,
     pushed: Vec<Micros>,
+    asking: Option<Box<Asking>>,
     /// Most people tell us nothing.
     told: Option<Told>,
     orders: BTreeMap<String, Order>,

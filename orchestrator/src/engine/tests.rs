@@ -12,6 +12,7 @@ mod choosing;
 mod contact;
 mod days;
 mod guard;
+mod partner;
 mod reference;
 mod shipped;
 mod snapshots;

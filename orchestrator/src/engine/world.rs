@@ -160,10 +160,15 @@ impl World {
 
     /// What becomes of decisions now.
     pub(super) fn mode(&self) -> Mode {
+        self.mode_of(false)
+    }
+
+    /// The same; a roll-back ends no regulated notice.
+    pub(super) fn mode_of(&self, regulated: bool) -> Mode {
         match self.policy.guard().mode {
             _ if self.stopped => Mode::Stop,
             // Decided and recorded, so that what would be done can be seen.
-            Mode::Live | Mode::Canary if self.guard.rolled_back.is_some() => Mode::Plan,
+            Mode::Live | Mode::Canary if self.guard.rolled_back.is_some() && !regulated => Mode::Plan,
             mode => mode,
         }
     }

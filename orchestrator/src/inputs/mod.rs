@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::agents::Batch;
-use crate::engine::io::DecisionId;
+use crate::engine::io::{DecisionId, LiveOffer};
 use crate::identity::Directory;
 use crate::ledger::BatchMark;
 use crate::policy::{Policy, PolicyErrors};
@@ -44,6 +44,13 @@ pub enum Request {
         decision: DecisionId,
         /// It is in force.
         ok: bool,
+    },
+    /// A partner was asked.
+    Answered {
+        /// The decision that waits.
+        decision: DecisionId,
+        /// What it can be had for, or why it cannot.
+        offer: Result<LiveOffer, String>,
     },
     /// Is the task alive?
     Ping {
@@ -114,6 +121,15 @@ impl Inbox {
     /// Tells what became of a push. Waits for nobody; false: there was no room.
     pub fn pushed(&self, decision: DecisionId, ok: bool) -> bool {
         self.queue.try_send(Request::Pushed { decision, ok }).is_ok()
+    }
+
+    /// Tells what a partner answered.
+    pub async fn answered(
+        &self,
+        decision: DecisionId,
+        offer: Result<LiveOffer, String>,
+    ) -> Result<(), Refusal> {
+        self.send(Request::Answered { decision, offer }).await
     }
 
     /// Returns once the engine task has come to this.

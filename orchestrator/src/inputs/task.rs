@@ -15,7 +15,7 @@ use crate::agents::Batch;
 use crate::api;
 use crate::days::{Keeper, RecordConfig};
 use crate::elements::Wake;
-use crate::engine::io::{Decision, DecisionId, Digest, Effect, Input, Mode, TapState};
+use crate::engine::io::{AskPartner, Decision, DecisionId, Digest, Effect, Input, Mode, TapState};
 use crate::engine::{Counters, Engine, SubscriberState};
 use crate::ledger::{BatchMark, InputRecord, Journaled, Ledger, LedgerError};
 use crate::metrics::{DecisionLabels, Metrics, Reason, count};
@@ -44,6 +44,8 @@ pub struct Bells {
     pub pushes: Wake,
     /// A message is pending.
     pub messages: Arc<Notify>,
+    /// Takes questions to partners; without it nobody answers.
+    pub partners: Option<mpsc::Sender<AskPartner>>,
 }
 
 /// Everything that leads into the task.
@@ -228,6 +230,12 @@ impl EngineTask {
                 self.advance();
                 let mut record = self.record();
                 self.step(&mut record, Input::Pushed { decision, ok });
+                self.commit(record).await?;
+            }
+            Request::Answered { decision, offer } => {
+                self.advance();
+                let mut record = self.record();
+                self.step(&mut record, Input::Answered { decision, offer });
                 self.commit(record).await?;
             }
             Request::Ping { answer } => {
@@ -563,9 +571,20 @@ impl EngineTask {
         }
         self.count_effects(&record.effects);
         self.keeping.journaled += record.journal.iter().map(|row| row.input.len()).sum::<usize>();
+        let asks: Vec<AskPartner> = record
+            .effects
+            .iter()
+            .filter_map(|effect| if let Effect::Ask(ask) = effect { Some(ask.clone()) } else { None })
+            .collect();
         let began = Instant::now();
         let applied = self.ledger.with(move |ledger| ledger.apply(&record)).await?;
         self.metrics.ledger_seconds.observe(began.elapsed().as_secs_f64());
+        for ask in asks {
+            // With no room the time for an answer runs out, which is an answer.
+            if self.bells.partners.as_ref().is_none_or(|partners| partners.try_send(ask).is_err()) {
+                count(&self.metrics.partner_answers, "not_asked");
+            }
+        }
         if !applied.pushes.is_empty() {
             self.bells.pushes.wake();
         }
@@ -624,6 +643,7 @@ impl EngineTask {
                 }
                 Effect::Say(_) => "say",
                 Effect::Withdraw(_) => "withdraw",
+                Effect::Ask(_) => "ask",
                 Effect::Guarded(state) => {
                     if let Some((_, why)) = &state.rolled_back {
                         tracing::error!(why, "rolled back: what decisions set is taken back");

@@ -265,6 +265,7 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &InputRecord) -> Resu
                 write_message(transaction, record.at, say)?;
                 applied.messages.push(say.decision.clone());
             }
+            Effect::Ask(_) => {}
             Effect::Guarded(state) => {
                 transaction
                     .prepare_cached("INSERT OR REPLACE INTO switches (name, value) VALUES ('guard', ?1)")?

@@ -276,7 +276,7 @@ proptest! {
         let policy = Policy::parse("policy.yaml", &says_policy(choose)).unwrap();
         let mut profiles = PROFILES.split("subscribers:").next().unwrap().to_owned() + "subscribers:\n";
         for who in 0..COUNT {
-            let plan = if who % 2 == 0 { "basic" } else { "rich" };
+            let plan = if who.is_multiple_of(2) { "basic" } else { "rich" };
             writeln!(profiles, "  - {{id: p{who:03}, keys: [\"imsi:{who}\"], plan: {plan}, consent: {{advice: true}}}}").unwrap();
         }
         let mut engine = Engine::new(policy, &Directory::parse("profiles.yaml", &profiles).unwrap()).unwrap();

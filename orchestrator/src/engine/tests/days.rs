@@ -158,7 +158,7 @@ proptest! {
                         let before = revisions.insert(desire.subscriber.clone(), desire.settings.revision);
                         prop_assert!(before.is_none_or(|before| before < desire.settings.revision), "{desire:?}");
                     }
-                    Effect::Withdraw(_) | Effect::Guarded(_) => {}
+                    Effect::Withdraw(_) | Effect::Guarded(_) | Effect::Ask(_) => {}
                 }
             }
             for (id, state) in engine.take_dirty() {
