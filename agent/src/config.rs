@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(config.agent, "gw-1");
         assert_eq!(config.spool, Size(64 << 20));
         assert!(matches!(&config.source, Source::Probe(probe) if probe.interface == "eth1"));
-        assert_eq!(config.service.len(), (4, 9));
+        assert_eq!(config.service.len(), (5, 12));
     }
 
     #[test]
