@@ -43,7 +43,7 @@ pub(super) enum Keeps {
     Min,
     /// The most.
     Max,
-    /// The latest and when it ended.
+    /// The latest, of those that ended together the highest, and when it ended.
     Last,
     /// Reports with use.
     Count,

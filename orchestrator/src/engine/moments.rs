@@ -232,8 +232,7 @@ impl Engine {
         let Some(watermark) = self.clock.advance(self.now, self.world.policy.lateness()) else { return };
         let Some(last) = self.boundary else {
             // What came before the first report is nobody's to judge.
-            self.boundary = Some(watermark.get());
-            self.let_in();
+            self.stand_at(watermark.get());
             return;
         };
         let mut boundary = self.skip_to(last, watermark);
@@ -267,9 +266,22 @@ impl Engine {
                 });
             }
         }
-        self.boundary = Some(from);
-        self.let_in();
+        self.stand_at(from);
         from
+    }
+
+    /// Stands at a boundary without a look at anybody: what is closed is added to its totals before what comes next takes
+    /// its room.
+    fn stand_at(&mut self, boundary: i64) {
+        self.boundary = Some(boundary);
+        for grid in 0..self.lists.len() {
+            let lines = std::mem::take(&mut self.lists[grid]);
+            for line in &lines {
+                self.look(Line(*line), boundary).close(grid);
+            }
+            self.lists[grid] = lines;
+        }
+        self.let_in();
     }
 
     /// The moments that read facts of the grids that have a boundary here, of everybody listed there.

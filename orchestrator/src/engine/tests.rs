@@ -11,6 +11,7 @@ use super::*;
 mod choosing;
 mod contact;
 mod days;
+mod feed;
 mod guard;
 mod partner;
 mod reference;

@@ -138,7 +138,9 @@ impl Area<'_> {
                     }
                 }
                 Keeps::Last => {
-                    if spread.end >= join(pane[1], pane[2]) {
+                    // Of reports that end together the highest: which came first is chance, and some had to wait.
+                    let end = join(pane[1], pane[2]);
+                    if spread.end > end || spread.end == end && level > get(pane[0]) {
                         set(&mut pane[0], level);
                         (pane[1], pane[2]) = split(spread.end);
                     }

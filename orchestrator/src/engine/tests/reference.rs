@@ -167,8 +167,6 @@ struct Taken {
     closed: i64,
     /// The subscriber was abroad then.
     abroad: bool,
-    /// Its place among all.
-    order: usize,
 }
 
 struct Reference {
@@ -226,9 +224,8 @@ impl Reference {
             let usage: Vec<UsageSeen> =
                 usage.iter().filter(|seen| seen.line.0 as usize == who).copied().collect();
             if !usage.is_empty() {
-                let order = self.taken.len();
                 let abroad = self.abroad.iter().any(|(other, _)| *other == who);
-                self.taken.push(Taken { who, start, end, usage, closed, abroad, order });
+                self.taken.push(Taken { who, start, end, usage, closed, abroad });
             }
         }
     }
@@ -424,7 +421,8 @@ impl Reference {
                 }
             }
             Stat::Last => {
-                let last = parts().max_by_key(|(taken, ..)| (taken.end, taken.order));
+                let last =
+                    parts().max_by(|(a, _, x, _), (b, _, y, _)| a.end.cmp(&b.end).then(x.total_cmp(y)));
                 match (last, sampled) {
                     (Some((_, _, level, _)), true) => Some(*level),
                     (None, true) => None,
