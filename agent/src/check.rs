@@ -4,20 +4,14 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use usher_models::wire::{FlowDetails, FlowLine, Lane, Quality, SLOT_LANES, SlotUsage, WAYS};
-
 use crate::capture::CaptureError;
 use crate::capture::file::CaptureFile;
 use crate::catalogue::{self, LoadError};
-use crate::config::{Config, ProbeSource, Size, Source};
+use crate::config::{Config, Size, Source};
 use crate::dataplane::probe_config;
+use crate::probe::{self, ProbeError};
 use crate::sessions::{Sessions, SessionsError};
 use crate::uplink::{UplinkError, client};
-
-/// What the kernel keeps of a prefix in the session table.
-const HASH_OVERHEAD: u64 = 48;
-/// What the probe remembers of the session table on each CPU.
-const RECENT_BYTES: u64 = 1 << 20;
 
 /// Why the agent would not start.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +28,9 @@ pub enum CheckError {
     /// The capture file.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// The probe's interfaces.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     /// No such interface.
     #[error("find interface `{name}`: this machine has {}", present.join(", "))]
     NoInterface {
@@ -90,19 +87,20 @@ pub fn check(config: &Config) -> Result<Summary, CheckError> {
     let mut lines = vec![("agent", config.agent.clone())];
     match &config.source {
         Source::Probe(probe) => {
-            interface(&probe.interface)?;
+            let on = probe::would_be_on(&probe_config(probe))?;
+            let on = if on.is_empty() { "no interface yet".to_owned() } else { on.join(", ") };
+            let meant: Vec<String> = probe.interfaces.iter().map(ToString::to_string).collect();
             let pins = probe.pin_dir.display();
-            lines.push(("source", format!("probe on {}, pinned in {pins}", probe.interface)));
-            let memory = Size(probe_memory(probe, possible_cpus()));
-            lines.push((
-                "memory",
-                format!(
-                    "{memory} of kernel memory for {} sessions and {} flows on {} CPUs",
-                    probe.max_subscribers,
-                    probe.max_flows,
-                    possible_cpus()
-                ),
-            ));
+            lines.push(("source", format!("probe on {on} ({}), pinned in {pins}", meant.join(", "))));
+            let costs = probe::memory(&probe_config(probe), possible_cpus());
+            let all = Size(costs.iter().map(|cost| cost.bytes).sum());
+            lines.push(("memory", format!("{all} of the kernel's at the most, of which")));
+            for cost in costs {
+                lines.push((
+                    "",
+                    format!("{:>12} for {} {}", Size(cost.bytes).to_string(), cost.limit, cost.what),
+                ));
+            }
         }
         Source::Capture(capture) => {
             if let Some(name) = &capture.interface {
@@ -150,20 +148,6 @@ fn interface(name: &str) -> Result<(), CheckError> {
     Err(CheckError::NoInterface { name: name.to_owned(), present })
 }
 
-/// What the probe's maps cost, entries and the kernel's own bookkeeping, as [`crate::probe`] sizes them.
-pub fn probe_memory(probe: &ProbeSource, cpus: u64) -> u64 {
-    let sizes = probe_config(probe);
-    let slots = u64::from(sizes.max_subscribers);
-    let bytes = |size: usize| size as u64;
-    let lanes = slots * bytes(size_of::<Lane>() * SLOT_LANES + size_of::<u64>());
-    let line = size_of::<FlowLine>() + size_of::<[FlowDetails; WAYS]>();
-    let flows = u64::from(FlowLine::lines(sizes.max_flows)) * bytes(line);
-    let prefixes = u64::from(sizes.max_prefixes) * HASH_OVERHEAD * 2;
-    let per_cpu = cpus * (bytes(size_of::<SlotUsage>()) + RECENT_BYTES);
-    let quality = u64::from(sizes.max_measured.next_power_of_two()) * bytes(size_of::<Quality>());
-    lanes + flows + prefixes + per_cpu + quality + u64::from(sizes.ring_bytes)
-}
-
 /// CPUs that may ever come up: what per-CPU maps are sized by.
 fn possible_cpus() -> u64 {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
@@ -174,20 +158,6 @@ fn possible_cpus() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_probes_memory_grows_with_cpus_and_sessions() {
-        let probe = |max_subscribers| ProbeSource {
-            interface: "eth0".into(),
-            pin_dir: "/sys/fs/bpf/usher".into(),
-            max_flows: 65_536,
-            max_subscribers,
-            max_measured: 1_024,
-        };
-        let small = probe_memory(&probe(1_000), 2);
-        assert!(probe_memory(&probe(1_000), 64) > small + (62 << 20));
-        assert!(probe_memory(&probe(200_000), 2) > small + 199_000 * 1_152);
-    }
 
     #[test]
     fn a_missing_interface_is_named_with_those_there_are() {

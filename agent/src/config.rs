@@ -9,11 +9,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
 pub use crate::capture::Pace;
 use crate::error::FileError;
+use crate::probe::Pattern;
 use crate::service::{Effect, Service};
 
 /// The largest configuration file that is read.
@@ -60,12 +61,13 @@ pub enum Source {
     Capture(CaptureSource),
 }
 
-/// The probe's interface and sizes.
+/// The probe's interfaces and sizes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeSource {
-    /// The interface towards the subscribers.
-    pub interface: String,
+    /// The interfaces towards the subscribers: `interfaces`, a list of names and patterns, or `interface`, a single one.
+    #[serde(alias = "interface", deserialize_with = "one_or_several")]
+    pub interfaces: Vec<Pattern>,
     /// Directory on a bpf file system where maps and links are kept while no agent runs.
     #[serde(default = "defaults::pin_dir")]
     pub pin_dir: PathBuf,
@@ -78,6 +80,20 @@ pub struct ProbeSource {
     /// Classes of sessions whose quality is measured at a time; beyond that, they are not measured.
     #[serde(default = "defaults::max_measured")]
     pub max_measured: u32,
+}
+
+/// A list of interfaces, or one.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a name or pattern of interfaces, or a list of them")]
+    enum Written {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::One(name) => vec![Pattern::new(name)],
+        Written::Several(names) => names.into_iter().map(Pattern::new).collect(),
+    })
 }
 
 /// A capture's input and pace.
@@ -181,7 +197,7 @@ impl fmt::Display for Size {
 }
 
 impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
     }
@@ -321,7 +337,12 @@ fn check_agent(file: &Path, agent: &Spanned<String>) -> Result<(), FileError> {
 fn check_source(source: &Source) -> Result<(), String> {
     let sizes = match source {
         Source::Probe(probe) => {
-            check_interface(&probe.interface)?;
+            if probe.interfaces.is_empty() {
+                return Err(
+                    "`interfaces` is empty: expected names or patterns, as in `[eth1, ppp*]`".to_owned()
+                );
+            }
+            probe.interfaces.iter().try_for_each(|interface| check_interface(&interface.to_string()))?;
             if !probe.pin_dir.is_absolute() {
                 return Err("`pin_dir` must be an absolute path on a bpf file system".to_owned());
             }
@@ -430,7 +451,7 @@ mod tests {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(config.agent, "gw-1");
         assert_eq!(config.spool, Size(64 << 20));
-        assert!(matches!(&config.source, Source::Probe(probe) if probe.interface == "eth1"));
+        assert!(matches!(&config.source, Source::Probe(probe) if probe.interfaces == [Pattern::new("eth1")]));
         assert_eq!(config.service.len(), (5, 12));
     }
 
@@ -452,7 +473,10 @@ mod tests {
             ("class: video, down: 1.5 Mbit/s", "class: vdeo, down: 1.5 Mbit/s", "etc/agent.yaml:", "vdeo"),
             ("https://", "http://", "etc/agent.yaml:", "expected `https://host:port`"),
             ("\"00101\"", "\"1\"", "etc/agent.yaml:", "5 or 6 digits"),
-            ("interface: eth1", "interface: a/b", "etc/agent.yaml:", "no interface name"),
+            ("interfaces: [eth1]", "interfaces: [eth1, a/b]", "etc/agent.yaml:", "no interface name"),
+            ("interfaces: [eth1]", "interfaces: []", "etc/agent.yaml:", "expected names or patterns"),
+            ("interfaces: [eth1]", "interfaces: {eth1: 1}", "etc/agent.yaml:", "or a list of them"),
+            ("interfaces: [eth1]", "interface: eth1\n    interfaces: [eth2]", "etc/agent.yaml:", "interface"),
             ("day: {gate: pass}", "day: {}", "etc/agent.yaml:", "expected one here too"),
         ] {
             let error = refusal(from, to);
@@ -465,6 +489,18 @@ mod tests {
             );
             assert!(parts.next().is_some_and(|column| column.parse::<u32>().is_ok()), "{error}");
         }
+    }
+
+    #[test]
+    fn one_interface_is_a_list_of_one() {
+        let interfaces = |to: &str| {
+            let config = parse(&EXAMPLE.replacen("interfaces: [eth1]", to, 1)).unwrap();
+            let Source::Probe(probe) = config.source else { panic!("a probe") };
+            probe.interfaces.iter().map(Pattern::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(interfaces("interface: eth1"), ["eth1"]);
+        assert_eq!(interfaces("interfaces: eth1"), ["eth1"]);
+        assert_eq!(interfaces("interfaces: [eth1, \"ppp*\", eth2.*]"), ["eth1", "ppp*", "eth2.*"]);
     }
 
     #[test]

@@ -283,6 +283,22 @@ impl DataPlane {
         })
     }
 
+    /// Puts the probe on interfaces that have come, and forgets those that are gone. A capture has the one it began with.
+    pub fn follow_interfaces(&mut self) -> Result<Option<probe::Followed>, DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(Some(probe.follow_interfaces()?)),
+            Self::Capture(_) => Ok(None),
+        }
+    }
+
+    /// Whether an interface waits to be tried again.
+    pub fn interfaces_wait(&self) -> bool {
+        match self {
+            Self::Probe(probe) => probe.interfaces_wait(),
+            Self::Capture(_) => false,
+        }
+    }
+
     /// Forgets idle flows; says how many are left.
     pub fn sweep(&mut self, now: Micros) -> Result<usize, DataPlaneError> {
         match self {
@@ -303,7 +319,8 @@ pub fn probe_config(source: &config::ProbeSource) -> ProbeConfig {
         max_subscribers: source.max_subscribers.saturating_add(1),
         max_prefixes: source.max_subscribers.saturating_mul(PREFIXES_A_SESSION),
         max_measured: source.max_measured,
-        ..ProbeConfig::new(source.interface.clone())
+        interfaces: source.interfaces.clone(),
+        ..ProbeConfig::new("")
     }
 }
 

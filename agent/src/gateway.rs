@@ -32,6 +32,9 @@ pub const MAX_FLOWS_TOLD: usize = 65_536;
 /// Seconds between two looks for idle flows.
 const SWEEP_EVERY: u64 = 10;
 
+/// Seconds between two looks for interfaces that nothing has told of.
+const LOOK_EVERY: u64 = 60;
+
 /// Drains that fail one after the other until the agent gives up: a state file that failed once stays unusable to the
 /// process that has it open.
 const MAX_FAILED_DRAINS: u32 = 3;
@@ -104,6 +107,7 @@ impl Gateway {
             failed_drains: 0,
         };
         gateway.set_sessions(now, sessions, true)?;
+        gateway.follow_interfaces();
         // Settings of sessions that are gone since the last agent ran.
         let gone = gateway.pushes.sessions();
         let gone =
@@ -154,6 +158,10 @@ impl Gateway {
         if self.config.catalogue.as_deref().and_then(stamp) != self.read_catalogue {
             self.reload_catalogue();
         }
+        // Changes are told at once; what failed, or was told to nobody, is looked at now and then.
+        if self.plane.interfaces_wait() || self.seconds.is_multiple_of(LOOK_EVERY) {
+            self.follow_interfaces();
+        }
         let told = self.drain(now);
         self.forget();
         match self.plane.counters() {
@@ -169,6 +177,18 @@ impl Gateway {
             }
         }
         told
+    }
+
+    /// Interfaces have come, gone or changed: the probe follows.
+    pub fn follow_interfaces(&mut self) {
+        match self.plane.follow_interfaces() {
+            Ok(Some(followed)) => self.metrics.followed(&followed),
+            Ok(None) => {}
+            Err(error) => {
+                self.metrics.interface_failures.inc();
+                tracing::error!("the interfaces stay as they are: {error}");
+            }
+        }
     }
 
     /// Holds and settings whose time is up are taken back.

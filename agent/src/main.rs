@@ -32,7 +32,7 @@ enum Command {
     Classify(classify_command::Args),
     /// Ask the catalogue of apps, check or compile an operator's own
     Catalogue(catalogue_command::Args),
-    /// Take the probe off the interface and end its counters; without it they outlive the agent
+    /// Take the probe off its interfaces and end its counters; without it they outlive the agent
     Detach(ConfigFile),
 }
 

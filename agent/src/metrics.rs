@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use usher_models::Class;
 
 use crate::dataplane::ReasonCount;
+use crate::probe::Followed;
 
 /// Where the histogram of decisions is cut, in seconds. 5 ms is a bound of its own: what a flow's first megabyte can wait.
 const DECISION_SECONDS: [f64; 15] = [
@@ -101,6 +102,14 @@ pub struct Metrics {
     pub measured_share: Family<ClassLabel, Gauge<f64, AtomicU64>>,
     /// Whether all enforcement is off.
     pub bypass: Gauge,
+    /// Interfaces that carry the probe.
+    pub interfaces: Gauge,
+    /// Interfaces configured or meant by a pattern that do not: gone, on top of another one, or refused.
+    pub interfaces_without: Gauge,
+    /// Interfaces that came and went.
+    pub interface_changes: Family<Outcome, Counter>,
+    /// Interfaces that could not be attached to, and looks at them that failed.
+    pub interface_failures: Counter,
     /// Push steps by result: running, prepared, confirmed, cancelled, refused.
     pub push_steps: Family<Outcome, Counter>,
     /// Push steps that came faster than they could be done.
@@ -156,6 +165,10 @@ impl Metrics {
             flows: Gauge::default(),
             measured_share: Family::default(),
             bypass: Gauge::default(),
+            interfaces: Gauge::default(),
+            interfaces_without: Gauge::default(),
+            interface_changes: Family::default(),
+            interface_failures: Counter::default(),
             push_steps: Family::default(),
             pushes_dropped: Counter::default(),
             reports_dropped: Counter::default(),
@@ -177,7 +190,7 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter); 15] = [
+        let counters: [(&str, &str, &Counter); 16] = [
             ("counters_backwards", "Counters found below what was told of them", &self.counters_backwards),
             ("samples", "First bytes looked at", &self.samples),
             ("no_verdict", "Flows that will never be named", &self.no_verdict),
@@ -188,6 +201,7 @@ impl Metrics {
             ("reports_dropped", "Answers to push steps that found no way up", &self.reports_dropped),
             ("page_waited", "Visitors of the metrics page that waited for a place", &self.page_waited),
             ("enforcement_failures", "Enforcement that could not be set", &self.enforcement_failures),
+            ("interface_failures", "Interfaces the probe could not be put on", &self.interface_failures),
             ("uplink_reconnects", "Connections tried after the first", &self.uplink_reconnects),
             ("batches_sent", "Batches sent, again included", &self.batches_sent),
             ("batches_acknowledged", "Batches acknowledged", &self.batches_acknowledged),
@@ -197,8 +211,10 @@ impl Metrics {
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
-        let gauges: [(&str, &str, &Gauge); 8] = [
+        let gauges: [(&str, &str, &Gauge); 10] = [
             ("flows", "Flows the data plane remembers", &self.flows),
+            ("interfaces", "Interfaces that carry the probe", &self.interfaces),
+            ("interfaces_without", "Interfaces that should and do not", &self.interfaces_without),
             ("bypass", "1: all enforcement is off", &self.bypass),
             ("uplink_connected", "1: the uplink is up", &self.uplink_connected),
             ("catalogue_rules", "Rules of the catalogue in force", &self.catalogue_rules),
@@ -231,6 +247,11 @@ impl Metrics {
             "measured_share",
             "Share of a class's flows that are measured at one time",
             self.measured_share.clone(),
+        );
+        registry.register(
+            "interface_changes",
+            "Interfaces that came and went",
+            self.interface_changes.clone(),
         );
         registry.register("push_steps", "Push steps by result", self.push_steps.clone());
         registry.register(
@@ -269,6 +290,16 @@ impl Metrics {
     /// The spool holds this much.
     pub fn spooled(&self, bytes: u64) {
         self.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// The probe has followed the interfaces.
+    pub fn followed(&self, followed: &Followed) {
+        self.interfaces.set(i64::try_from(followed.on).unwrap_or(i64::MAX));
+        self.interfaces_without.set(i64::try_from(followed.without).unwrap_or(i64::MAX));
+        self.interface_failures.inc_by(followed.failed.len() as u64);
+        for (result, count) in [("came", followed.came), ("went", followed.went)] {
+            self.interface_changes.get_or_create(&Outcome { result }).inc_by(count as u64);
+        }
     }
 
     /// Takes over cumulative counts of the data plane.

@@ -25,6 +25,7 @@ use crate::dataplane::{DataPlane, DataPlaneError};
 use crate::gateway::{Gateway, Line, MAX_FLOWS_TOLD};
 use crate::metrics::Metrics;
 use crate::page;
+use crate::probe::LinkEvents;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use crate::uplink::{Lines, Uplink, client};
@@ -65,6 +66,8 @@ struct Joints {
     reports: mpsc::Sender<telemetry::Report>,
     spooled: watch::Sender<u64>,
     finish: watch::Sender<bool>,
+    /// That interfaces have come, gone or changed; nothing of a capture's.
+    changes: Option<LinkEvents>,
     /// That there are no more samples, and why if not because a file is at its end.
     ended: oneshot::Receiver<Option<DataPlaneError>>,
     store: Arc<Store>,
@@ -108,6 +111,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let signals = Signals::listen()?;
     let store = Arc::new(Store::open(&config.state_dir, config.spool)?);
+    // Before the probe looks at the interfaces, so that none comes in between.
+    let changes = match &config.source {
+        Source::Probe(_) => Some(LinkEvents::listen().context("listen for changes of interfaces")?),
+        Source::Capture(_) => None,
+    };
     let (plane, flows) = DataPlane::open(&config.source)?;
     let dry_run = plane.dry_run();
     let exit_at_end = matches!(&config.source, Source::Capture(capture) if capture.exit_at_end);
@@ -129,8 +137,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (orders, orders_receiver) = mpsc::channel(ORDERS);
     let (named_sender, named) = mpsc::channel(MAX_FLOWS_TOLD);
     let (ended_sender, ended) = oneshot::channel();
-    let mut joints =
-        Joints { pushes, reports, spooled, finish, ended, store: store.clone(), metrics: metrics.clone() };
+    let mut joints = Joints {
+        pushes,
+        reports,
+        spooled,
+        finish,
+        changes,
+        ended,
+        store: store.clone(),
+        metrics: metrics.clone(),
+    };
     let line = Line { orders, named };
     let mut gateway = block_in_place(|| {
         Gateway::start(config, plane, store, line, sessions, metrics.clone(), Micros::now())
@@ -197,6 +213,7 @@ async fn work(gateway: &mut Gateway, joints: &mut Joints, mut signals: Signals, 
                     notify(&[NotifyState::Watchdog]);
                 }
             }
+            () = changed(&mut joints.changes) => block_in_place(|| gateway.follow_interfaces()),
             () = at(change) => block_in_place(|| gateway.expire(Micros::now())),
             Some(push) = joints.pushes.recv() => {
                 for report in block_in_place(|| gateway.push(Micros::now(), push)) {
@@ -277,6 +294,13 @@ async fn farewell(mut uplink: JoinHandle<()>, joints: &Joints) {
     joints.finish.send_replace(true);
     if tokio::time::timeout(FAREWELL, &mut uplink).await.is_err() {
         uplink.abort();
+    }
+}
+
+async fn changed(changes: &mut Option<LinkEvents>) {
+    match changes {
+        Some(changes) => changes.changed().await,
+        None => pending().await,
     }
 }
 

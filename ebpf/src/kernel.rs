@@ -109,12 +109,6 @@ impl ConfigEntry {
         unsafe { addr_of!((*self.0).slots).read_volatile() }
     }
 
-    /// Whether frames begin with an IP header.
-    #[inline(always)]
-    pub fn no_link_layer(&self) -> bool {
-        unsafe { addr_of!((*self.0).no_link_layer).read_volatile() != 0 }
-    }
-
     #[inline(always)]
     pub fn bypass(&self) -> bool {
         unsafe { addr_of!((*self.0).bypass).read_volatile() != 0 }

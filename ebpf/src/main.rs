@@ -1,4 +1,5 @@
-//! The probe: one program for each direction of a subscriber-facing interface, and one that measures for both.
+//! The probe: one program for each direction of a subscriber-facing interface, and one that measures for both; the same again for
+//! interfaces without a link-layer header: which of them an interface has is told when they are attached, and costs a packet nothing.
 //!
 //! A packet's way, forwards: [`entry`] -> [`parse::plain`], or [`walk::walk`] where the frame is not plain -> [`carry`]: its
 //! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps [`quality::measure`]. What goes wrong is counted by reason,
@@ -33,14 +34,33 @@ const DROP: i32 = 2;
 #[classifier]
 #[inline(always)]
 pub fn usher_up(context: TcContext) -> i32 {
-    entry(&Skb::new(context), Direction::Up)
+    entry(&Skb::new(context), Link::Ethernet, Direction::Up)
 }
 
 /// Packets to subscribers.
 #[classifier]
 #[inline(always)]
 pub fn usher_down(context: TcContext) -> i32 {
-    entry(&Skb::new(context), Direction::Down)
+    entry(&Skb::new(context), Link::Ethernet, Direction::Down)
+}
+
+/// Packets from subscribers, without a link-layer header.
+#[classifier]
+pub fn usher_ip_up(context: TcContext) -> i32 {
+    entry(&Skb::new(context), Link::Ip, Direction::Up)
+}
+
+/// Packets to subscribers, likewise.
+#[classifier]
+pub fn usher_ip_down(context: TcContext) -> i32 {
+    entry(&Skb::new(context), Link::Ip, Direction::Down)
+}
+
+/// What an interface's frames begin with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Ethernet,
+    Ip,
 }
 
 /// The last of a packet whose turn it is to be measured; called by the two above, and never attached.
@@ -61,13 +81,13 @@ enum Verdict {
 }
 
 #[inline(always)]
-fn entry(skb: &Skb, direction: Direction) -> i32 {
+fn entry(skb: &Skb, link: Link, direction: Direction) -> i32 {
     // There always is one: an array's entries are there from its making.
     let Some(config) = kernel::config() else { return PASS };
-    let plain = if config.no_link_layer() { None } else { parse::plain(skb) };
+    let plain = if link == Link::Ethernet { parse::plain(skb) } else { None };
     let verdict = match plain {
         Some(packet) => carry(skb, &config, &packet, direction),
-        None => search(skb, &config, direction),
+        None => search(skb, &config, link, direction),
     };
     match verdict {
         Verdict::Pass => PASS,
@@ -82,8 +102,11 @@ fn entry(skb: &Skb, direction: Direction) -> i32 {
 
 /// Looks for the subscriber's packet in a frame that is not plain, and carries it.
 #[inline(always)]
-fn search(skb: &Skb, config: &ConfigEntry, direction: Direction) -> Verdict {
-    let first = if config.no_link_layer() { walk::IP_HEADER } else { walk::ETHERNET_HEADER };
+fn search(skb: &Skb, config: &ConfigEntry, link: Link, direction: Direction) -> Verdict {
+    let first = match link {
+        Link::Ethernet => walk::ETHERNET_HEADER,
+        Link::Ip => walk::IP_HEADER,
+    };
     let found = match walk::walk(skb, first) {
         Ok(found) => found,
         Err(reason) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use usher_agent::probe::{Attach, ProbeConfig, ProbeError, Verdict};
+use usher_agent::probe::{Attach, Pattern, ProbeConfig, ProbeError, Verdict};
 use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Gate};
 
@@ -99,7 +99,7 @@ fn clsact_serves_where_tcx_is_not_wanted_and_either_takes_over_from_the_other() 
         let probe = rig.load().expect("attaches");
         assert_eq!(probe.boot(), boot);
         let shown = std::process::Command::new("tc")
-            .args(["filter", "show", "dev", &rig.settings.interface, "ingress"])
+            .args(["filter", "show", "dev", &rig.interface, "ingress"])
             .output()
             .expect("tc runs");
         let filters = String::from_utf8_lossy(&shown.stdout).matches("handle 0x1 usher_up").count();
@@ -109,7 +109,13 @@ fn clsact_serves_where_tcx_is_not_wanted_and_either_takes_over_from_the_other() 
             "{}",
             String::from_utf8_lossy(&shown.stdout)
         );
-        assert_eq!(rig.settings.pin_dir.join("link_up").exists(), attach == Attach::Auto);
+        let pins = pins(&rig);
+        assert_eq!(pins.iter().any(|pin| pin.starts_with("link_up_")), attach == Attach::Auto, "{pins:?}");
+        assert_eq!(
+            pins.iter().any(|pin| pin.starts_with("filter_up_")),
+            attach == Attach::Clsact,
+            "{pins:?}"
+        );
     }
     rig.load().expect("adopts").detach().expect("detaches");
 }
@@ -195,7 +201,7 @@ fn slots_and_prefixes_out_of_bounds_are_refused() {
 fn a_missing_interface_is_named() {
     on_a_kernel!("a_missing_interface_is_named");
     let rig = Rig::new();
-    let settings = ProbeConfig { interface: "usher-nowhere".to_owned(), ..rig.settings.clone() };
+    let settings = ProbeConfig { interfaces: vec![Pattern::new("usher-nowhere")], ..rig.settings.clone() };
     let error = usher_agent::probe::Probe::load(settings).expect_err("no such interface");
     assert!(error.to_string().contains("usher-nowhere") && error.to_string().contains("lo"), "{error}");
     assert!(!rig.settings.pin_dir.exists());

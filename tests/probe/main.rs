@@ -3,10 +3,13 @@
 //! Needs root and a kernel that takes BPF; without, each test says that it is skipped.
 
 mod enforcement;
+mod interfaces;
 mod life;
+mod limits;
 mod packets;
 mod quality;
 mod rig;
+mod upgrade;
 
 /// Runs the rest of a test where the kernel lets it, else says why not.
 macro_rules! on_a_kernel {

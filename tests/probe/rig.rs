@@ -21,6 +21,7 @@ pub(crate) const SLOT: u32 = 3;
 
 /// An interface that is down, so that the kernel sends nothing through it by itself; and a directory for pins. Gone when dropped.
 pub(crate) struct Rig {
+    pub(crate) interface: String,
     pub(crate) settings: ProbeConfig,
 }
 
@@ -39,22 +40,22 @@ impl Rig {
             sample_packets: 4,
             ..ProbeConfig::new(&unique)
         };
-        let rig = Self { settings };
+        let rig = Self { interface: unique, settings };
         rig.make_interface();
         rig
     }
 
     pub(crate) fn make_interface(&self) {
-        let name = &self.settings.interface;
+        let name = &self.interface;
         ip(&["link", "add", name, "type", "veth", "peer", "name", &name.replace("ut", "up")]);
     }
 
     pub(crate) fn remove_interface(&self) {
-        ip(&["link", "del", &self.settings.interface]);
+        ip(&["link", "del", &self.interface]);
     }
 
     pub(crate) fn load(&self) -> Result<Whole, ProbeError> {
-        Probe::load(self.settings.clone()).map(|(probe, flows)| Whole { probe, flows })
+        Whole::load(self.settings.clone())
     }
 
     /// A probe with the usual subscriber bound.
@@ -74,6 +75,10 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
+    pub(crate) fn load(settings: ProbeConfig) -> Result<Self, ProbeError> {
+        Probe::load(settings).map(|(probe, flows)| Self { probe, flows })
+    }
+
     pub(crate) fn name_flow(
         &mut self,
         key: &FlowKey,
@@ -112,14 +117,19 @@ impl Drop for Rig {
             let _ = std::fs::remove_file(pin.path());
         }
         let _ = std::fs::remove_dir(&self.settings.pin_dir);
-        let _ =
-            Command::new("ip").args(["link", "del", &self.settings.interface]).stderr(Stdio::null()).status();
+        let _ = Command::new("ip").args(["link", "del", &self.interface]).stderr(Stdio::null()).status();
     }
 }
 
-fn ip(arguments: &[&str]) {
+pub(crate) fn ip(arguments: &[&str]) {
     let done = Command::new("ip").args(arguments).status().expect("ip runs");
     assert!(done.success(), "ip {arguments:?}");
+}
+
+/// The names of what is pinned.
+pub(crate) fn pins(rig: &Rig) -> Vec<String> {
+    let pins = std::fs::read_dir(&rig.settings.pin_dir).into_iter().flatten().flatten();
+    pins.map(|pin| pin.file_name().to_string_lossy().into_owned()).collect()
 }
 
 pub(crate) fn net(text: &str) -> IpNet {

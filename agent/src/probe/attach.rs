@@ -1,15 +1,21 @@
-//! The programs and where they hang: TCX links, pinned, where the kernel has them (6.6), else filters of a clsact qdisc.
+//! The programs and where they hang: on each interface TCX links, pinned, where the kernel has them (6.6), else filters of a clsact qdisc.
+//!
+//! A pin is named by the interface's number, which is its own for as long as it is there, whatever its name becomes.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, tc};
 use aya::util::KernelVersion;
+use usher_models::wire::Direction;
 
+use super::interfaces::{Interface, Link};
 use super::maps::{kernel, remove};
-use super::{ProbeConfig, ProbeError};
+use super::{ProbeConfig, ProbeError, interfaces, netlink};
 
 /// Which hook of the kernel to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,18 +27,62 @@ pub enum Attach {
     Clsact,
 }
 
-pub(super) const UP: &str = "usher_up";
-pub(super) const DOWN: &str = "usher_down";
+/// The programs that every probe has in the kernel, so that what is loaded is known to be taken. Those for frames without a link-layer
+/// header are loaded for the first interface that has such: the verifier takes seconds of a slow CPU.
+pub(super) const PROGRAMS: [&str; 3] = ["usher_up", "usher_down", MEASURE];
 
-/// What the two others call with a packet that is to be measured.
+/// What the others call with a packet that is to be measured.
 pub(super) const MEASURE: &str = "usher_measure";
 
-/// All programs of the object.
-pub(super) const PROGRAMS: [&str; 3] = [UP, DOWN, MEASURE];
-/// The pins of the links, in the order of [`HOOKS`].
-pub(super) const LINKS: [&str; 2] = ["link_up", "link_down"];
-/// Which program hangs where.
-const HOOKS: [(&str, TcAttachType); 2] = [(UP, TcAttachType::Ingress), (DOWN, TcAttachType::Egress)];
+/// The program for frames of a kind in a direction.
+pub(super) const fn program_name(link: Link, direction: Direction) -> &'static str {
+    match (link, direction) {
+        (Link::Ip, Direction::Up) => "usher_ip_up",
+        (Link::Ip, Direction::Down) => "usher_ip_down",
+        (_, Direction::Up) => "usher_up",
+        (_, Direction::Down) => "usher_down",
+    }
+}
+
+/// What comes in at a subscriber-facing interface goes up.
+const fn hook(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::Up => TcAttachType::Ingress,
+        Direction::Down => TcAttachType::Egress,
+    }
+}
+
+/// The pin of a link, `link_up_7` on interface 7. A filter keeps itself; its program is pinned so as to say that it is there.
+fn pin(directory: &Path, kind: Kind, direction: Direction, index: u32) -> PathBuf {
+    let kind = match kind {
+        Kind::Link => "link",
+        Kind::Filter => "filter",
+    };
+    let way = match direction {
+        Direction::Up => "up",
+        Direction::Down => "down",
+    };
+    directory.join(format!("{kind}_{way}_{index}"))
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Link,
+    Filter,
+}
+
+const KINDS: [Kind; 2] = [Kind::Link, Kind::Filter];
+
+/// The interfaces on which programs of this directory hang.
+pub(super) fn attached(directory: &Path) -> BTreeSet<u32> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let index = |name: &str| {
+        let (stem, index) = name.rsplit_once('_')?;
+        let is_ours = matches!(stem, "link_up" | "link_down" | "filter_up" | "filter_down");
+        if is_ours { index.parse().ok() } else { None }
+    };
+    entries.filter_map(|entry| entry.file_name().to_str().and_then(index)).collect()
+}
 
 /// Our filter's place in a clsact qdisc: fixed, so that the next agent finds it.
 const PRIORITY: u16 = 0x5553;
@@ -47,47 +97,100 @@ pub(super) fn program<'a>(
     program.try_into().map_err(kernel("open a program"))
 }
 
-/// Hands a program to the kernel's verifier.
+/// Hands a program to the kernel's verifier, once.
 pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), ProbeError> {
-    program(ebpf, name)?.load().map_err(kernel("load the probe's programs"))
+    let program = program(ebpf, name)?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    program.load().map_err(kernel("load the probe's programs"))
 }
 
-/// Hangs the programs where the packets are. A pinned link of a former agent gets the new program in one step: no packet
-/// is seen by both or by none.
-///
-/// `same_interface` says whether the pinned links, if there are any, should be on this interface.
-pub(super) fn attach(
-    ebpf: &mut Ebpf,
-    settings: &ProbeConfig,
-    same_interface: bool,
-) -> Result<(), ProbeError> {
-    let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
-    let tcx = settings.attach == Attach::Auto && has_tcx;
-    for ((name, hook), link) in HOOKS.into_iter().zip(LINKS) {
-        let program = program(ebpf, name)?;
-        let pin = settings.pin_dir.join(link);
-        if tcx {
-            // A former agent may have been told to use clsact; a packet must not be counted twice.
-            let _ = tc::qdisc_detach_program(&settings.interface, hook, name);
-            if !(same_interface && adopt_link(program, &settings.interface, hook, &pin)) {
-                remove(&pin)?;
-                attach_link(program, &settings.interface, hook, &pin)?;
-            }
-        } else {
-            remove(&pin)?;
-            attach_filter(program, &settings.interface, hook)?;
-        }
+/// The interfaces that carry the programs.
+#[derive(Debug)]
+pub(super) struct Attachments {
+    pins: PathBuf,
+    tcx: bool,
+    on: BTreeMap<u32, Interface>,
+}
+
+impl Attachments {
+    /// None yet.
+    pub(super) fn new(pins: &Path, attach: Attach) -> Self {
+        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
+        Self { pins: pins.to_owned(), tcx: attach == Attach::Auto && has_tcx, on: BTreeMap::new() }
     }
-    Ok(())
+
+    /// Those that carry them, by index.
+    pub(super) fn on(&self) -> &BTreeMap<u32, Interface> {
+        &self.on
+    }
+
+    /// Hangs the programs where an interface's packets are. A pinned link of a former agent gets the new program in one step: no packet
+    /// is seen by both or by none.
+    pub(super) fn attach(&mut self, ebpf: &mut Ebpf, interface: &Interface) -> Result<(), ProbeError> {
+        for direction in Direction::BOTH {
+            let name = program_name(interface.link, direction);
+            load(ebpf, name)?;
+            let program = program(ebpf, name)?;
+            let [link, filter] = KINDS.map(|kind| pin(&self.pins, kind, direction, interface.index));
+            // A former agent may have been told to use the other hook; a packet must not be counted twice.
+            if self.tcx {
+                take_off_filter(interface, direction);
+                remove(&filter)?;
+                if !adopt_link(program, &interface.name, direction, &link) {
+                    remove(&link)?;
+                    attach_link(program, &interface.name, direction, &link)?;
+                }
+            } else {
+                remove(&link)?;
+                remove(&filter)?;
+                program.pin(&filter).map_err(kernel("pin the probe's programs"))?;
+                attach_filter(program, interface, direction)?;
+            }
+        }
+        self.on.insert(interface.index, interface.clone());
+        Ok(())
+    }
+
+    /// Takes the programs off an interface that should not carry them any more, or forgets one that is gone.
+    pub(super) fn detach(&mut self, index: u32, present: &[Interface]) -> Result<(), ProbeError> {
+        if let Some(interface) = present.iter().find(|interface| interface.index == index) {
+            take_off_filters(interface);
+        }
+        for direction in Direction::BOTH {
+            for kind in KINDS {
+                // A link's last reference is its pin.
+                remove(&pin(&self.pins, kind, direction, index))?;
+            }
+        }
+        self.on.remove(&index);
+        Ok(())
+    }
+
+    /// Notes an interface's new name.
+    pub(super) fn rename(&mut self, interface: &Interface) {
+        self.on.insert(interface.index, interface.clone());
+    }
+}
+
+/// Takes the programs off all interfaces, whichever way they hang.
+pub(super) fn detach_all(settings: &ProbeConfig) -> Result<(), ProbeError> {
+    let present = netlink::interfaces().map_err(kernel("list the interfaces"))?;
+    let mut attachments = Attachments::new(&settings.pin_dir, settings.attach);
+    let mut indices = attached(&settings.pin_dir);
+    // Filters of the time before these were pinned.
+    indices.extend(interfaces::choose(&settings.interfaces, &present).chosen.into_keys());
+    indices.into_iter().try_for_each(|index| attachments.detach(index, &present))
 }
 
 /// Puts the program into a pinned link; false where that is not there, or hangs on nothing or elsewhere.
-fn adopt_link(program: &mut SchedClassifier, interface: &str, hook: TcAttachType, pin: &Path) -> bool {
+fn adopt_link(program: &mut SchedClassifier, interface: &str, direction: Direction, pin: &Path) -> bool {
     let link = PinnedLink::from_pin(pin).map(FdLink::from).and_then(SchedClassifierLink::try_from);
     let Ok(link) = link else { return false };
     let adopted = match program.attach_to_link(link) {
         // Only our descriptor of it goes: the pin keeps the link.
-        Ok(id) => program.take_link(id).is_ok() && hangs(program, interface, hook),
+        Ok(id) => program.take_link(id).is_ok() && hangs(program, interface, hook(direction)),
         Err(_) => false,
     };
     if !adopted {
@@ -106,12 +209,12 @@ fn hangs(program: &SchedClassifier, interface: &str, hook: TcAttachType) -> bool
 fn attach_link(
     program: &mut SchedClassifier,
     interface: &str,
-    hook: TcAttachType,
+    direction: Direction,
     pin: &Path,
 ) -> Result<(), ProbeError> {
     let doing = "attach the probe's programs";
     let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(interface, hook, order).map_err(kernel(doing))?;
+    let id = program.attach_with_options(interface, hook(direction), order).map_err(kernel(doing))?;
     let link = program.take_link(id).map_err(kernel(doing))?;
     let link = FdLink::try_from(link).map_err(kernel(doing))?;
     link.pin(pin).map_err(kernel("pin the probe's links"))?;
@@ -120,11 +223,12 @@ fn attach_link(
 
 fn attach_filter(
     program: &mut SchedClassifier,
-    interface: &str,
-    hook: TcAttachType,
+    interface: &Interface,
+    direction: Direction,
 ) -> Result<(), ProbeError> {
     let doing = "attach the probe's programs";
-    let ours = SchedClassifierLink::attached(interface, hook, PRIORITY, HANDLE, None)
+    let (name, hook) = (interface.name.as_str(), hook(direction));
+    let ours = SchedClassifierLink::attached(name, hook, PRIORITY, HANDLE, None)
         .map_err(ProgramError::from)
         .map_err(kernel(doing))?;
     // Replaces the filter of a former agent, if there is one.
@@ -132,24 +236,30 @@ fn attach_filter(
         id
     } else {
         // Refused where the interface has the qdisc already.
-        let _ = tc::qdisc_add_clsact(interface);
+        let _ = tc::qdisc_add_clsact(name);
         let place = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-        program
-            .attach_with_options(interface, hook, TcAttachOptions::Netlink(place))
-            .map_err(kernel(doing))?
+        program.attach_with_options(name, hook, TcAttachOptions::Netlink(place)).map_err(kernel(doing))?
     };
     // Dropped, it would detach: the filter stays when the agent goes.
     std::mem::forget(program.take_link(id).map_err(kernel(doing))?);
     Ok(())
 }
 
-/// Takes the programs off the interface, whichever way they hang.
-pub(super) fn detach(settings: &ProbeConfig) -> Result<(), ProbeError> {
-    for ((name, hook), link) in HOOKS.into_iter().zip(LINKS) {
-        // The link's last reference is its pin.
-        remove(&settings.pin_dir.join(link))?;
-        // Where there is no such filter, or no such interface any more, there is nothing to take off.
-        let _ = tc::qdisc_detach_program(&settings.interface, hook, name);
+/// Takes our filter of a direction off an interface; how many there were.
+fn take_off_filter(interface: &Interface, direction: Direction) -> usize {
+    // Where there is no such filter, or no such interface any more, there is nothing to take off.
+    let names = [Link::Ethernet, Link::Ip].map(|link| program_name(link, direction));
+    let taken_off = |name: &&str| tc::qdisc_detach_program(&interface.name, hook(direction), name).is_ok();
+    names.iter().filter(|name| taken_off(name)).count()
+}
+
+/// Takes our filters off an interface, and the qdisc they were in if nothing else is in it.
+fn take_off_filters(interface: &Interface) {
+    let taken: usize =
+        Direction::BOTH.into_iter().map(|direction| take_off_filter(interface, direction)).sum();
+    if taken > 0
+        && let Err(error) = netlink::remove_empty_clsact(interface.index)
+    {
+        tracing::info!(interface = interface.name, "the clsact qdisc stays: {error}");
     }
-    Ok(())
 }

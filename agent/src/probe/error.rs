@@ -26,6 +26,16 @@ pub enum ProbeError {
         /// Its ARPHRD number.
         link_type: u16,
     },
+    /// Its packets pass another interface, on which they are counted already.
+    #[error(
+        "attach to `{name}`: its packets pass `{other}` too, where they are counted already; name one of the two (a bond or bridge or its ports, a VLAN or what it is on)"
+    )]
+    CountedTwice {
+        /// The interface asked for.
+        name: String,
+        /// The other one.
+        other: String,
+    },
     /// The kernel refused.
     #[error(
         "{doing}: not permitted; run the agent as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
@@ -49,7 +59,7 @@ pub enum ProbeError {
         directory: PathBuf,
     },
     /// The pinned maps were made for another version of the records.
-    #[error("adopt the maps pinned in {}: their layout is {pinned}, this agent's is {ours}; stop the agent that made them with `detach`, or remove the directory, which ends their counters", .directory.display())]
+    #[error("adopt the maps pinned in {}: their layout is {pinned}, this agent's is {ours} ({}); go on with the agent that made them, or end their counters with this agent's `detach` and start again", .directory.display(), .differences.join("; "))]
     OtherLayout {
         /// Where the pins are.
         directory: PathBuf,
@@ -57,9 +67,11 @@ pub enum ProbeError {
         pinned: u32,
         /// This agent's layout.
         ours: u32,
+        /// Each map that differs, with both sizes.
+        differences: Vec<String>,
     },
     /// A pinned map has another size.
-    #[error("adopt the map {}: it has {what} {pinned}, this agent wants {ours}; configure what it has, or remove the directory, which ends its counters", .pin.display())]
+    #[error("adopt the map {}: it has {what} {pinned}, this agent wants {ours}; configure what it has, or end its counters with `detach` and start again", .pin.display())]
     OtherSize {
         /// The map.
         pin: PathBuf,

@@ -1,4 +1,4 @@
-//! The probe's maps: their names and sizes, whether pinned ones may be adopted, and typed access.
+//! The probe's maps: their names, how they are loaded, and typed access.
 
 use std::fs;
 use std::io;
@@ -6,37 +6,34 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, ProgramArray};
+use aya::maps::{Array, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::{Ebpf, EbpfLoader, Pod};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use usher_models::units::Micros;
 use usher_models::wire::{
-    ANONYMOUS, Config, Direction, FlowDetails, FlowLine, LAYOUT, Lane, PREFIX_BITS, QUALITY_WAYS, Quality,
-    Reason, SLOT_LANES, SlotUsage, Tally, WAYS,
+    ANONYMOUS, Config, Direction, FlowLine, PREFIX_BITS, QUALITY_WAYS, Reason, SlotUsage, Tally,
 };
 
-use super::attach::{self, LINKS, MEASURE};
+use super::attach::{self, MEASURE};
 use super::error::errno;
 use super::lanes::Lanes;
+use super::layout::shapes;
 use super::quality::Qualities;
 use super::table::FlowTable;
 use super::{ProbeConfig, ProbeError};
 
-const CONFIG: &str = "usher_config";
-const SESSIONS: &str = "usher_sessions";
-const FLOWS: &str = "usher_flows";
-const DETAILS: &str = "usher_details";
-const LANES: &str = "usher_lanes";
-const ANONYMOUS_USAGE: &str = "usher_anonymous";
-const RATIONS: &str = "usher_rations";
-const TALLIES: &str = "usher_tallies";
-const QUALITY: &str = "usher_quality";
+pub(super) const CONFIG: &str = "usher_config";
+pub(super) const SESSIONS: &str = "usher_sessions";
+pub(super) const FLOWS: &str = "usher_flows";
+pub(super) const DETAILS: &str = "usher_details";
+pub(super) const LANES: &str = "usher_lanes";
+pub(super) const ANONYMOUS_USAGE: &str = "usher_anonymous";
+pub(super) const RATIONS: &str = "usher_rations";
+pub(super) const TALLIES: &str = "usher_tallies";
+pub(super) const QUALITY: &str = "usher_quality";
 /// Not pinned: it belongs to the programs that were loaded with it.
 const REST: &str = "usher_rest";
 pub(super) const SAMPLES: &str = "usher_samples";
-
-/// Sizes that the config had, and the layout of the maps beside it.
-const FORMER_LAYOUTS: [(u32, u32); 2] = [(72, 1), (240, 2)];
 
 /// The compiled programs, as `scripts/probe.sh` left them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/usher-probe.o");
@@ -57,117 +54,9 @@ macro_rules! record {
 
 record!(Config, SlotUsage, Tally);
 
-/// A pinned map: its name in the object, its pin, and its sizes.
-struct Shape {
-    name: &'static str,
-    pin: &'static str,
-    key: usize,
-    value: usize,
-    entries: u32,
-}
-
-/// All pinned maps; `config` first, for the others mean nothing without it.
-fn shapes(settings: &ProbeConfig) -> [Shape; 10] {
-    let shape = |name, pin, key, value, entries| Shape { name, pin, key, value, entries };
-    let reasons = u32::try_from(Reason::COUNT * Direction::BOTH.len()).unwrap_or(u32::MAX);
-    let slots = settings.max_subscribers.max(1);
-    let lines = FlowLine::lines(settings.max_flows);
-    let ways = u32::try_from(WAYS).unwrap_or(u32::MAX);
-    let slot_lanes = u32::try_from(SLOT_LANES).unwrap_or(u32::MAX);
-    [
-        shape(CONFIG, "config", 4, size_of::<Config>(), 1),
-        shape(SESSIONS, "sessions", size_of::<Key<[u8; 16]>>(), 4, settings.max_prefixes),
-        shape(FLOWS, "flows", 4, size_of::<FlowLine>(), lines),
-        shape(DETAILS, "details", 4, size_of::<FlowDetails>(), lines.saturating_mul(ways)),
-        shape(RATIONS, "rations", 4, 8, slots),
-        shape(LANES, "lanes", 4, size_of::<Lane>(), slots.saturating_mul(slot_lanes)),
-        shape(ANONYMOUS_USAGE, "anonymous", 4, size_of::<SlotUsage>(), 1),
-        shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons),
-        shape(QUALITY, "quality", 4, size_of::<Quality>(), quality_records(settings.max_measured)),
-        shape(SAMPLES, "samples", 0, 0, ring_bytes(settings.ring_bytes)),
-    ]
-}
-
 /// Records of quality there are where so many are wanted: a power of two, and a group at the least.
 pub(super) fn quality_records(wanted: u32) -> u32 {
     wanted.clamp(QUALITY_WAYS, 1 << 22).next_power_of_two()
-}
-
-/// The nearest size the kernel takes for a ring: a power of two of pages.
-fn ring_bytes(wanted: u32) -> u32 {
-    // The largest page of any architecture.
-    wanted.clamp(1 << 16, 1 << 30).next_power_of_two()
-}
-
-/// Refuses pins that this agent would misread; clears what a start that never finished left behind.
-pub(super) fn check_pins(settings: &ProbeConfig) -> Result<(), ProbeError> {
-    let directory = &settings.pin_dir;
-    let shapes = shapes(settings);
-    let layout = pinned_layout(&directory.join(shapes[0].pin))?;
-    if let Some(pinned) = layout.filter(|layout| *layout != 0 && *layout != LAYOUT) {
-        return Err(ProbeError::OtherLayout { directory: directory.clone(), pinned, ours: LAYOUT });
-    }
-    if layout.is_none_or(|layout| layout == 0) {
-        // Config is written before anything is attached: without it nothing was ever counted, unless somebody removed it.
-        if LINKS.iter().any(|link| directory.join(link).exists()) {
-            return Err(ProbeError::Incomplete { directory: directory.clone() });
-        }
-        return remove_pins(directory);
-    }
-    for shape in &shapes {
-        let pin = directory.join(shape.pin);
-        if !pin.exists() {
-            return Err(ProbeError::Incomplete { directory: directory.clone() });
-        }
-        let info = MapInfo::from_pin(&pin).map_err(kernel("look at a pinned map"))?;
-        let sizes = [
-            ("keys of", info.key_size(), shape.key),
-            ("values of", info.value_size(), shape.value),
-            ("entries:", info.max_entries(), usize::try_from(shape.entries).unwrap_or(usize::MAX)),
-        ];
-        for (what, pinned, ours) in sizes {
-            let ours = u32::try_from(ours).unwrap_or(u32::MAX);
-            if pinned != ours {
-                return Err(ProbeError::OtherSize { pin, what, pinned, ours });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The layout a pinned config says, which is its first four bytes whatever its size; `None` where there is no pin.
-fn pinned_layout(pin: &Path) -> Result<Option<u32>, ProbeError> {
-    if !pin.exists() {
-        return Ok(None);
-    }
-    let size = MapInfo::from_pin(pin).map_err(kernel("look at a pinned map"))?.value_size();
-    if let Some((_, layout)) = FORMER_LAYOUTS.into_iter().find(|(former, _)| *former == size) {
-        return Ok(Some(layout));
-    }
-    let doing = "read the pinned config";
-    if usize::try_from(size) != Ok(size_of::<Config>()) {
-        // Another layout for certain, and one whose number cannot be read with this one's record: its size tells it.
-        let directory = pin.parent().unwrap_or(pin).to_owned();
-        tracing::warn!(?directory, size, ours = size_of::<Config>(), "the pinned config has another size");
-        return Err(ProbeError::OtherSize {
-            pin: pin.to_owned(),
-            what: "values of",
-            pinned: size,
-            ours: u32::try_from(size_of::<Config>()).unwrap_or(u32::MAX),
-        });
-    }
-    let map = Map::Array(MapData::from_pin(pin).map_err(kernel(doing))?);
-    let config = Array::<_, Record<Config>>::try_from(&map).map_err(kernel(doing))?;
-    let Record(config) = config.get(&0, 0).map_err(kernel(doing))?;
-    Ok(Some(config.layout))
-}
-
-/// Removes the pins of the maps.
-pub(super) fn remove_pins(directory: &Path) -> Result<(), ProbeError> {
-    for shape in shapes(&ProbeConfig::new("")) {
-        remove(&directory.join(shape.pin))?;
-    }
-    Ok(())
 }
 
 /// Removes a pin; one that is not there is no error.
@@ -371,12 +260,5 @@ mod tests {
         }
         assert!(session_key("0.0.0.0/0".parse().expect("a prefix")).is_ok());
         assert!(session_key("2000::/3".parse().expect("a prefix")).is_ok());
-    }
-
-    #[test]
-    fn a_ring_has_a_size_the_kernel_takes() {
-        assert_eq!(ring_bytes(4 << 20), 4 << 20);
-        assert_eq!(ring_bytes((4 << 20) + 1), 8 << 20);
-        assert!(ring_bytes(0) >= 4_096);
     }
 }

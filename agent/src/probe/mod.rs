@@ -4,10 +4,12 @@
 //! maps of another layout or size, and knows neither sessions nor settings: it is told prefixes, slots and enforcement.
 //!
 //! ```text
-//! pins      config  sessions  flows  details  lanes  quality  anonymous  rations  tallies  samples  link_up  link_down
+//! pins      config  sessions  flows  details  lanes  quality  anonymous  rations  tallies  samples  link_up_N  link_down_N
 //! agent      rw      rw        rw     w        rw     rw       r          -        r        r
 //! programs   r       r         rw     rw       rw     rw       w          rw       w        w
 //! ```
+//!
+//! One probe is on any number of interfaces, which come and go ([`Probe::follow_interfaces`]); all of them share its maps.
 //!
 //! Everything is pinned: dropping a [`Probe`] leaves counting and enforcement running, and the next [`Probe::load`] on the
 //! same directory takes over without losing or doubling a packet. [`Probe::detach`] ends it.
@@ -16,15 +18,19 @@ mod attach;
 mod clock;
 mod environment;
 mod error;
+mod interfaces;
 mod lanes;
+mod layout;
 mod mapped;
 mod maps;
+mod memory;
+mod netlink;
 mod quality;
 mod samples;
 mod table;
 mod trial;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,19 +46,23 @@ use usher_models::wire::{
 
 pub use attach::Attach;
 pub use error::ProbeError;
+pub use interfaces::Pattern;
+pub use memory::{Cost, memory};
+pub use netlink::LinkEvents;
 pub use samples::Flows;
 pub use trial::{Trial, TrialOutcome, Verdict};
 
 use crate::dataplane::{Boot, Measured};
-use environment::Interface;
-use maps::Maps;
+use attach::Attachments;
+use interfaces::{Choice, Interface, LeftOut};
+use maps::{Maps, kernel};
 use table::FlowTable;
 
 /// What a probe is attached to and how large its maps are. Sizes are fixed for the life of the pinned maps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeConfig {
-    /// The subscriber-facing interface: its ingress is up, its egress down.
-    pub interface: String,
+    /// The subscriber-facing interfaces: their ingress is up, their egress down. A name's must be there at the start.
+    pub interfaces: Vec<Pattern>,
     /// The directory, on a bpffs, of the pinned maps and links. One per probe.
     pub pin_dir: PathBuf,
     /// Flows known at once. What does not fit is counted without a label.
@@ -81,7 +91,7 @@ impl ProbeConfig {
     /// Sizes for a gateway of some thousand subscribers, on `interface`, pinned in /sys/fs/bpf/usher.
     pub fn new(interface: impl Into<String>) -> Self {
         Self {
-            interface: interface.into(),
+            interfaces: vec![Pattern::new(interface)],
             pin_dir: PathBuf::from("/sys/fs/bpf/usher"),
             max_flows: 262_144,
             max_subscribers: 16_384,
@@ -113,6 +123,9 @@ pub struct Probe {
     flows: Arc<FlowTable>,
     config: Config,
     settings: ProbeConfig,
+    attachments: Attachments,
+    /// What of the configured interfaces does not carry the programs, as it was told last.
+    without: Without,
     /// When each of the latest generations began, oldest first; the last is the one now.
     generations: VecDeque<(u32, Micros)>,
     /// Two agents would take each other's samples; the kernel lets go of this one with its process.
@@ -128,17 +141,37 @@ impl std::fmt::Debug for Probe {
     }
 }
 
+/// The interfaces that a probe with these settings would be on now, or what keeps it from that.
+pub fn would_be_on(settings: &ProbeConfig) -> Result<Vec<String>, ProbeError> {
+    let (choice, _) = look(settings)?;
+    Ok(choice.chosen.into_values().map(|interface| interface.name).collect())
+}
+
+/// What there is, and which of it is to carry the probe; all that is named must be able to.
+fn look(settings: &ProbeConfig) -> Result<(Choice, Vec<Interface>), ProbeError> {
+    let present = netlink::interfaces().map_err(kernel("list the interfaces"))?;
+    let choice = interfaces::choose(&settings.interfaces, &present);
+    if let Some(name) = choice.missing.first() {
+        let present = present.into_iter().map(|interface| interface.name).collect();
+        return Err(ProbeError::NoInterface { name: name.clone(), present });
+    }
+    match choice.left_out.iter().find(|left_out| left_out.named) {
+        Some(left_out) => Err(left_out.error()),
+        None => Ok((choice, present)),
+    }
+}
+
 impl Probe {
     /// Loads the programs, adopts what is pinned in the directory or makes it, and attaches. The second half names flows,
     /// on a thread of its own where there is one.
     ///
     /// What a running probe counts and enforces is untouched when this fails.
     pub fn load(settings: ProbeConfig) -> Result<(Self, Flows), ProbeError> {
-        let interface = environment::interface(&settings.interface)?;
+        let (choice, present) = look(&settings)?;
         let lock = environment::pin_directory(&settings.pin_dir)?;
         let fresh = fs::read_dir(&settings.pin_dir).is_ok_and(|mut pins| pins.next().is_none());
         let made = settings.clone();
-        let loaded = Self::take_over(settings, interface, lock);
+        let loaded = Self::take_over(settings, &choice, &present, lock);
         if loaded.is_err() && fresh {
             // Nothing was counted yet. What fails here too is told by the next start.
             let _ = remove(&made);
@@ -148,18 +181,20 @@ impl Probe {
 
     fn take_over(
         settings: ProbeConfig,
-        interface: Interface,
+        choice: &Choice,
+        present: &[Interface],
         lock: File,
     ) -> Result<(Self, Flows), ProbeError> {
-        maps::check_pins(&settings)?;
+        let former = layout::prepare(&settings)?;
         let mut ebpf = maps::load(&settings)?;
         for program in attach::PROGRAMS {
             attach::load(&mut ebpf, program)?;
         }
         let mut maps = Maps::take(&mut ebpf, &settings)?;
         let mut config = maps.config()?;
-        let attached_to = config.interface;
-        if config.layout == 0 {
+        if let Some(former) = former {
+            config = former;
+        } else if config.layout == 0 {
             let boot = *uuid::Uuid::new_v4().as_bytes();
             config = Config { layout: LAYOUT, boot, epoch: 1, hash_keys: hash_keys(), ..Config::default() };
         }
@@ -167,17 +202,104 @@ impl Probe {
         let flows = Flows::take(&mut ebpf, Arc::clone(&table))?;
         config.line_mask = FlowLine::lines(settings.max_flows) - 1;
         config.slots = settings.max_subscribers;
-        config.no_link_layer = u32::from(interface.no_link_layer);
         config.sample_packets = settings.sample_packets;
         config.sample_bytes = settings.sample_bytes.min(u32::try_from(MAX_FIRST_BYTES).unwrap_or(u32::MAX));
         config.sample_rate = Rate::per_second(settings.sample_rate.0, u64::from(settings.ring_bytes / 2));
-        config.interface = interface.index;
         config.turn.quality_mask = maps::quality_records(settings.max_measured) - 1;
         config.generation = next_generation(config.generation);
         maps.set_config(&config)?;
-        attach::attach(&mut ebpf, &settings, attached_to == interface.index)?;
+        let attachments = Attachments::new(&settings.pin_dir, settings.attach);
         let generations = VecDeque::from([(config.generation, Micros::now())]);
-        Ok((Self { ebpf, maps, flows: table, config, settings, generations, _lock: lock }, flows))
+        let without = Without::default();
+        let mut probe = Self {
+            ebpf,
+            maps,
+            flows: table,
+            config,
+            settings,
+            attachments,
+            without,
+            generations,
+            _lock: lock,
+        };
+        let named = |interface: &Interface| {
+            probe.settings.interfaces.iter().any(|it| it.is_name() && it.matches(&interface.name))
+        };
+        let named: Vec<u32> = choice.chosen.values().filter(|it| named(it)).map(|it| it.index).collect();
+        let followed = probe.follow(choice, present)?;
+        if let Some(failed) = followed.failed.into_iter().find(|failed| named.contains(&failed.index)) {
+            return Err(failed.error);
+        }
+        layout::finish(&probe.settings.pin_dir)?;
+        Ok((probe, flows))
+    }
+
+    /// Puts the programs on interfaces that have come, and forgets those that are gone.
+    ///
+    /// What fails for one interface is tried again by the next call.
+    pub fn follow_interfaces(&mut self) -> Result<Followed, ProbeError> {
+        let present = netlink::interfaces().map_err(kernel("list the interfaces"))?;
+        let choice = interfaces::choose(&self.settings.interfaces, &present);
+        self.follow(&choice, &present)
+    }
+
+    /// Whether an interface should carry the programs and does not, for it could not be done.
+    pub fn interfaces_wait(&self) -> bool {
+        self.without.failed > 0
+    }
+
+    fn follow(&mut self, choice: &Choice, present: &[Interface]) -> Result<Followed, ProbeError> {
+        let mut followed = Followed::default();
+        for (index, interface) in &choice.chosen {
+            match self.attachments.on().get(index) {
+                Some(before) if before.link != interface.link => self.attachments.detach(*index, present)?,
+                Some(before) if before.name != interface.name => {
+                    tracing::info!(
+                        interface = interface.name,
+                        before = before.name,
+                        "an interface has another name"
+                    );
+                    self.attachments.rename(interface);
+                    continue;
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            match self.attachments.attach(&mut self.ebpf, interface) {
+                Ok(()) => {
+                    tracing::info!(interface = interface.name, "the probe is on an interface");
+                    followed.came += 1;
+                }
+                Err(error) => {
+                    // Half attached would be half counted.
+                    self.attachments.detach(*index, present)?;
+                    tracing::error!(interface = interface.name, "the probe is not on an interface: {error}");
+                    followed.failed.push(Failed { index: *index, error });
+                }
+            }
+        }
+        // Also those where an agent before this one, told others, has left them.
+        let on = self.attachments.on();
+        let known = on.keys().copied().chain(attach::attached(&self.settings.pin_dir));
+        let over: BTreeSet<u32> = known.filter(|index| !choice.chosen.contains_key(index)).collect();
+        for index in over {
+            let name = self.attachments.on().get(&index).map(|interface| interface.name.clone());
+            self.attachments.detach(index, present)?;
+            if let Some(interface) = name {
+                tracing::info!(interface, "the probe is off an interface");
+                followed.went += 1;
+            }
+        }
+        let without = Without {
+            missing: choice.missing.clone(),
+            left_out: choice.left_out.clone(),
+            failed: followed.failed.len(),
+        };
+        without.tell(&self.without);
+        followed.on = self.attachments.on().len();
+        followed.without = without.missing.len() + without.left_out.len() + without.failed;
+        self.without = without;
+        Ok(followed)
     }
 
     /// The life of the counters: survives agents, ends with the pins.
@@ -330,11 +452,54 @@ fn hash_keys() -> HashKeys {
 
 /// Takes the programs off the interface, then removes what they counted.
 fn remove(settings: &ProbeConfig) -> Result<(), ProbeError> {
-    attach::detach(settings)?;
-    maps::remove_pins(&settings.pin_dir)?;
+    attach::detach_all(settings)?;
+    layout::remove_pins(&settings.pin_dir)?;
     // Somebody else's pins may be in there: then it stays.
     let _ = fs::remove_dir(&settings.pin_dir);
     Ok(())
+}
+
+/// What of the configured interfaces does not carry the programs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Without {
+    missing: Vec<String>,
+    left_out: Vec<LeftOut>,
+    failed: usize,
+}
+
+impl Without {
+    /// Tells what was not so before.
+    fn tell(&self, before: &Self) {
+        for interface in self.missing.iter().filter(|name| !before.missing.contains(name)) {
+            tracing::warn!(interface, "a configured interface is gone: the probe waits for it");
+        }
+        for left_out in self.left_out.iter().filter(|left_out| !before.left_out.contains(left_out)) {
+            tracing::warn!(interface = left_out.name, "an interface is left out: {}", left_out.error());
+        }
+    }
+}
+
+/// What became of the interfaces.
+#[derive(Debug, Default)]
+pub struct Followed {
+    /// Interfaces that carry the programs now.
+    pub on: usize,
+    /// How many have come.
+    pub came: usize,
+    /// How many have gone.
+    pub went: usize,
+    /// What could not be attached, and why.
+    pub failed: Vec<Failed>,
+    /// Configured or matching interfaces that do not carry the programs: missing, left out or failed.
+    pub without: usize,
+}
+
+/// An interface that could not be attached to.
+#[derive(Debug)]
+pub struct Failed {
+    index: u32,
+    /// Why.
+    pub error: ProbeError,
 }
 
 /// What a sweep found.

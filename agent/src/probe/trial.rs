@@ -7,7 +7,8 @@ use aya::{Ebpf, TestRun, TestRunOptions};
 use usher_models::wire::Direction;
 
 use super::ProbeError;
-use super::attach::{DOWN, UP};
+use super::attach::program_name;
+use super::interfaces::Link;
 use super::maps::kernel;
 
 /// A frame and how to run it.
@@ -15,8 +16,10 @@ use super::maps::kernel;
 pub struct Trial<'a> {
     /// The direction whose program it is.
     pub direction: Direction,
-    /// The frame from its Ethernet header on; the kernel takes no frame of 14 bytes or fewer.
+    /// The frame from its Ethernet header on, or what is taken for one; the kernel takes no frame of 14 bytes or fewer.
     pub frame: &'a [u8],
+    /// Whether it goes through the program for interfaces without a link-layer header.
+    pub no_link_layer: bool,
     /// How often to run it; the outcome is the last run's, the time the mean.
     pub repeat: u32,
     /// Bytes a segment carries, for a super-packet; 0 for none.
@@ -26,7 +29,7 @@ pub struct Trial<'a> {
 impl<'a> Trial<'a> {
     /// One run of `frame` in `direction`.
     pub fn once(direction: Direction, frame: &'a [u8]) -> Self {
-        Self { direction, frame, repeat: 1, segment_bytes: 0 }
+        Self { direction, frame, no_link_layer: false, repeat: 1, segment_bytes: 0 }
     }
 }
 
@@ -60,10 +63,8 @@ const DROP: u32 = 2;
 
 pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeError> {
     let doing = "run a program on a frame";
-    let name = match trial.direction {
-        Direction::Up => UP,
-        Direction::Down => DOWN,
-    };
+    let link = if trial.no_link_layer { Link::Ip } else { Link::Ethernet };
+    let name = program_name(link, trial.direction);
     let program = ebpf.program(name).ok_or(ProbeError::NotInObject { name })?;
     let program: &SchedClassifier = program.try_into().map_err(kernel(doing))?;
     let mut context = [0_u8; CONTEXT_BYTES];

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use usher_agent::probe::{Probe, ProbeConfig};
 
-use crate::support::{Gateway, Ledger, Manners, Orchestrator, Pki, frame};
+use crate::support::{Gateway, Ledger, Manners, Orchestrator, PATIENCE, Pki, frame};
 use rustix::process::Signal;
 
 const INSIDE: &str = "USHER_TEST_INSIDE_NAMESPACES";
@@ -73,11 +73,11 @@ fn mount(kind: &str, at: &str) {
     assert!(status.success(), "mount -t {kind} none {at}");
 }
 
-/// Sends frames from both sides until told to stop; returns what it sent.
-fn traffic(stop: &AtomicBool, sent: &Mutex<Sums>) {
+/// Sends frames from both sides of a pair until told to stop; returns what it sent.
+fn traffic([subscribers, gateway]: [&str; 2], stop: &AtomicBool, sent: &Mutex<Sums>) {
     let open =
         |device: &str| pcap::Capture::from_device(device).and_then(pcap::Capture::open).expect("a device");
-    let (mut subscribers, mut gateway) = (open("sub0"), open("gw0"));
+    let (mut subscribers, mut gateway) = (open(subscribers), open(gateway));
     let names = ["a-1", "b-1", ""];
     for number in 0_usize.. {
         if stop.load(Ordering::Relaxed) {
@@ -99,6 +99,27 @@ fn traffic(stop: &AtomicBool, sent: &Mutex<Sums>) {
     }
 }
 
+fn pair(gateway: &str, subscribers: &str) {
+    ip(&format!("link add {gateway} type veth peer name {subscribers}"));
+    ip(&format!("link set {gateway} up"));
+    ip(&format!("link set {subscribers} up"));
+}
+
+/// Waits until the programs hang in so many places.
+async fn until_pinned(links: usize) {
+    let pinned = || {
+        let pins = std::fs::read_dir("/sys/fs/bpf/usher").into_iter().flatten().flatten();
+        pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("link_")).count()
+    };
+    let hang = async {
+        let mut look = tokio::time::interval(Duration::from_millis(10));
+        while pinned() != links {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, hang).await.expect("the probe follows");
+}
+
 async fn inside() {
     mount("sysfs", "/sys");
     mount("bpf", "/sys/fs/bpf");
@@ -107,25 +128,23 @@ async fn inside() {
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{family}/disable_ipv6"), "1");
     }
     ip("link set lo up");
-    ip("link add gw0 type veth peer name sub0");
-    ip("link set gw0 up");
-    ip("link set sub0 up");
+    pair("gw0", "sub0");
 
     let pki = Pki::new();
     let manners = Manners { acknowledge_every: 2, behind: 1, ..Manners::default() };
     let (orchestrator, address, _reports) = Orchestrator::serve(&pki, manners).await;
-    let source =
-        "{probe: {interface: gw0, pin_dir: /sys/fs/bpf/usher, max_flows: 1024, max_subscribers: 64}}";
+    let source = "{probe: {interfaces: [gw0, session*], pin_dir: /sys/fs/bpf/usher, max_flows: 1024, max_subscribers: 64}}";
     let mut gateway = Gateway::new(&pki, address, source);
     gateway.start();
     orchestrator.until("the first batch", |ledger| !ledger.last.is_empty()).await;
 
     let stop = Arc::new(AtomicBool::new(false));
     let sent = Arc::new(Mutex::new(Sums::new()));
-    let sender = {
+    let start = |ends: [&'static str; 2]| {
         let (stop, sent) = (stop.clone(), sent.clone());
-        std::thread::spawn(move || traffic(&stop, &sent))
+        std::thread::spawn(move || traffic(ends, &stop, &sent))
     };
+    let mut senders = vec![start(["sub0", "gw0"])];
     for kill in 1..=4 {
         let applied = |ledger: &Ledger| ledger.last.values().sum::<u64>();
         let before = applied(&orchestrator.ledger.lock().expect("no panic"));
@@ -134,9 +153,17 @@ async fn inside() {
         assert_eq!(gateway.ended().await, None, "killed {kill} times");
         gateway.start();
         orchestrator.until("a new stream", |ledger| ledger.streams > kill).await;
+        if kill == 2 {
+            // An interface that only a pattern means, while the agent runs: it is told, and follows.
+            pair("session7", "sub7");
+            until_pinned(4).await;
+            senders.push(start(["sub7", "session7"]));
+        }
     }
     stop.store(true, Ordering::Relaxed);
-    sender.join().expect("the sender ends well");
+    for sender in senders {
+        sender.join().expect("the sender ends well");
+    }
     let sent = sent.lock().expect("no panic").clone();
     orchestrator.until("what was sent is told", |ledger| ledger.sums == sent).await;
     {

@@ -274,16 +274,12 @@ pub struct Config {
     pub sample_packets: u32,
     /// Bytes of a packet handed to the agent at the most; not more than [`MAX_FIRST_BYTES`].
     pub sample_bytes: u32,
-    /// The interface the programs were attached to.
-    pub interface: u32,
+    /// Subscriber slots.
+    pub slots: u32,
     /// Lines of the flow table, less one.
     pub line_mask: u32,
     /// The life of these maps, drawn at random when they were made.
     pub boot: [u8; 16],
-    /// Not zero where frames begin with an IP header instead of an Ethernet header.
-    pub no_link_layer: u32,
-    /// Subscriber slots.
-    pub slots: u32,
     /// Bytes of one subscriber slot handed to the agent, so that nobody fills the ring for all.
     pub sample_rate: Rate,
     /// Drawn at random with the boot.
@@ -350,7 +346,7 @@ const _: () = {
     assert!(size_of::<FlowLine>() == 64);
     assert!(size_of::<FlowDetails>() == 64);
     assert!(Class::COUNT <= 8);
-    assert!(size_of::<Config>() == 80 + 160 + 24);
+    assert!(size_of::<Config>() == 72 + 160 + 24);
     assert!(size_of::<FirstBytes>() == 72);
     assert!(offset_of!(Config, layout) == 0);
     assert!(offset_of!(FlowKey, subscriber_port) == 32);
