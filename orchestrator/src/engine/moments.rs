@@ -356,7 +356,8 @@ impl Engine {
             }
             let waits = match next {
                 Some(Phase::Holding(_)) => true,
-                Some(Phase::Silent(_) | Phase::Quiet(_)) => watched.wakes,
+                // Once it is no longer silent it may fire on any of its facts' boundaries, of those without use, too.
+                Some(Phase::Silent(_) | Phase::Quiet(_)) => watched.wakes || look.has_use(&watched.facts),
                 // What one fact says may wait for another to be told of, on the other's own boundaries.
                 None => {
                     look.seat().agents != Agents::None
