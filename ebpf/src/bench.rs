@@ -121,7 +121,8 @@ fn ipv6<const AT: usize>(context: &TcContext, subscriber: u32, remote: u32, up: 
 #[inline(always)]
 fn timestamps<const TCP_AT: usize>(context: &TcContext, pass: u32, up: bool) -> Option<()> {
     let sent = pass.wrapping_mul(PAYLOAD_BYTES);
-    let (echoed, received) = if up { (pass, sent.wrapping_add(PAYLOAD_BYTES)) } else { (pass.wrapping_sub(1), sent) };
+    let (echoed, received) =
+        if up { (pass, sent.wrapping_add(PAYLOAD_BYTES)) } else { (pass.wrapping_sub(1), sent) };
     write(context, TCP_AT + SEQUENCE_AT, [sent.to_be(), received.to_be()])?;
     write(context, TCP_AT + TIMESTAMP_AT, [pass.to_be(), echoed.to_be()])
 }

@@ -16,7 +16,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, RingBuf};
 use usher_models::wire::{
     ANONYMOUS, Action, Cell, Class, Config, Direction, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine,
-    FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, Turn, WAYS,
+    FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, Turn,
+    WAYS,
 };
 
 pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, measure, quality, quality_words};

@@ -11,8 +11,8 @@ use usher_models::wire::{Class, Direction, Reason};
 use crate::kernel::{self, ConfigEntry, FlowEntry, HandedOver, QualityWords, Skb};
 use crate::parse::{Fragment, Frame as _, Packet, TCP, UDP, tcp_flags};
 
-pub use self::segments::Measured;
 use self::datagrams::Datagram;
+pub use self::segments::Measured;
 use self::segments::{Half, Segment, Stamps, TICK_SHIFT, Ticks};
 
 /// The first word of the options of a segment with time stamps as RFC 7323 (appendix A) wants them: two that do nothing, kind, length.
