@@ -125,7 +125,7 @@ pub struct Day<R> {
 }
 
 impl<R: Read> Day<R> {
-    /// Reads the head. What follows is the snapshot: [`Day::engine`] takes it, or [`Day::skip_engine`] goes past it.
+    /// Reads the head. What follows is the snapshot: [`Day::engine`] takes it, or `skip_engine` goes past it.
     pub fn open(mut file: R) -> Result<Self, DayError> {
         let mut head = [0; 20];
         let length = fill(&mut file, &mut head)?;
