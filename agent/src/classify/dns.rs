@@ -35,7 +35,7 @@ pub struct Message {
     pub response: bool,
     /// The name asked for, if it is a host name.
     pub question: Option<Box<str>>,
-    /// The name asked for, if it is text, to be shown: lower case, printable ASCII without spaces.
+    /// The name asked for, if it is ASCII, to be shown: lower case, printable, the rest escaped (RFC 1035, 5.1).
     pub asked: Option<Box<str>>,
     /// Addresses of that name, each with its time to live; along the chain of aliases (CNAME) alone.
     pub addresses: Vec<(IpAddr, Duration)>,
@@ -175,7 +175,8 @@ fn host_name(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
     name::canonical(&text)
 }
 
-/// A DNS name that is text, if not a host's; `None` for the root and for names of other bytes, which have no one spelling.
+/// A DNS name that is ASCII, if not a host's, as master files spell it (RFC 1035, 5.1). `None` for the root and for names with
+/// other bytes: of what character set those are, nothing says.
 fn presented(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
     let mut text = String::new();
     for label in wire {
@@ -186,10 +187,12 @@ fn presented(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
             text.push('.');
         }
         for byte in label.as_slice() {
-            if !byte.is_ascii_graphic() || *byte == b'.' {
-                return None;
+            match *byte {
+                b'.' | b'\\' => text.extend(['\\', char::from(*byte)]),
+                byte if byte.is_ascii_graphic() => text.push(char::from(byte.to_ascii_lowercase())),
+                byte if byte.is_ascii() => text.push_str(&format!("\\{byte:03}")),
+                _ => return None,
             }
-            text.push(char::from(byte.to_ascii_lowercase()));
         }
     }
     (!text.is_empty()).then(|| text.into_boxed_str())
@@ -272,9 +275,17 @@ pub(super) mod tests {
         let message = Message::parse(&bytes).unwrap();
         assert_eq!((message.asked.as_deref(), message.question), (Some("a*b.c.test"), None));
         let at = bytes.iter().position(|byte| *byte == b'c').unwrap();
-        for byte in [0xff, b' ', b'.', 0] {
+        for (byte, spelled) in [
+            (b' ', Some(r"a*b.\032.test")),
+            (b'.', Some(r"a*b.\..test")),
+            (b'\\', Some(r"a*b.\\.test")),
+            (0, Some(r"a*b.\000.test")),
+            (0x7f, Some(r"a*b.\127.test")),
+            (0xff, None),
+        ] {
             bytes[at] = byte;
-            assert_eq!(Message::parse(&bytes).unwrap().asked, None);
+            let message = Message::parse(&bytes).unwrap();
+            assert_eq!((message.asked.as_deref(), message.question), (spelled, None));
         }
         let host = Message::parse(&query("A.test")).unwrap();
         assert_eq!((host.asked.as_deref(), host.question.as_deref()), (Some("a.test"), Some("a.test")));
