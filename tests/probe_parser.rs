@@ -463,7 +463,8 @@ proptest! {
         prop_assert_eq!(packet.trouble, None);
         let payload = u32::try_from(recipe.payload.len()).expect("short");
         prop_assert_eq!(packet.ip_bytes - packet.header_bytes, payload);
-        let transport_bytes = if recipe.tcp { 20 } else { 8 };
+        let options = u32::try_from(recipe.options * 4).expect("short");
+        let transport_bytes = if recipe.tcp { 20 + options } else { 8 };
         prop_assert_eq!(packet.transport_at + transport_bytes, packet.ip_at + packet.header_bytes);
         let flags = TcpFlags(if recipe.tcp { recipe.flags } else { 0 });
         prop_assert_eq!(packet.worth_a_sample, tells(flags, payload > 0));
