@@ -90,8 +90,12 @@ impl Messenger {
             tracing::info!(%decision, "message not sent: consent was withdrawn");
             return Ok(true);
         }
-        let outbox = self.outbox.clone();
-        let delivered = tokio::task::spawn_blocking(move || outbox.deliver(&message)).await;
+        let (outbox, ledger) = (self.outbox.clone(), self.ledger.clone());
+        let deliver = move || {
+            ledger.durable_step();
+            outbox.deliver(&message)
+        };
+        let delivered = tokio::task::spawn_blocking(deliver).await;
         match delivered.map_err(|_| LedgerError::Stopped)? {
             Ok(_) => {
                 tracing::info!(%decision, action = row.say.action, "message sent");

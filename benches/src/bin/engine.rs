@@ -158,8 +158,7 @@ fn measure(subscribers: u32) -> anyhow::Result<Case> {
     ensure!(facts["recent"].is_some(), "nothing was measured: {facts:?}");
     drop(intake);
     let began = Instant::now();
-    let (engine, _) =
-        Engine::from_snapshot(policy, BufReader::with_capacity(1 << 20, std::fs::File::open(&file)?))?;
+    let (engine, _) = Engine::from_snapshot(BufReader::with_capacity(1 << 20, std::fs::File::open(&file)?))?;
     let recovered = Intake::resume(engine, []);
     let recovery_s = began.elapsed().as_secs_f64();
     ensure!(recovered.engine.subscribers() == subscribers as usize, "somebody was lost");

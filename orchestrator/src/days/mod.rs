@@ -172,9 +172,8 @@ impl<R: Read> Day<R> {
 
     /// The engine as it was when the day began. Once, and before the first entry.
     pub fn engine(&mut self) -> Result<Engine, DayError> {
-        let policy = self.policy()?;
         let mut counted = Counted { inner: &mut self.file, bytes: 0 };
-        let (engine, position) = Engine::from_snapshot(policy, &mut counted)?;
+        let (engine, position) = Engine::from_snapshot(&mut counted)?;
         if counted.bytes != self.snapshot_length || position != self.about.position {
             return Err(DayError::Damaged(0));
         }

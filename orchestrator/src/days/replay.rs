@@ -275,6 +275,7 @@ impl Beside {
 
     fn step(&mut self, at: Micros, input: &Input) {
         let input = match input {
+            Input::Policy { .. } => return,
             Input::Tapped(decision) => Input::Tapped(self.messages.get(decision).unwrap_or(decision).clone()),
             Input::Declined(decision) => {
                 Input::Declined(self.messages.get(decision).unwrap_or(decision).clone())

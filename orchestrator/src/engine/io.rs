@@ -59,6 +59,17 @@ pub enum Input {
         /// Why not, in words for an operator.
         offer: Result<LiveOffer, String>,
     },
+    /// Another policy is in force from here on, beside these plans, with which it was checked.
+    Policy {
+        /// Its file's name, for messages.
+        file_name: String,
+        /// What stands in the file.
+        text: String,
+        /// All plans, by name.
+        plans: BTreeMap<String, Plan>,
+        /// All countries, by mobile country code.
+        countries: BTreeMap<String, Country>,
+    },
 }
 
 /// What one agent saw in `[start, end)`, event time.

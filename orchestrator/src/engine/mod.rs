@@ -3,7 +3,7 @@
 //! ```text
 //! step(at, input) -> [effects]
 //!     Observed -> sessions (a new one: Desire) -> windows -> watermark -> boundaries -> moments that read facts
-//!     Profile, Tariffs, Tapped, Stop -> what it changes
+//!     Profile, Tariffs, Tapped, Stop, Policy -> what it changes
 //!     any -> what is due by now: expiries, holds, rearms -> moments that read no fact
 //!     a moment fires -> candidates through the gates -> Decided, then Desire or Say
 //! ```
@@ -276,6 +276,13 @@ impl Engine {
             Input::Pushed { ok, .. } => self.guard_pushed(ok),
             Input::Resume => self.guard_resume(&mut effects),
             Input::Answered { decision, offer } => self.answered(&decision, offer, &mut effects),
+            Input::Policy { file_name, text, plans, countries } => {
+                // Whoever gives it has parsed it before.
+                if let Ok(policy) = Policy::parse(&file_name, &text) {
+                    *self = self.under(policy, plans, countries);
+                    self.settle(&mut effects);
+                }
+            }
         }
         self.catch_up(&mut effects);
         self.cross_boundaries(&mut effects);

@@ -1,7 +1,7 @@
 //! All of an engine in one file: taken in no time, written at leisure, read back whole.
 //!
 //! ```text
-//! | "USHRSNAP" | format | position | policy revision | what is small | pages, 64 lines each | nothing | checksum |
+//! | "USHRSNAP" | format | position | policy | what is small | pages, 64 lines each | nothing | checksum |
 //! ```
 //!
 //! Each part is its length (32 bits) and its bytes (postcard). The checksum (BLAKE3) is over everything before it: a file
@@ -24,12 +24,12 @@ use super::state::SubscriberState;
 use super::world::World;
 use super::{Counters, Engine};
 use crate::identity::{Country, Plan};
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyErrors};
 
 /// What a snapshot begins with.
 const MAGIC: &[u8; 8] = b"USHRSNAP";
 /// Rises with each change of what is written.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 /// No part is longer: a page is some 30 kB, what waits may be more.
 const PART_MAX: usize = 1 << 30;
 
@@ -42,14 +42,9 @@ pub enum SnapshotError {
     /// It is not whole.
     #[error("is cut off or damaged")]
     Damaged,
-    /// It was taken under another policy.
-    #[error("is of policy {found}, not of {expected}")]
-    OtherPolicy {
-        /// Its revision.
-        found: String,
-        /// The one in force.
-        expected: String,
-    },
+    /// The policy it was taken under is none to this build.
+    #[error("is of a policy that this build does not run:\n{0}")]
+    Policy(PolicyErrors),
     /// It cannot be read at all.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
@@ -60,7 +55,8 @@ pub enum SnapshotError {
 pub struct Snapshot {
     /// The last input of the journal that is in it.
     pub position: u64,
-    revision: String,
+    /// Its file's name and what stands in it.
+    policy: (String, String),
     head: Vec<u8>,
     pages: Vec<Arc<Page>>,
 }
@@ -106,14 +102,14 @@ impl Engine {
         };
         Snapshot {
             position,
-            revision: self.world.policy.revision().to_owned(),
+            policy: (self.world.policy.file_name().to_owned(), self.world.policy.text().to_owned()),
             head: postcard::to_allocvec(&head).expect("numbers, words and lists can be packed"),
             pages: self.pages.share(),
         }
     }
 
-    /// An engine as it was when the snapshot was taken, under the same policy, and at which position of the journal.
-    pub fn from_snapshot(policy: Policy, file: impl Read) -> Result<(Self, u64), SnapshotError> {
+    /// An engine as it was when the snapshot was taken, under the policy of then, and at which position of the journal.
+    pub fn from_snapshot(file: impl Read) -> Result<(Self, u64), SnapshotError> {
         let mut file = Checked { inner: file, hasher: blake3::Hasher::new() };
         let mut magic = [0; 8];
         file.exact(&mut magic)?;
@@ -124,11 +120,8 @@ impl Engine {
         let mut position = [0; 8];
         file.exact(&mut position)?;
         file.part(&mut part)?;
-        if part != policy.revision().as_bytes() {
-            let (found, expected) =
-                (String::from_utf8_lossy(&part).into_owned(), policy.revision().to_owned());
-            return Err(SnapshotError::OtherPolicy { found, expected });
-        }
+        let (file_name, text): (String, String) = unpack(&part)?;
+        let policy = Policy::parse(&file_name, &text).map_err(SnapshotError::Policy)?;
         file.part(&mut part)?;
         let head: Head = unpack(&part)?;
         let world = World::new(policy, head.plans, head.countries);
@@ -194,7 +187,7 @@ impl Snapshot {
         file.all(MAGIC)?;
         file.all(&FORMAT.to_le_bytes())?;
         file.all(&self.position.to_le_bytes())?;
-        file.part(self.revision.as_bytes())?;
+        file.part(&postcard::to_allocvec(&self.policy).map_err(io::Error::other)?)?;
         file.part(&self.head)?;
         for page in &self.pages {
             file.part(&postcard::to_allocvec(&**page).map_err(io::Error::other)?)?;

@@ -1,5 +1,5 @@
 //! The same people, sessions, settings and messages under another policy: what becomes of an engine when its policy
-//! changes, and how a recorded day is played under another one.
+//! changes ([`Input::Policy`](super::io::Input::Policy)), and how a recorded day is played under another one.
 //!
 //! Lines keep their numbers, so that what is addressed to a line still finds it. Windows go on where the facts are the same;
 //! else they begin anew, and are unknown until they are covered.
@@ -22,8 +22,7 @@ use crate::policy::{Policy, PolicyErrors};
 impl Engine {
     /// An engine that goes on where this one is, under a policy that was checked beside these plans. What the change leads
     /// to shows in the effects of its first step.
-    #[must_use]
-    pub fn under(
+    pub(super) fn under(
         &self,
         policy: Policy,
         plans: BTreeMap<String, Plan>,
@@ -70,9 +69,9 @@ impl Engine {
             again: Vec::new(),
             put_off: Vec::new(),
             by_decision: BTreeMap::new(),
-            dirty: BTreeSet::new(),
-            gone: Vec::new(),
-            lost: Vec::new(),
+            dirty: self.dirty.clone(),
+            gone: self.gone.clone(),
+            lost: self.lost.clone(),
             unsettled: pages.lines().filter(|line| pages.get(*line).is_some()).collect(),
             now: self.now,
             counters: self.counters,

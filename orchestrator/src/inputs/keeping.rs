@@ -1,9 +1,9 @@
 //! How the engine comes back after the process is gone: a snapshot in a file, and the ledger's journal since.
 //!
-//! Each input is in the journal in the very transaction that holds what it led to. A snapshot says at which position of
-//! the journal it was taken, and counts only while the journal still has that position; what follows is stepped again,
-//! and its effects, which the ledger has, are dropped. Without a snapshot that fits, the engine is made of the ledger's
-//! rows: then only windows begin anew.
+//! Each input, another policy among them, is in the journal in the very transaction that holds what it led to. A snapshot
+//! says at which position of the journal it was taken, and counts only while the journal still has that position; what
+//! follows is stepped again, and its effects, which the ledger has, are dropped. Without a snapshot that fits, the engine is
+//! made of the ledger's rows: then only windows begin anew.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
@@ -12,7 +12,6 @@ use std::sync::{Mutex, PoisonError};
 
 use usher_models::units::Micros;
 
-use super::Book;
 use crate::days::{DayError, Keeper};
 use crate::engine::Engine;
 use crate::engine::io::Input;
@@ -36,8 +35,8 @@ pub(super) fn encode(at: Micros, input: &Input) -> Vec<u8> {
     postcard::to_allocvec(&(at, input)).expect("numbers, words and lists can be packed")
 }
 
-/// The engine as the last process left it, and the position it is at; `None`: no snapshot fits.
-pub(super) fn take_up(book: &Book, ledger: &Ledger) -> Result<Option<(Engine, u64)>, LedgerError> {
+/// The engine as the last process left it, under the policy of then, and the position it is at; `None`: no snapshot fits.
+pub(super) fn take_up(ledger: &Ledger) -> Result<Option<(Engine, u64)>, LedgerError> {
     let path = file_of(ledger.path());
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -47,11 +46,10 @@ pub(super) fn take_up(book: &Book, ledger: &Ledger) -> Result<Option<(Engine, u6
             return Ok(None);
         }
     };
-    let read = Engine::from_snapshot(book.policy.clone(), BufReader::with_capacity(BUFFER, file));
+    let read = Engine::from_snapshot(BufReader::with_capacity(BUFFER, file));
     let (mut engine, mut position) = match read {
         Ok(taken) => taken,
         Err(error) => {
-            // After a change of policy that is as it should be.
             tracing::warn!("the snapshot {} {error}: windows begin anew", path.display());
             return Ok(None);
         }
@@ -87,6 +85,7 @@ pub(super) fn keep_day(
     now: Micros,
     metrics: &Metrics,
 ) {
+    ledger.durable_step();
     let mut keeper = days.lock().unwrap_or_else(PoisonError::into_inner);
     match keeper.keep(ledger, snapshot, policy, now) {
         Ok(recorded) => {
@@ -102,6 +101,7 @@ pub(super) fn keep_day(
 
 /// Ends the day with what the journal still has.
 pub(super) fn end_day(days: &Mutex<Keeper>, ledger: &Ledger, metrics: &Metrics) {
+    ledger.durable_step();
     let mut keeper = days.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = keeper.end(ledger) {
         give_up(&mut keeper, &error, metrics);
@@ -117,10 +117,12 @@ fn give_up(keeper: &mut Keeper, error: &DayError, metrics: &Metrics) {
 /// Writes a snapshot in place of the last one: whole, or not at all.
 pub(super) fn write(snapshot: &Snapshot, ledger: &Ledger) -> io::Result<()> {
     let path = file_of(ledger.path());
+    ledger.durable_step();
     let unfinished = path.with_extension("unfinished");
     let mut file = BufWriter::with_capacity(BUFFER, File::create(&unfinished)?);
     snapshot.write(&mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    ledger.durable_step();
     std::fs::rename(&unfinished, &path)?;
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),

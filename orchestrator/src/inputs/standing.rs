@@ -16,7 +16,6 @@ use usher_models::units::Micros;
 use super::Book;
 use super::task::{EngineTask, TaskError};
 use crate::api::Refused;
-use crate::engine::io::Input;
 use crate::identity::Directory;
 use crate::ledger::{AppliedPolicy, PolicyChange};
 use crate::policy::Policy;
@@ -174,13 +173,10 @@ impl EngineTask {
                 self.step(&mut record, input);
             }
         } else {
-            let (plans, countries) = (directory.plans().clone(), directory.countries().clone());
-            let engine = self.engine().under(policy.clone(), plans, countries);
-            self.replace_engine(engine, &mut record).await?;
+            self.go_under(&policy, &directory, &mut record).await?;
             for input in self.engine().inputs_to(&directory) {
                 self.step(&mut record, input);
             }
-            self.step(&mut record, Input::Tick);
         }
         self.book = Arc::new(Book { policy, directory });
         self.reassign(&mut record).await?;

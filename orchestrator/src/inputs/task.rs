@@ -17,9 +17,10 @@ use crate::days::{Keeper, RecordConfig};
 use crate::elements::Wake;
 use crate::engine::io::{AskPartner, Decision, DecisionId, Digest, Effect, Input, Mode, TapState};
 use crate::engine::{Counters, Engine, SubscriberState};
+use crate::identity::Directory;
 use crate::ledger::{BatchMark, InputRecord, Journaled, Ledger, LedgerError};
 use crate::metrics::{DecisionLabels, Metrics, Reason, count};
-use crate::policy::PolicyErrors;
+use crate::policy::{Policy, PolicyErrors};
 
 /// The engine is looked at this often at least.
 const TICK: Duration = Duration::from_secs(1);
@@ -118,13 +119,14 @@ impl EngineTask {
         let (standing, book, change) = Standing::resolve(book, policies, Micros::now());
         in_force.send_replace(book.clone());
         let (rows, marks) = ledger.with(|ledger| Ok((ledger.sessions()?, ledger.batch_marks()?))).await?;
-        let (of_book, end) = (book.clone(), ledger.with(Ledger::journal_end).await?);
-        let taken_up = ledger.with(move |ledger| keeping::take_up(&of_book, ledger)).await?;
+        let end = ledger.with(Ledger::journal_end).await?;
+        let taken_up = ledger.with(keeping::take_up).await?;
         let is_new = taken_up.is_none();
         let (engine, position) = match taken_up {
             Some(taken_up) => taken_up,
             None => (engine_of(&book, &ledger).await?, end),
         };
+        book.policy.check(book.directory.plans())?;
         let counted = engine.counters();
         let mut task = Self {
             intake: Intake::new(engine, rows, marks),
@@ -149,6 +151,9 @@ impl EngineTask {
         record.policy = change;
         if is_new {
             task.begin_journal(&mut record).await?;
+        } else if task.engine().policy().revision() != task.book.policy.revision() {
+            let book = task.book.clone();
+            task.go_under(&book.policy, &book.directory, &mut record).await?;
         }
         for input in task.intake.engine.inputs_to(&task.book.directory) {
             task.step(&mut record, input);
@@ -156,6 +161,10 @@ impl EngineTask {
         task.step(&mut record, Input::Stop(stopped));
         task.reassign(&mut record).await?;
         task.commit(record).await?;
+        if is_new {
+            // A kill before there is a snapshot would take everything since along.
+            task.written().await?;
+        }
         Ok(task)
     }
 
@@ -476,11 +485,35 @@ impl EngineTask {
         record.effects.extend(effects);
     }
 
-    /// The journal begins anew, for another engine: the day of the one before ends with what the journal still has of it.
+    /// The journal begins anew, for an engine made of the ledger's rows.
     async fn begin_journal(&mut self, record: &mut InputRecord) -> Result<(), TaskError> {
-        if let Some((_, writing)) = self.keeping.writing.take() {
-            let _ = writing.await;
-        }
+        record.journal_anew = true;
+        self.end_day().await
+    }
+
+    /// The engine goes on under another policy. Until there is a snapshot under it, the one before and the journal, which
+    /// has the change, make the engine again.
+    pub(super) async fn go_under(
+        &mut self,
+        policy: &Policy,
+        directory: &Directory,
+        record: &mut InputRecord,
+    ) -> Result<(), TaskError> {
+        self.end_day().await?;
+        let input = Input::Policy {
+            file_name: policy.file_name().to_owned(),
+            text: policy.text().to_owned(),
+            plans: directory.plans().clone(),
+            countries: directory.countries().clone(),
+        };
+        self.step(record, input);
+        Ok(())
+    }
+
+    /// A day is of one policy: it ends with what the journal has, and another begins with the next snapshot, which is
+    /// soon.
+    async fn end_day(&mut self) -> Result<(), TaskError> {
+        self.written().await?;
         if let Some(days) = self.days.clone() {
             let metrics = self.metrics.clone();
             let end = move |ledger: &Ledger| {
@@ -489,9 +522,8 @@ impl EngineTask {
             };
             self.ledger.with(end).await?;
         }
-        // A position is left out, so that nobody takes what follows for the same engine's.
+        // A position is left out, so that nobody takes what follows for the same day's.
         self.position += 1;
-        record.journal_anew = true;
         self.keeping.at_once = true;
         Ok(())
     }
@@ -500,31 +532,14 @@ impl EngineTask {
         &self.intake.engine
     }
 
-    /// Another engine takes over, with everybody in the same line.
-    pub(super) async fn replace_engine(
-        &mut self,
-        engine: Engine,
-        record: &mut InputRecord,
-    ) -> Result<(), TaskError> {
-        self.begin_journal(record).await?;
-        self.intake.engine = engine;
-        self.counted = self.intake.engine.counters();
-        Ok(())
-    }
-
     pub(super) fn tell_in_force(&self) {
         self.in_force.send_replace(self.book.clone());
     }
 
     /// Takes a snapshot where it is time, to be written beside all else; the journal up to one that is written is over.
     async fn keep(&mut self) -> Result<(), TaskError> {
-        if let Some((position, writing)) = self.keeping.writing.take_if(|(_, writing)| writing.is_finished())
-        {
-            match writing.await {
-                Ok(Ok(())) => self.ledger.with(move |ledger| ledger.journal_forget(position)).await?,
-                Ok(Err(error)) => tracing::warn!(%error, "the engine's snapshot cannot be written"),
-                Err(error) => tracing::warn!(%error, "the engine's snapshot was given up"),
-            }
+        if self.keeping.writing.as_ref().is_some_and(|(_, writing)| writing.is_finished()) {
+            self.written().await?;
         }
         let keeping = &mut self.keeping;
         let is_time = self.now.since(keeping.last.0) >= SNAPSHOT_EVERY && self.position > keeping.last.1;
@@ -550,6 +565,17 @@ impl EngineTask {
             journaled: 0,
             writing: Some((self.position, writing)),
         };
+        Ok(())
+    }
+
+    /// Waits for the snapshot that is being written, if any; what the journal has of the time before it is over.
+    async fn written(&mut self) -> Result<(), TaskError> {
+        let Some((position, writing)) = self.keeping.writing.take() else { return Ok(()) };
+        match writing.await {
+            Ok(Ok(())) => self.ledger.with(move |ledger| ledger.journal_forget(position)).await?,
+            Ok(Err(error)) => tracing::warn!(%error, "the engine's snapshot cannot be written"),
+            Err(error) => tracing::warn!(%error, "the engine's snapshot was given up"),
+        }
         Ok(())
     }
 

@@ -22,6 +22,8 @@ use usher_models::units::{Micros, SubscriberId};
 
 pub(crate) const POLICY: &str = include_str!("../../../tests/demo/policy.yaml");
 pub(crate) const PROFILES: &str = include_str!("../../../tests/demo/profiles.yaml");
+mod crash;
+
 const BOOT: [u8; 16] = [7; 16];
 
 pub(crate) fn book(profiles: &str) -> Arc<Book> {
@@ -118,14 +120,6 @@ impl Rig {
         // What is of the person goes by our clock.
         facts.retain(|name, _| !name.starts_with("sub."));
         facts
-    }
-
-    /// Returns once the first snapshot is on the disk: until then windows begin anew.
-    async fn is_kept(&self) {
-        let file = keeping::file_of(self.ledger.path());
-        while !file.exists() {
-            tokio::task::yield_now().await;
-        }
     }
 
     fn totals(&self) -> BTreeMap<Option<String>, u64> {
@@ -393,7 +387,6 @@ proptest! {
             let mut rig = Rig::start(dir.path()).await;
             rig.inbox.batch(second(1, now, 0.5)).await.unwrap();
             whole.inbox.batch(second(1, now, 0.5)).await.unwrap();
-            rig.is_kept().await;
             for ((quarters, kill), sequence) in seconds.iter().zip(2..) {
                 let next = || second(sequence, now, f32::from(*quarters) / 4.0);
                 for _ in 0..*kill {
@@ -446,7 +439,6 @@ async fn a_day_with_kills_in_it_replays_bit_for_bit_and_says_what_another_policy
     let dir = tempfile::tempdir().unwrap();
     let start = async || Rig::start_recording(dir.path(), PROFILES, Some(recording(dir.path()))).await;
     let mut rig = start().await;
-    rig.is_kept().await;
     rig.inbox.batch(open_all(1)).await.unwrap();
     for sequence in 2..6 {
         rig.inbox.batch(batch(sequence, Vec::new(), vec![usage("s-a", 100)])).await.unwrap();
@@ -475,7 +467,6 @@ async fn a_day_with_kills_in_it_replays_bit_for_bit_and_says_what_another_policy
 async fn another_policy_begins_another_day_and_both_replay() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start_recording(dir.path(), PROFILES, Some(recording(dir.path()))).await;
-    rig.is_kept().await;
     rig.inbox.batch(open_all(1)).await.unwrap();
     rig.inbox.book(with_floor("floor: 0.5")).await.unwrap().unwrap();
     rig.inbox.batch(batch(2, Vec::new(), vec![usage("s-a", 100)])).await.unwrap();
@@ -504,6 +495,14 @@ async fn facts_go_on_under_another_policy_with_the_same_facts() {
     assert!(before.values().any(Option::is_some), "{before:?}");
     rig.inbox.book(with_floor("floor: 0.5")).await.unwrap().unwrap();
     assert_eq!(rig.facts("sub-a").await, before);
+    let (ledger, mut registry) = (rig.ledger.clone(), metrics::registry());
+    rig.kill_unheard().await;
+    // And where the file was changed while nobody was there.
+    let metrics = Metrics::register(&mut registry);
+    let other = with_floor("floor: 0.6");
+    let revision = other.policy.revision().to_owned();
+    let rig = Rig::with_book(other, ledger, metrics, registry, Bells::default(), None).await.unwrap();
+    assert_eq!((rig.facts("sub-a").await, rig.in_force()), (before, revision));
     rig.kill().await;
 }
 

@@ -7,6 +7,8 @@
 //! Its methods block; async callers go through [`Ledger::with`]. Writers take one connection, readers another, so
 //! that a long listing never holds up a batch.
 
+#[cfg(test)]
+mod fuse;
 mod journal;
 mod open;
 mod overview;
@@ -22,6 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, ErrorCode};
 
+#[cfg(test)]
+pub(crate) use fuse::Fuse;
 pub use journal::Journaled;
 pub use overview::Overview;
 pub use policies::{AppliedPolicy, PolicyChange};
@@ -141,14 +145,37 @@ struct Shared {
     /// Closed before the writer, which then folds the log into the file.
     reader: Mutex<Connection>,
     writer: Mutex<Connection>,
+    #[cfg(test)]
+    fuse: Fuse,
 }
 
 impl Ledger {
     /// Opens the file, makes it where there is none, brings an older layout to this build's.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         let (writer, reader) = open::open(path)?;
-        let shared = Shared { path: path.to_owned(), writer: Mutex::new(writer), reader: Mutex::new(reader) };
+        let shared = Shared {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+            reader: Mutex::new(reader),
+            #[cfg(test)]
+            fuse: Fuse::default(),
+        };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The same, of a process that is killed where `fuse` says.
+    #[cfg(test)]
+    pub(crate) fn open_with_fuse(path: &Path, fuse: Fuse) -> Result<Self, LedgerError> {
+        let (writer, reader) = open::open(path)?;
+        let (writer, reader) = (Mutex::new(writer), Mutex::new(reader));
+        Ok(Self { shared: Arc::new(Shared { path: path.to_owned(), writer, reader, fuse }) })
+    }
+
+    /// A durable step is about to be taken: here tests kill the process.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "tests hang on to it"))]
+    pub(crate) fn durable_step(&self) {
+        #[cfg(test)]
+        self.shared.fuse.burn();
     }
 
     /// Where it is.
@@ -185,6 +212,7 @@ impl Ledger {
 
     /// The connection writes go through. A panic while it was held rolled its transaction back, so it stays usable.
     fn writer(&self) -> MutexGuard<'_, Connection> {
+        self.durable_step();
         self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

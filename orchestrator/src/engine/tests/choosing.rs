@@ -136,7 +136,7 @@ fn answers_are_learnt_once_each_within_their_time_and_survive_a_restart() {
     }
     let mut file = Vec::new();
     engine.snapshot(0).write(&mut file).unwrap();
-    let (mut again, _) = Engine::from_snapshot(engine.policy().clone(), &file[..]).unwrap();
+    let (mut again, _) = Engine::from_snapshot(&file[..]).unwrap();
     for engine in [&mut engine, &mut again] {
         assert_eq!(engine.next_due(), Some(s(1).after(std::time::Duration::from_millis(30 * 60_000 + 500))));
         engine.step(s(1_900), Input::Tick);
@@ -308,7 +308,7 @@ proptest! {
                 (3, _) => {
                     let mut file = Vec::new();
                     engine.snapshot(0).write(&mut file).unwrap();
-                    engine = Engine::from_snapshot(engine.policy().clone(), &file[..]).unwrap().0;
+                    engine = Engine::from_snapshot(&file[..]).unwrap().0;
                     (Input::Tick, None)
                 }
                 _ => (Input::Tick, None),

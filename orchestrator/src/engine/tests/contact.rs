@@ -94,7 +94,7 @@ fn a_stop_holds_at_once_over_restarts_and_over_what_the_profile_says_until_it_is
     assert_eq!(gates_of(&anew.step(s(2 * DAY + 20), Input::Tick)), [Some(Gate::Consent)]);
     let mut file = Vec::new();
     engine.snapshot(0).write(&mut file).unwrap();
-    let (mut again, _) = Engine::from_snapshot(engine.policy().clone(), &file[..]).unwrap();
+    let (mut again, _) = Engine::from_snapshot(&file[..]).unwrap();
     assert_eq!(gates_of(&again.step(s(2 * DAY + 20), Input::Tick)), [Some(Gate::Consent)]);
     again.step(s(2 * DAY + 30), stop(true));
     assert_eq!(says(&again.step(s(3 * DAY + 30), Input::Tick)).len(), 1);

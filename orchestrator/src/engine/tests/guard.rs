@@ -101,7 +101,7 @@ fn a_roll_back_takes_back_what_was_set_leaves_what_was_tapped_for_and_lasts_unti
     // Over a restart by either way.
     let mut file = Vec::new();
     engine.snapshot(0).write(&mut file).unwrap();
-    let (again, _) = Engine::from_snapshot(engine.policy().clone(), &file[..]).unwrap();
+    let (again, _) = Engine::from_snapshot(&file[..]).unwrap();
     assert_eq!(again.guard(), engine.guard());
     let mut anew = engine_of(&policy(text), COUNT);
     anew.guard_from(state.clone());

@@ -95,7 +95,7 @@ fn what_was_said_meanwhile_counts_and_a_question_survives_a_restart_by_either_wa
     let withdrawn = Input::Consent { subscriber: id("a"), advice: false };
     engine.step(s(2), withdrawn);
     assert_eq!(stopped(&engine.step(s(3), answer(&ask, true, 0.0))).0, Gate::Consent);
-    let (mut again, _) = Engine::from_snapshot(engine.policy().clone(), &file[..]).unwrap();
+    let (mut again, _) = Engine::from_snapshot(&file[..]).unwrap();
     assert_eq!(says(&again.step(s(3), answer(&ask, true, 0.0))).len(), 1);
     let mut anew = self::engine();
     for (id, state) in rows {

@@ -584,7 +584,7 @@ proptest! {
                 Event::Restarts => {
                     let mut file = Vec::new();
                     engine.snapshot(0).write(&mut file).unwrap();
-                    engine = Engine::from_snapshot(reference.policy.clone(), &file[..]).unwrap().0;
+                    engine = Engine::from_snapshot(&file[..]).unwrap().0;
                     Input::Tick
                 }
                 Event::Passes(seconds) => {
