@@ -18,6 +18,7 @@ needs=(
   "the demo's NETCONF element:sshd:openssh-server"
   "the demo's NETCONF element:netconfd:netconfd"
   "the demo's NETCONF element:ssh:openssh-client"
+  "flooding the laboratory:iperf3:iperf3"
   "recording the demo's capture file:tcpdump:tcpdump"
   "comparing names with those of another reader:tshark:tshark"
 )

@@ -3,6 +3,8 @@
 //! Nothing here stands in for a part of Usher. It starts what an operator would start, looks where an operator would
 //! look, and removes what it made.
 
+pub mod exactness;
+pub mod floods;
 pub mod netconfd;
 pub mod netns;
 pub mod nginx;

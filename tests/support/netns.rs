@@ -70,6 +70,8 @@ pub struct Counters {
     pub tx_bytes: u64,
     /// Frames sent.
     pub tx_packets: u64,
+    /// Frames handed to it that it could not send.
+    pub tx_dropped: u64,
 }
 
 /// A place to work in: a folder, and a name unique on this machine. All it knows of is ended and removed when dropped.
@@ -234,6 +236,7 @@ impl Lab {
             rx_packets: number("/0/stats64/rx/packets")?,
             tx_bytes: number("/0/stats64/tx/bytes")?,
             tx_packets: number("/0/stats64/tx/packets")?,
+            tx_dropped: number("/0/stats64/tx/dropped")?,
         })
     }
 

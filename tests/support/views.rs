@@ -137,6 +137,20 @@ impl Site {
 
     /// Bytes of frames the data plane saw and put into no usage: no IP, or no whole IP packet.
     pub fn outside_usage(&self) -> Result<u64> {
+        self.outside("usher_agent_packets_bytes_total", &[])
+    }
+
+    /// The same up and down, and how many frames.
+    pub fn outside_usage_by_direction(&self) -> Result<[(u64, u64); 2]> {
+        let way = |direction: &str| {
+            let direction = format!("direction=\"{direction}\"");
+            let bytes = self.outside("usher_agent_packets_bytes_total", &[&direction])?;
+            Ok::<_, anyhow::Error>((bytes, self.outside("usher_agent_packets_total", &[&direction])?))
+        };
+        Ok([way("up")?, way("down")?])
+    }
+
+    fn outside(&self, metric: &str, labels: &[&str]) -> Result<u64> {
         let metrics = self.agent_metrics()?;
         // ARP is always among it: where the metric is missing altogether, nothing was read yet.
         let all: Vec<_> = usher_models::wire::Reason::ALL
@@ -144,12 +158,13 @@ impl Site {
             .filter(|reason| reason.outside_usage())
             .filter_map(|reason| {
                 let label = format!("reason=\"{}\"", reason.name());
-                metrics.sum("usher_agent_packets_bytes_total", &[&label]).ok()
+                let labels: Vec<_> = labels.iter().copied().chain([label.as_str()]).collect();
+                metrics.sum(metric, &labels).ok()
             })
             .collect();
-        // A count of bytes well below 2^53: a double holds it exactly.
-        let bytes = all.iter().fold(0.0, |sum, bytes| sum + bytes);
-        format!("{bytes}").parse().with_context(|| format!("{bytes} is no count of bytes"))
+        // A count well below 2^53: a double holds it exactly.
+        let count = all.iter().fold(0.0, |sum, count| sum + count);
+        format!("{count}").parse().with_context(|| format!("{count} is no count"))
     }
 
     /// Decisions about a subscriber.

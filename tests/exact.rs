@@ -1,0 +1,76 @@
+//! Nothing is lost and nothing doubled: the books against the interface's own counters.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
+
+use std::time::Duration;
+
+use usher_tests::exactness::{self, Behind};
+use usher_tests::netns::{INTERNET, Lab, Place, Side};
+use usher_tests::site::Site;
+use usher_tests::wait::{self, Seen};
+use usher_tests::{floods, process, skip};
+
+/// Runs the rest of a test where it can, else says why not.
+macro_rules! on_a_kernel {
+    ($name:literal) => {
+        if let Some(reason) = skip::why_no_probe().or_else(floods::why_not) {
+            skip::skipped($name, &reason);
+            return;
+        }
+    };
+}
+
+#[test]
+fn what_the_books_say_is_what_passed_to_the_byte() {
+    on_a_kernel!("what_the_books_say_is_what_passed_to_the_byte");
+    let outcome = exactness::run().unwrap();
+    process::say(&outcome.shown());
+    assert!(outcome.exact(), "{}", outcome.shown());
+    let [up, down] = outcome.passed;
+    assert!(up.packets > 20_000 && down.packets > 20_000, "{}", outcome.shown());
+}
+
+/// IP bytes of a datagram of [`send`].
+const BYTES: u64 = 20 + 8 + 100;
+
+/// Sends so many datagrams of 100 bytes from one port to another: of one flow, however often it is called.
+fn send(lab: &Lab, datagrams: u32) {
+    let script = format!(
+        "use IO::Socket::INET; my $s = IO::Socket::INET->new(Proto => 'udp', LocalAddr => '10.77.0.11', LocalPort => 4000, \
+         PeerAddr => '{INTERNET}', PeerPort => 4001) or die; for (1..{datagrams}) {{ $s->send('x' x 100) or redo; }}"
+    );
+    process::run(&mut lab.inside(Side::Subscribers, "perl", ["-e", &script])).unwrap();
+}
+
+/// Bytes and packets up of a subscriber.
+fn up(site: &Site, subscriber: &str) -> (u64, u64) {
+    let usage = site.usage().unwrap();
+    let own =
+        usage.iter().filter(|row| row.direction == "up" && row.subscriber.as_deref() == Some(subscriber));
+    own.fold((0, 0), |(bytes, packets), row| (bytes + row.bytes, packets + row.packets))
+}
+
+#[test]
+fn an_address_that_moves_takes_its_running_flow_along_from_the_next_packet_on() {
+    on_a_kernel!("an_address_that_moves_takes_its_running_flow_along_from_the_next_packet_on");
+    let mut site = exactness::site(Lab::new(Place::new().unwrap()).unwrap()).unwrap();
+    // Nobody listens. What comes back is none of `up`, and only tells the sender to try the next one again.
+    let expect = |site: &mut Site, a: u64, b: u64| {
+        wait::until("the usage of both", Duration::from_secs(20), || {
+            site.expect_running()?;
+            let found = (up(site, "sub-a"), up(site, "sub-b"));
+            Ok(Seen::when(found == ((a * BYTES, a), (b * BYTES, b)), (), format!("{found:?}")))
+        })
+        .unwrap();
+    };
+    send(site.lab().unwrap(), 1_000);
+    exactness::move_address(&mut site, Behind::B).unwrap();
+    send(site.lab().unwrap(), 700);
+    expect(&mut site, 1_000, 700);
+    site.agent().unwrap().kill().unwrap();
+    send(site.lab().unwrap(), 50);
+    site.start_agent().unwrap();
+    exactness::move_address(&mut site, Behind::A).unwrap();
+    send(site.lab().unwrap(), 30);
+    expect(&mut site, 1_030, 750);
+}
