@@ -24,7 +24,7 @@ probe: ## rebuild the probe's object, installing its toolchain
 
 bench-%: ## run the bench NAME (BENCH="its arguments"); the figures are also in target/bench/NAME.json
 	@scripts/install.sh bench
-	cargo build --release --quiet --package usher-agent --package usher-benches
+	cargo build --release --quiet --workspace --bins
 	@target/release/$* $(BENCH)
 
 lint: ## what CI asks of the code's form

@@ -1,10 +1,10 @@
-//! Nothing is lost and nothing doubled: the books against the interface's own counters.
+//! Nothing is lost and nothing doubled: the books against the interface's own counters, a short form of `make bench-exact`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
 use std::time::Duration;
 
-use usher_tests::exactness::{self, Behind};
+use usher_tests::exactness::{self, Behind, Offloads};
 use usher_tests::netns::{INTERNET, Lab, Place, Side};
 use usher_tests::site::Site;
 use usher_tests::wait::{self, Seen};
@@ -23,11 +23,16 @@ macro_rules! on_a_kernel {
 #[test]
 fn what_the_books_say_is_what_passed_to_the_byte() {
     on_a_kernel!("what_the_books_say_is_what_passed_to_the_byte");
-    let outcome = exactness::run().unwrap();
-    process::say(&outcome.shown());
-    assert!(outcome.exact(), "{}", outcome.shown());
-    let [up, down] = outcome.passed;
-    assert!(up.packets > 20_000 && down.packets > 20_000, "{}", outcome.shown());
+    for offloads in [Offloads::Off, Offloads::On] {
+        let outcome = exactness::run(offloads).unwrap();
+        let shown = format!("offloads {offloads:?}: {}", outcome.shown());
+        process::say(&shown);
+        assert!(outcome.exact(), "{shown}");
+        let [up, down] = outcome.passed;
+        assert!(up.packets > 20_000 && down.packets > 20_000, "{shown}");
+        let joined = outcome.at_core < (up.packets + down.packets) * 2 / 3;
+        assert_eq!(joined, offloads == Offloads::On, "super-packets with offloads, none without: {shown}");
+    }
 }
 
 /// IP bytes of a datagram of [`send`].

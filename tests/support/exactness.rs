@@ -4,15 +4,19 @@
 //! Real TCP, UDP and TLS over both versions of IP, several subscribers, one held to rates, one unknown; an agent that is killed
 //! and sessions that move while all of it runs. Frames that the probe let through and the interface could not send, for its other
 //! end was full, are in the books: the interface tells how many they were, not how long.
+//!
+//! With offloads on, the probe sees super-packets both ways, and the interface still counts what is on the wire: it cuts up what it
+//! sends, and counts what it receives before joining it.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::floods::{Flood, Servers};
-use crate::netns::{Lab, Place};
+use crate::netns::{ACCESS, Lab, Place, Side};
 use crate::nginx::{Nginx, VIDEO};
 use crate::player::{Player, Stream};
+use crate::process;
 use crate::site::{Ground, Site, Variant};
 use crate::views::Usage;
 use crate::wait::{self, Seen};
@@ -24,6 +28,40 @@ const LEAST_FRAME: u64 = ETHERNET + 20;
 const MOST_FRAME: u64 = ETHERNET + 1_500;
 /// How long the floods of a run last, seconds.
 const SECONDS: u32 = 4;
+
+/// Who joins packets and who cuts them up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offloads {
+    /// Nobody: every packet is a frame.
+    Off,
+    /// The probe sees super-packets: the internet's server sends them, and what subscribers send is joined on its way in.
+    On,
+}
+
+impl Offloads {
+    fn set(self, lab: &Lab) -> Result<()> {
+        if self == Self::Off {
+            return Ok(());
+        }
+        for (side, interface, cut) in
+            [(Side::Internet, "net", "on"), (Side::Gateway, "core", "on"), (Side::Gateway, ACCESS, "off")]
+        {
+            let words = ["-K", interface, "tso", cut, "gso", cut, "gro", "on"];
+            process::run(&mut lab.inside(side, "ethtool", words))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of link-layer header that the subscriber-facing interface leaves out of its count of received bytes. A virtual
+    /// Ethernet counts at the sender; where it joins what it receives it counts in its own poll, with the header taken off
+    /// (`veth_xdp_rcv` in the kernel's drivers/net/veth.c).
+    const fn uncounted_header(self) -> u64 {
+        match self {
+            Self::Off => 0,
+            Self::On => ETHERNET,
+        }
+    }
+}
 
 /// Everything that went one way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,6 +81,8 @@ pub struct Outcome {
     pub counted: [Sum; 2],
     /// Frames that were on their way down and that the interface could not send.
     pub lost: u64,
+    /// Packets on the gateway's other side, where a super-packet is one.
+    pub at_core: u64,
 }
 
 impl Outcome {
@@ -64,7 +104,13 @@ impl Outcome {
                 counted.bytes, passed.bytes, counted.packets, passed.packets
             )
         };
-        format!("{}; {}, and {} frames not sent", way("up", 0), way("down", 1), self.lost)
+        format!(
+            "{}; {}, and {} frames not sent; {} packets at core",
+            way("up", 0),
+            way("down", 1),
+            self.lost,
+            self.at_core
+        )
     }
 }
 
@@ -134,12 +180,13 @@ pub fn move_address(site: &mut Site, behind: Behind) -> Result<()> {
 }
 
 /// One run.
-pub fn run() -> Result<Outcome> {
+pub fn run(offloads: Offloads) -> Result<Outcome> {
     let lab = Lab::new(Place::new()?)?;
+    offloads.set(&lab)?;
     let nginx = Nginx::start(&lab)?;
     let mut servers = Servers::start(&lab, 6)?;
     let mut site = site(lab)?;
-    let outcome = load(&mut site, &nginx, &mut servers).and_then(|()| reconcile(&mut site));
+    let outcome = load(&mut site, &nginx, &mut servers).and_then(|()| reconcile(&mut site, offloads));
     outcome.map_err(|error| error.context(site.last_words()))
 }
 
@@ -177,15 +224,21 @@ fn load(site: &mut Site, nginx: &Nginx, servers: &mut Servers) -> Result<()> {
 }
 
 /// Takes the line down and compares.
-fn reconcile(site: &mut Site) -> Result<Outcome> {
+fn reconcile(site: &mut Site, offloads: Offloads) -> Result<Outcome> {
     let lab = site.lab()?;
     lab.disconnect()?;
-    let counters = lab.access_counters()?;
+    let (counters, core) = (lab.access_counters()?, lab.counters("core")?);
+    let received = counters.rx_bytes + offloads.uncounted_header() * counters.rx_packets;
     let passed = [
-        Sum { bytes: counters.rx_bytes, packets: counters.rx_packets },
+        Sum { bytes: received, packets: counters.rx_packets },
         Sum { bytes: counters.tx_bytes, packets: counters.tx_packets },
     ];
-    let mut outcome = Outcome { passed, counted: Default::default(), lost: counters.tx_dropped };
+    let mut outcome = Outcome {
+        passed,
+        counted: Default::default(),
+        lost: counters.tx_dropped,
+        at_core: core.rx_packets + core.tx_packets,
+    };
     let settled = wait::until("the books equal to the wire", Duration::from_secs(20), || {
         site.expect_running()?;
         outcome.counted = counted(site)?;

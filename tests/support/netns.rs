@@ -221,8 +221,13 @@ impl Lab {
 
     /// What the subscriber-facing interface has counted.
     pub fn access_counters(&self) -> Result<Counters> {
-        let printed =
-            process::run(&mut self.inside(Side::Gateway, "ip", ["-s", "-j", "link", "show", ACCESS]))?;
+        self.counters(ACCESS)
+    }
+
+    /// What one of the gateway's interfaces has counted.
+    pub fn counters(&self, interface: &str) -> Result<Counters> {
+        let words = ["-s", "-j", "link", "show", interface];
+        let printed = process::run(&mut self.inside(Side::Gateway, "ip", words))?;
         let parsed: serde_json::Value =
             serde_json::from_str(&printed).context("read what `ip -j` printed")?;
         let number = |pointer: &str| {
