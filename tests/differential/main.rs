@@ -1,15 +1,35 @@
 //! The names that `usher-agent classify` and tshark find in the same generated capture: the same, or the difference explained.
 //!
 //! Hellos and keys are rustls's; everything around them is written here. tshark is another reading of the same standards by
-//! other people: what both find is most likely what is there.
+//! other people: what both find is most likely what is there. Beside it, the probe's parser against the agent's (`parser`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
 mod cases;
 mod hellos;
 mod live;
+mod parser;
 mod talk;
 mod wrap;
+
+#[path = "../../ebpf/src/parse.rs"]
+#[expect(
+    clippy::inline_always,
+    dead_code,
+    unreachable_pub,
+    reason = "the probe's file, held to the kernel's needs, of which not all is compared"
+)]
+mod parse;
+#[path = "../../ebpf/src/walk.rs"]
+#[expect(
+    clippy::inline_always,
+    clippy::unnecessary_wraps,
+    clippy::cast_possible_truncation,
+    clippy::verbose_bit_mask,
+    unreachable_pub,
+    reason = "the probe's file, held to the kernel's needs"
+)]
+mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
