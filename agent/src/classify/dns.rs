@@ -2,6 +2,7 @@
 //!
 //! Owns the reading of one message, by the `domain` crate. Refuses to believe a record that the question does not lead to.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -190,7 +191,7 @@ fn presented(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
             match *byte {
                 b'.' | b'\\' => text.extend(['\\', char::from(*byte)]),
                 byte if byte.is_ascii_graphic() => text.push(char::from(byte.to_ascii_lowercase())),
-                byte if byte.is_ascii() => text.push_str(&format!("\\{byte:03}")),
+                byte if byte.is_ascii() => write!(text, "\\{byte:03}").ok()?,
                 _ => return None,
             }
         }
