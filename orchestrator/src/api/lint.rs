@@ -52,8 +52,7 @@ pub(crate) fn examine(policy_name: &str, policy_text: &str, profiles: Option<(&s
     if let Some(plans) = plans {
         found.errors.extend(policy.check(plans).err());
     } else {
-        let mut issues = policy.unsupported().to_vec();
-        issues.extend(policy.breaches());
+        let issues = policy.breaches();
         found.errors.extend((!issues.is_empty()).then(|| of_policy(issues)));
     }
     let warnings = policy.warnings(plans);

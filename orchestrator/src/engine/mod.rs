@@ -156,7 +156,7 @@ impl Opened {
 }
 
 impl Engine {
-    /// An engine for a policy; refused where the policy asks for what is not evaluated yet, or does not fit the plans.
+    /// An engine for a policy; refused where the policy does not fit the plans.
     pub fn new(policy: Policy, directory: &Directory) -> Result<Self, PolicyErrors> {
         policy.check(directory.plans())?;
         let world = World::new(policy, directory.plans().clone(), directory.countries().clone());

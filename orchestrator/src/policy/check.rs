@@ -2,7 +2,7 @@
 //! them gives a value of the right kind. CEL has no static types, so each part is evaluated by itself on a typed
 //! sample; that way nothing hides behind the short circuit of `&&`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
 use cel::{Program, Value};
@@ -23,40 +23,38 @@ const MAX_PLAN_FIELDS: usize = 6;
 pub(super) struct Field {
     name: &'static str,
     sample: fn() -> Known,
-    /// Evaluated truly.
-    supported: bool,
 }
 
-const fn field(name: &'static str, sample: fn() -> Known, supported: bool) -> Field {
-    Field { name, sample, supported }
+const fn field(name: &'static str, sample: fn() -> Known) -> Field {
+    Field { name, sample }
 }
 
 /// `sub.*`
 const SUB: [Field; 18] = [
-    field("active", truth, true),
-    field("addons", words, true),
-    field("complaint_open", truth, true),
-    field("country", a_word, true),
-    field("cycle_left", one, true),
-    field("fit_saves", one, true),
-    field("moved", truth, true),
-    field("partner_fit", one, true),
-    field("plmn", a_word, true),
-    field("rat", a_word, true),
-    field("roam_expected", one, true),
-    field("roam_pass", truth, true),
-    field("roam_price", one, true),
-    field("roaming", truth, true),
-    field("time_zone", a_word, true),
-    field("trip_ahead", truth, true),
-    field("trip_share", one, true),
-    field("trips", one, true),
+    field("active", truth),
+    field("addons", words),
+    field("complaint_open", truth),
+    field("country", a_word),
+    field("cycle_left", one),
+    field("fit_saves", one),
+    field("moved", truth),
+    field("partner_fit", one),
+    field("plmn", a_word),
+    field("rat", a_word),
+    field("roam_expected", one),
+    field("roam_pass", truth),
+    field("roam_price", one),
+    field("roaming", truth),
+    field("time_zone", a_word),
+    field("trip_ahead", truth),
+    field("trip_share", one),
+    field("trips", one),
 ];
 /// `org.*`
-const ORG: [Field; 1] = [field("moved", one, true)];
+const ORG: [Field; 1] = [field("moved", one)];
 /// What a push did.
 const OUTCOME: [Field; 3] =
-    [field("complaint_delta", one, true), field("push_error", one, true), field("qoe_delta", one, true)];
+    [field("complaint_delta", one), field("push_error", one), field("qoe_delta", one)];
 
 /// Every field that conditions may read of a subscriber and of an organisation.
 #[cfg(test)]
@@ -94,11 +92,10 @@ pub(super) enum Scope {
 
 /// What stands behind the check of each expression of a file.
 pub(super) struct Checker<'c> {
-    /// Facts of the file, also those with mistakes; false: not supported yet.
-    pub(super) facts: &'c BTreeMap<String, bool>,
+    /// Facts of the file, also those with mistakes.
+    pub(super) facts: &'c BTreeSet<String>,
     pub(super) text: &'c str,
     pub(super) issues: &'c mut Vec<Issue>,
-    pub(super) unsupported: &'c mut Vec<Issue>,
 }
 
 impl Checker<'_> {
@@ -376,16 +373,10 @@ impl Walk<'_, '_> {
                     Issue::new(span, message).with_help(format!("read a field of it, as `{name}.name`")),
                 );
             }
-            (Scope::Person | Scope::Bargain, _) => match self.checker.facts.get(name) {
-                Some(supported) => {
-                    if !supported {
-                        let message = format!("the fact `{name}` is not supported yet");
-                        self.checker.unsupported.push(Issue::new(span, message));
-                    }
-                    self.reads.insert(Read::Fact(name.to_owned()), span);
-                }
-                None => self.unknown(span, name),
-            },
+            (Scope::Person | Scope::Bargain, _) if self.checker.facts.contains(name) => {
+                self.reads.insert(Read::Fact(name.to_owned()), span);
+            }
+            (Scope::Person | Scope::Bargain, _) => self.unknown(span, name),
             (Scope::Outcome, _) => match OUTCOME.iter().find(|field| field.name == name) {
                 Some(field) => drop(self.reads.insert(Read::Outcome(field.name), span)),
                 None => self.unknown(span, name),
@@ -420,10 +411,6 @@ impl Walk<'_, '_> {
             }));
             return;
         };
-        if !field.supported {
-            let message = format!("`{root}.{name}` is not supported yet");
-            self.checker.unsupported.push(Issue::new(span, message));
-        }
         let read = if root == "sub" { Read::Sub(field.name) } else { Read::Org(field.name) };
         self.reads.insert(read, span);
     }
@@ -434,7 +421,7 @@ impl Walk<'_, '_> {
             _ => self
                 .checker
                 .facts
-                .keys()
+                .iter()
                 .map(String::as_str)
                 .chain(["plan", "setting", "sub", "org"])
                 .collect(),

@@ -1,8 +1,7 @@
 //! The operator's YAML of six words: facts, moments, actions, policy, choose, guard.
 //!
 //! Owns reading a policy file into types the engine can trust, and every message about what is wrong with it, with line
-//! and column. What the language has but the engine does not evaluate yet is parsed and checked like the rest, then
-//! listed by [`Policy::unsupported`]: it is refused, never ignored. Refuses to open files and to know subscribers.
+//! and column. Refuses to open files and to know subscribers.
 
 mod check;
 mod expr;
@@ -49,7 +48,6 @@ pub struct Policy {
     pub(super) rules: Rules,
     pub(super) choose: Choose,
     pub(super) guard: Guard,
-    pub(super) unsupported: Vec<Issue>,
 }
 
 impl Policy {
@@ -71,11 +69,6 @@ impl Policy {
     /// What stands in the file.
     pub fn text(&self) -> &str {
         &self.text
-    }
-
-    /// What the file asks for that is not evaluated yet, each with its place. Nobody may run a policy that has any.
-    pub fn unsupported(&self) -> &[Issue] {
-        &self.unsupported
     }
 
     /// What is wrong with the file beside these plans: fields no plan has, settings no plan can return to.
@@ -120,11 +113,10 @@ impl Policy {
         lint::warnings(self, plans)
     }
 
-    /// All that keeps this policy from being run with these plans: mistakes, what the law refuses, what is not supported yet.
+    /// All that keeps this policy from being run with these plans: mistakes, and what the law refuses.
     pub fn check(&self, plans: &BTreeMap<String, Plan>) -> Result<(), PolicyErrors> {
         let mut issues = self.check_plans(plans);
         issues.extend(self.breaches());
-        issues.extend_from_slice(&self.unsupported);
         if issues.is_empty() { Ok(()) } else { Err(Issues::new(&self.file, &self.text, issues)) }
     }
 

