@@ -1,5 +1,6 @@
 //! What the decision engine costs: batches as they come off the wire, decoded, deduplicated, resolved to subscribers, made
-//! facts, moments and decisions of, under a policy of ten facts and twelve moments, snapshots being taken all the while.
+//! facts, moments and decisions of, under the default policy, snapshots being taken all the while. A decision of eight actions
+//! is timed under a policy that has one.
 //!
 //! Thread CPU time of the one thread that does all of it; what the ledger's own transactions cost is not in it. Memory is
 //! what the process grew by. The subscribers of a gateway come in an order that has nothing to do with theirs here.
@@ -23,20 +24,23 @@ use usher_orchestrator::inputs::{Intake, Taken};
 use usher_orchestrator::ledger::SessionRow;
 use usher_orchestrator::policy::Policy;
 
-const POLICY: &str = include_str!("engine.yaml");
+const POLICY: &str = include_str!("../../../deploy/policy.yaml");
+/// Has a moment with eight actions.
+const EIGHT: &str = include_str!("engine.yaml");
 const PLANS: &str = "plans:
-  basic: {settings: {video: sd, roam_pass: none, qos_up: normal, qos_down: normal},
-    numbers: {quota: 2.0e10, up_bps: 2.0e7, down_bps: 1.0e8}}
+  basic: {settings: {video: sd, roam_pass: none, roam_gate: open, qos_up: normal, qos_down: normal},
+    numbers: {price: 15.0, quota: 2.0e10, over_price: 2.0, roam_limit: 50.0, up_bps: 2.0e7, down_bps: 1.0e8},
+    currency: EUR}
 countries:
   \"262\": {name: Testland, pass_price: 3.0, expected_per_day: 12.0, currency: EUR}
 subscribers: []
 ";
 /// Subscribers of one gateway.
 const OF_AGENT: u32 = 15_625;
-/// Records of one subscriber in one batch: two classes, both ways.
-const RECORDS: u32 = 4;
 /// A minute before a Saturday noon in Berlin.
 const START: i64 = 1_795_258_740;
+/// Event time played: the default policy's windows and holds of a minute each, and something after.
+const SECONDS: i64 = 140;
 /// A snapshot every so many seconds.
 const SNAPSHOT_EVERY: i64 = 20;
 /// Decisions timed.
@@ -87,11 +91,11 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn measure(subscribers: u32) -> anyhow::Result<Case> {
-    let policy = Policy::parse("engine.yaml", POLICY)?;
+    let policy = Policy::parse("policy.yaml", POLICY)?;
     let directory = Directory::parse("plans.yaml", PLANS)?;
-    let decision_p99_us = decisions(&policy, &directory)?;
+    let decision_p99_us = decisions(&Policy::parse("engine.yaml", EIGHT)?, &directory)?;
     let before = resident()?;
-    let mut engine = Engine::new(policy.clone(), &directory)?;
+    let mut engine = Engine::new(policy, &directory)?;
     engine.step(second(0), Input::Tick);
     for number in 0..subscribers {
         engine.step(second(0), Input::Profile(profile(number)));
@@ -104,16 +108,15 @@ fn measure(subscribers: u32) -> anyhow::Result<Case> {
     let rows = (0..agents_of(subscribers))
         .flat_map(|agent| of_agent(agent, subscribers).map(move |number| row(agent, number)));
     let mut intake = Intake::new(engine, rows, []);
-    // Enough for every window to fill, and for several million records.
-    let seconds = if subscribers > 2_000_000 { 75 } else { 100 };
     let (mut records, mut cpu, mut decisions) = (0_u64, Duration::ZERO, 0);
     let mut pushes = Vec::new();
     let file = target_folder().join("bench").join(format!("engine-{}.snapshot", std::process::id()));
     std::fs::create_dir_all(target_folder().join("bench"))?;
     let mut writer: Option<std::thread::JoinHandle<anyhow::Result<()>>> = None;
-    for at in 1..=seconds {
+    for at in 1..=SECONDS {
         for agent in 0..agents_of(subscribers) {
-            let encoded = batch(agent, at, subscribers).encode_to_vec();
+            let told = batch(agent, at, subscribers);
+            let (of_batch, encoded) = (told.usage.len() as u64, told.encode_to_vec());
             let name = agent_name(agent);
             let (began, wall) = (thread_time(), Instant::now());
             let now = second(at + 1).after(Duration::from_millis(u64::from(agent % 1_000)));
@@ -125,7 +128,7 @@ fn measure(subscribers: u32) -> anyhow::Result<Case> {
             let took = thread_time().saturating_sub(began);
             if at > 10 {
                 cpu += took;
-                records += u64::from(active(agent, subscribers)) * u64::from(RECORDS);
+                records += of_batch;
             }
             drop(dirty);
             decisions += applied.effects.iter().filter(|it| matches!(it, Effect::Decided(_))).count() as u64;
@@ -150,12 +153,13 @@ fn measure(subscribers: u32) -> anyhow::Result<Case> {
     if let Some(writer) = writer.take() {
         writer.join().map_err(|_| anyhow::anyhow!("the writer of snapshots panicked"))??;
     }
+    ensure!(!pushes.is_empty(), "nothing was decided that led to a push");
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     let bytes_per_subscriber = (resident()? - before) as f64 / f64::from(subscribers);
     intake.engine.snapshot(0).write(BufWriter::with_capacity(1 << 20, std::fs::File::create(&file)?))?;
     let snapshot_bytes = std::fs::metadata(&file)?.len();
-    let facts = intake.engine.facts_of(&id(7), second(seconds));
-    ensure!(facts["recent"].is_some(), "nothing was measured: {facts:?}");
+    let facts = intake.engine.facts_of(&id(7), second(SECONDS));
+    ensure!(facts["video_capped"].is_some(), "nothing was measured: {facts:?}");
     drop(intake);
     let began = Instant::now();
     let (engine, _) = Engine::from_snapshot(BufReader::with_capacity(1 << 20, std::fs::File::open(&file)?))?;
@@ -231,19 +235,21 @@ fn one_in(subscribers: u32) -> u32 {
     if subscribers > 2_000_000 { 32 } else { 4 }
 }
 
-/// How many of an agent's subscribers have use in a second.
-fn active(agent: u32, subscribers: u32) -> u32 {
-    OF_AGENT.min(subscribers - agent * OF_AGENT).div_ceil(one_in(subscribers))
-}
+/// One in so many streams all the time, and is held back.
+const HELD_BACK: u32 = 500;
 
-/// One second of one agent: a part of its subscribers, another one each time.
+/// One second of one agent: a part of its subscribers, another one each time, and those who stream all the time. Two classes
+/// each, both ways.
 fn batch(agent: u32, at: i64, subscribers: u32) -> telemetry::Batch {
     let count = OF_AGENT.min(subscribers - agent * OF_AGENT);
     let turn = u32::try_from(at).unwrap_or_default();
     let mut usage = Vec::new();
-    for index in 0..active(agent, subscribers) {
-        let place = (index * one_in(subscribers) + turn) % count;
+    for place in 0..count {
         let number = scatter(agent * OF_AGENT + place, subscribers);
+        let is_held_back = number.is_multiple_of(HELD_BACK);
+        if place % one_in(subscribers) != turn % one_in(subscribers) && !is_held_back {
+            continue;
+        }
         let first = match number % 10 {
             0..5 => telemetry::Class::Video,
             5 | 6 => telemetry::Class::Social,
@@ -266,9 +272,9 @@ fn batch(agent: u32, at: i64, subscribers: u32) -> telemetry::Batch {
                     dropped_bytes: 0,
                     dropped_packets: 0,
                     rate_bits_per_second: if held { 1_500_000 } else { 0 },
-                    // One in 500 is held back all the time.
-                    at_cap: held
-                        .then(|| if number.is_multiple_of(500) { 1.0 } else { f64::from(number % 7) / 10.0 }),
+                    at_cap: held.then(|| if is_held_back { 1.0 } else { f64::from(number % 7) / 10.0 }),
+                    path: (direction == telemetry::Direction::Down).then(|| round_trips(number)),
+                    qoo: (class == telemetry::Class::Call).then(|| f64::from(60 + number % 40)),
                     ..telemetry::Usage::default()
                 });
             }
@@ -283,6 +289,11 @@ fn batch(agent: u32, at: i64, subscribers: u32) -> telemetry::Batch {
         usage,
         flows: Vec::new(),
     }
+}
+
+fn round_trips(number: u32) -> telemetry::RoundTrips {
+    let p50_ms = 20.0 + f64::from(number % 40);
+    telemetry::RoundTrips { p50_ms, p90_ms: p50_ms, p95_ms: p50_ms, p99_ms: p50_ms, samples: 40 }
 }
 
 fn id(number: u32) -> SubscriberId {
