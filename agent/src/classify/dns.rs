@@ -176,8 +176,8 @@ fn host_name(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
     name::canonical(&text)
 }
 
-/// A DNS name that is ASCII, if not a host's, as master files spell it (RFC 1035, 5.1). `None` for the root and for names with
-/// other bytes: of what character set those are, nothing says.
+/// A DNS name that is ASCII, if not a host's, as master files spell it (RFC 1035, 5.1). `None` for the root, for names with
+/// other bytes, of whose character set nothing says, and where the spelling is longer than any host's name: no verdict's is.
 fn presented(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
     let mut text = String::new();
     for label in wire {
@@ -196,7 +196,7 @@ fn presented(wire: &ParsedName<&[u8]>) -> Option<Box<str>> {
             }
         }
     }
-    (!text.is_empty()).then(|| text.into_boxed_str())
+    (1..=name::MAX_NAME).contains(&text.len()).then(|| text.into_boxed_str())
 }
 
 #[cfg(test)]
@@ -287,6 +287,13 @@ pub(super) mod tests {
             bytes[at] = byte;
             let message = Message::parse(&bytes).unwrap();
             assert_eq!((message.asked.as_deref(), message.question), (spelled, None));
+        }
+        for (last, length) in [(&[0][..], Some(252)), (&[1, 1, 0], None)] {
+            let controls = Name::<Vec<u8>>::from_octets([&[63][..], &[1; 63], last].concat()).unwrap();
+            let mut question = MessageBuilder::new_vec().question();
+            question.push((controls, Rtype::A)).unwrap();
+            let asked = Message::parse(&question.finish()).unwrap().asked;
+            assert_eq!(asked.map(|name| name.len()), length, "none is longer than a host's name");
         }
         let host = Message::parse(&query("A.test")).unwrap();
         assert_eq!((host.asked.as_deref(), host.question.as_deref()), (Some("a.test"), Some("a.test")));
