@@ -48,13 +48,13 @@ impl Classifier {
     }
 
     /// Whether a segment is one of a DNS conversation: a port of DNS is anybody's, and no conversation begins with a message
-    /// as long as a hello's first bytes would make it.
+    /// as long as a hello's first byte would make it. Wherever a hello is cut, that one comes first.
     pub(super) fn is_dns_stream(&self, flow: &FlowKey, segment: &Segment<'_>) -> bool {
         super::is_dns(flow)
             && match (self.beginnings.get(flow), self.told.get(flow)) {
                 (Some(stream), _) => stream.is_dns(),
                 (None, Some(told)) => told.sampling,
-                (None, None) => !tls::may_be_hello(segment.bytes),
+                (None, None) => segment.bytes.first() != Some(&tls::HANDSHAKE),
             }
     }
 

@@ -7,7 +7,8 @@ use tls_parser::{SNIType, TlsExtension};
 
 use super::name;
 
-const HANDSHAKE: u8 = 22;
+/// A record of the handshake (RFC 8446, 5.1), as which a hello begins.
+pub(crate) const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 

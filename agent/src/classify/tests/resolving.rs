@@ -102,13 +102,17 @@ fn another_protocol_on_its_port_is_known_by_its_bytes() {
 #[test]
 fn a_hello_on_its_tcp_port_is_read() {
     let hello = client_hello("seg.streams.example", true);
-    for (subscriber_port, remote_port) in [(40_000, dns::PORT), (dns::MULTICAST_PORT, 443)] {
+    let ports = [(40_000, dns::PORT), (dns::MULTICAST_PORT, 443)];
+    for ((subscriber_port, remote_port), cut) in
+        ports.into_iter().flat_map(|ports| [1, 3, 50].map(|cut| (ports, cut)))
+    {
         let flow = key(6, SERVER, subscriber_port, remote_port);
         let mut classifier = classifier();
+        let (first, second) = hello.split_at(cut);
         let segments = [
             Segment::syn(99),
-            Segment::up(100, &hello[..50]),
-            Segment::up(150, &hello[50..]),
+            Segment::up(100, first),
+            Segment::up(100 + u32::try_from(cut).unwrap(), second),
             Segment::down(&[22, 3, 3, 0, 90, 2, 0, 0]),
         ];
         let observed = segments.map(|segment| classifier.observe(&segment.sample_of(flow, at(0))));
