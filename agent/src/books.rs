@@ -15,7 +15,7 @@ use usher_models::wire::{Class, Enforcement};
 use crate::dataplane::{Boot, DataPlaneError, Slots};
 use crate::store::{Store, StoreError};
 use crate::usage::quality::Sides;
-use crate::usage::{Account, Accounts, Baseline, Drained, SessionFacts};
+use crate::usage::{ANONYMOUS_SLOTS, Account, Accounts, Baseline, Drained, SessionFacts};
 
 /// Why the books could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +73,12 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let mut failed = None;
         let restored = store.begin(boot, now, || {
-            plane.moved(&Baseline::default(), max_subscribers).unwrap_or_else(|error| {
-                failed = Some(error);
-                Vec::new()
-            })
+            plane.moved(&Baseline::default(), max_subscribers.saturating_add(ANONYMOUS_SLOTS)).unwrap_or_else(
+                |error| {
+                    failed = Some(error);
+                    Vec::new()
+                },
+            )
         })?;
         match failed {
             Some(error) => Err(error.into()),

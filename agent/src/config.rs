@@ -9,16 +9,25 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
+use usher_models::wire::FlowState;
 
 pub use crate::capture::Pace;
 use crate::error::FileError;
 use crate::probe::Pattern;
 use crate::service::{Effect, Service};
+use crate::usage::{ANONYMOUS_SLOTS, MAX_ANONYMOUS};
 
 /// The largest configuration file that is read.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Sessions at a time: as many as there are slots, less those of traffic of no session.
+const MAX_SUBSCRIBERS: u32 = FlowState::MAX_SLOTS - 1 - ANONYMOUS_SLOTS;
+
+/// Prefixes of no session that are counted under a name, of all names together.
+pub const MAX_ANONYMOUS_PREFIXES: u32 = 256;
 
 /// Everything the agent is told by its operator.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +40,8 @@ pub struct Config {
     pub source: Source,
     /// Who is behind an address.
     pub sessions: PathBuf,
+    /// Prefixes by the name under which traffic of no session is counted in them.
+    pub anonymous: BTreeMap<String, Vec<IpNet>>,
     /// Networks, as MCC and MNC, on which a subscriber does not roam.
     pub home_plmns: Vec<String>,
     /// The operator's own additions to the catalogue of apps.
@@ -113,6 +124,14 @@ pub struct CaptureSource {
     /// Sessions at a time.
     #[serde(default = "defaults::max_subscribers")]
     pub max_subscribers: u32,
+}
+
+/// A prefix whose traffic of no session is counted under a name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Anonymous {
+    name: String,
+    prefix: IpNet,
 }
 
 /// The way to the orchestrator: gRPC under mutual TLS.
@@ -241,6 +260,8 @@ struct Written {
     source: Spanned<Source>,
     sessions: PathBuf,
     #[serde(default)]
+    anonymous: Vec<Spanned<Anonymous>>,
+    #[serde(default)]
     home_plmns: Vec<Spanned<String>>,
     catalogue: Option<PathBuf>,
     #[serde(default)]
@@ -297,6 +318,7 @@ impl Config {
             agent: written.agent.value,
             source,
             sessions: resolve(written.sessions),
+            anonymous: check_anonymous(file, written.anonymous)?,
             home_plmns: written.home_plmns.into_iter().map(|plmn| plmn.value).collect(),
             catalogue: written.catalogue.map(resolve),
             service: check_service(file, written.service, written.roaming)?,
@@ -346,7 +368,10 @@ fn check_source(source: &Source) -> Result<(), String> {
             if !probe.pin_dir.is_absolute() {
                 return Err("`pin_dir` must be an absolute path on a bpf file system".to_owned());
             }
-            [("max_flows", probe.max_flows), ("max_subscribers", probe.max_subscribers)]
+            [
+                ("max_flows", probe.max_flows, 1 << 24),
+                ("max_subscribers", probe.max_subscribers, MAX_SUBSCRIBERS),
+            ]
         }
         Source::Capture(capture) => {
             match (&capture.interface, &capture.file) {
@@ -359,12 +384,12 @@ fn check_source(source: &Source) -> Result<(), String> {
             if capture.file.is_none() && (capture.exit_at_end || capture.pace != Pace::RealTime) {
                 return Err("`pace` and `exit_at_end` are for a capture file: expected `file`".to_owned());
             }
-            [("max_subscribers", capture.max_subscribers); 2]
+            [("max_subscribers", capture.max_subscribers, MAX_SUBSCRIBERS); 2]
         }
     };
-    for (name, size) in sizes {
-        if !(1..=1 << 24).contains(&size) {
-            return Err(format!("`{name}: {size}` is out of range: expected 1 to {}", 1 << 24));
+    for (name, size, most) in sizes {
+        if !(1..=most).contains(&size) {
+            return Err(format!("`{name}: {size}` is out of range: expected 1 to {most}"));
         }
     }
     Ok(())
@@ -379,6 +404,42 @@ fn check_interface(name: &str) -> Result<(), String> {
         return Err(format!("`{name}` is no interface name: expected 1 to 15 characters, as in `eth0`"));
     }
     Ok(())
+}
+
+fn check_anonymous(
+    file: &Path,
+    written: Vec<Spanned<Anonymous>>,
+) -> Result<BTreeMap<String, Vec<IpNet>>, FileError> {
+    let mut by_name: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
+    let mut prefixes = 0;
+    for entry in written {
+        let place = entry.referenced;
+        let wrong = |why: String| Err(FileError::at(file, place, why));
+        let Anonymous { name, prefix } = entry.value;
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+        if name.is_empty() || name.len() > 32 || !name.chars().all(fits) {
+            return wrong(format!("`{name}` is no name: expected 1 to 32 of a-z, 0-9, `-` and `_`"));
+        }
+        if prefix != prefix.trunc() {
+            return wrong(format!("`{prefix}` is no prefix: expected `{}`", prefix.trunc()));
+        }
+        // One table for both families: IPv4 addresses are in this part of it.
+        let ipv4 = IpNet::V6(Ipv6Net::new_assert([0, 0, 0, 0, 0, 0xffff, 0, 0].into(), 96));
+        if prefix.contains(&ipv4) {
+            return wrong(format!("`{prefix}` takes in IPv4: expected `2000::/3` or a longer prefix"));
+        }
+        if by_name.values().flatten().any(|other| *other == prefix) {
+            return wrong(format!("`{prefix}` is there already"));
+        }
+        by_name.entry(name).or_default().push(prefix);
+        prefixes += 1;
+        if by_name.len() > MAX_ANONYMOUS || prefixes > MAX_ANONYMOUS_PREFIXES {
+            return wrong(format!(
+                "too much: expected at most {MAX_ANONYMOUS} names and {MAX_ANONYMOUS_PREFIXES} prefixes"
+            ));
+        }
+    }
+    Ok(by_name)
 }
 
 fn check_uplink(uplink: &Uplink) -> Result<(), String> {
@@ -452,7 +513,30 @@ mod tests {
         assert_eq!(config.agent, "gw-1");
         assert_eq!(config.spool, Size(64 << 20));
         assert!(matches!(&config.source, Source::Probe(probe) if probe.interfaces == [Pattern::new("eth1")]));
-        assert_eq!(config.service.len(), (5, 12));
+        assert_eq!(config.service.len(), (6, 14));
+    }
+
+    #[test]
+    fn prefixes_under_a_name_are_checked() {
+        let read = |entries: &str| {
+            let start = EXAMPLE.find("anonymous:").unwrap();
+            let end = start + EXAMPLE[start..].find("\n\n").unwrap();
+            parse(&format!("{}anonymous: [{entries}]{}", &EXAMPLE[..start], &EXAMPLE[end..]))
+        };
+        let both = "{name: guests, prefix: 100.64.0.0/10}, {name: guests, prefix: 2001:db8::/32}";
+        assert_eq!(read(both).unwrap().anonymous["guests"].len(), 2);
+        for (wrong, expected) in [
+            ("{name: guests, prefix: 100.64.0.1/10}", "expected `100.64.0.0/10`"),
+            ("{name: Guests, prefix: 100.64.0.0/10}", "`Guests` is no name"),
+            ("{name: all, prefix: '::/0'}", "takes in IPv4"),
+            ("{name: a, prefix: 10.0.0.0/8}, {name: b, prefix: 10.0.0.0/8}", "is there already"),
+        ] {
+            let error = read(wrong).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        let many: Vec<_> =
+            (0..=MAX_ANONYMOUS).map(|n| format!("{{name: n{n}, prefix: 10.{n}.0.0/16}}")).collect();
+        assert!(read(&many.join(", ")).unwrap_err().contains("at most 64 names"));
     }
 
     #[test]
@@ -472,6 +556,12 @@ mod tests {
             ("down: 1.5 Mbit/s", "down: 1.5", "etc/agent.yaml:", "expected a number and a unit"),
             ("class: video, down: 1.5 Mbit/s", "class: vdeo, down: 1.5 Mbit/s", "etc/agent.yaml:", "vdeo"),
             ("https://", "http://", "etc/agent.yaml:", "expected `https://host:port`"),
+            (
+                "dscp: ef",
+                "dscp: fast",
+                "etc/agent.yaml:",
+                "`fast` is no DSCP: expected a number from 0 to 63",
+            ),
             ("\"00101\"", "\"1\"", "etc/agent.yaml:", "5 or 6 digits"),
             ("interfaces: [eth1]", "interfaces: [eth1, a/b]", "etc/agent.yaml:", "no interface name"),
             ("interfaces: [eth1]", "interfaces: []", "etc/agent.yaml:", "expected names or patterns"),

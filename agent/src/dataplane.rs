@@ -16,10 +16,12 @@ use usher_models::wire::{
 use crate::capture::{self, BindingsFull, Capture, CaptureError, Source};
 use crate::config;
 use crate::probe::{self, Probe, ProbeConfig, ProbeError};
-use crate::usage::{Baseline, Moved};
+use crate::usage::{ANONYMOUS_SLOTS, Baseline, Moved};
 
 /// How many prefixes the probe has room for, a session on the average.
 const PREFIXES_A_SESSION: u32 = 4;
+
+const _: () = assert!(config::MAX_ANONYMOUS_PREFIXES <= ANONYMOUS_SLOTS * PREFIXES_A_SESSION);
 
 /// One life of the counters. The probe's outlives the agent's process, a capture's does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -311,13 +313,17 @@ impl DataPlane {
     }
 }
 
-/// The probe's sizes as configured: a slot more than sessions, for the anonymous, and prefixes for all of them.
+/// The probe's sizes as configured: slots for sessions, a first one for the anonymous and more for those with a name, and prefixes for
+/// all of them.
 pub fn probe_config(source: &config::ProbeSource) -> ProbeConfig {
     ProbeConfig {
         pin_dir: source.pin_dir.clone(),
         max_flows: source.max_flows,
-        max_subscribers: source.max_subscribers.saturating_add(1),
-        max_prefixes: source.max_subscribers.saturating_mul(PREFIXES_A_SESSION),
+        max_subscribers: source.max_subscribers.saturating_add(1 + ANONYMOUS_SLOTS),
+        max_prefixes: source
+            .max_subscribers
+            .saturating_add(ANONYMOUS_SLOTS)
+            .saturating_mul(PREFIXES_A_SESSION),
         max_measured: source.max_measured,
         interfaces: source.interfaces.clone(),
         ..ProbeConfig::new("")

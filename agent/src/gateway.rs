@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use usher_models::dscp::Dscp;
 use usher_models::setting::Settings;
 use usher_models::telemetry::{self, Stage};
 use usher_models::units::Micros;
@@ -281,7 +282,9 @@ impl Gateway {
 
     fn set_sessions(&mut self, now: Micros, sessions: Sessions, at_start: bool) -> Result<(), BooksError> {
         self.hear();
-        let facts = sessions.iter().map(facts).collect();
+        let named = self.config.anonymous.iter();
+        let named = named.map(|(name, prefixes)| SessionFacts::anonymous(name, prefixes.clone()));
+        let facts = sessions.iter().map(facts).chain(named).collect();
         let pushes = &self.pushes;
         let holds = |facts: &SessionFacts| enforcement(pushes, &facts.id, facts.roaming, now);
         let changed = self.books.set_sessions(now, &mut self.plane, facts, at_start, holds)?;
@@ -295,7 +298,8 @@ impl Gateway {
             self.forget.extend(self.books.accounts().slot_of(session));
         }
         self.forget();
-        let open = self.books.accounts().all_open().count();
+        let open = self.books.accounts().all_open();
+        let open = open.filter(|account| account.facts.anonymous_name().is_none()).count();
         self.metrics.sessions.set(i64::try_from(open).unwrap_or(i64::MAX));
         self.metrics.sessions_without_slot.set(i64::try_from(changed.without_slot.len()).unwrap_or(i64::MAX));
         if !changed.without_slot.is_empty() {
@@ -433,12 +437,16 @@ fn difference(wanted: &Enforcement, found: &Enforcement) -> String {
     if wanted.gate != found.gate {
         return format!("gate {:?}, not {:?}", found.gate, wanted.gate);
     }
-    let lanes = wanted.rates.iter().flatten().zip(found.rates.iter().flatten());
-    lanes
+    let rates = wanted.rates.iter().flatten().zip(found.rates.iter().flatten());
+    let rates = rates
         .filter(|(wanted, found)| wanted != found)
-        .map(|(wanted, found)| format!("{} bit/s, not {}", found.bits_per_second, wanted.bits_per_second))
-        .collect::<Vec<_>>()
-        .join(", ")
+        .map(|(wanted, found)| format!("{} bit/s, not {}", found.bits_per_second, wanted.bits_per_second));
+    let name = |mark: &Option<Dscp>| mark.map_or_else(|| "none".to_owned(), |dscp| dscp.to_string());
+    let marks = wanted.marks.iter().flatten().zip(found.marks.iter().flatten());
+    let marks = marks
+        .filter(|(wanted, found)| wanted != found)
+        .map(|(wanted, found)| format!("DSCP {}, not {}", name(found), name(wanted)));
+    rates.chain(marks).collect::<Vec<_>>().join(", ")
 }
 
 fn facts(session: &Session) -> SessionFacts {

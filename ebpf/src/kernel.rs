@@ -21,7 +21,7 @@ use usher_models::wire::{
 };
 
 pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, measure, quality, quality_words};
-pub use self::skb::{Skb, found, ports};
+pub use self::skb::{Covered, Skb, found, found_to_change, ports};
 use crate::parse::mapped;
 use crate::quality::Measured;
 

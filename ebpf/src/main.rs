@@ -2,8 +2,8 @@
 //! interfaces without a link-layer header: which of them an interface has is told when they are attached, and costs a packet nothing.
 //!
 //! A packet's way, forwards: [`entry`] -> [`parse::plain`], or [`walk::walk`] where the frame is not plain -> [`carry`]: its
-//! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps [`quality::measure`]. What goes wrong is counted by reason,
-//! and the packet passes: forwarding goes first.
+//! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps
+//! [`mark::mark`] -> perhaps [`quality::measure`]. What goes wrong is counted by reason, and the packet passes: forwarding goes first.
 //!
 //! Owns what happens to a packet. Refuses raw pointers, which are [`kernel`]'s.
 
@@ -12,6 +12,7 @@
 #![feature(asm_experimental_arch)]
 
 mod kernel;
+mod mark;
 mod parse;
 mod police;
 mod quality;
@@ -20,7 +21,9 @@ mod walk;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use usher_models::wire::{ANONYMOUS, Class, Direction, Fingerprint, FlowState, Reason, tells_without_end};
+use usher_models::wire::{
+    ANONYMOUS, Action, Class, Direction, Fingerprint, FlowState, Reason, tells_without_end,
+};
 
 use kernel::{ConfigEntry, Sample, Skb};
 use parse::{Frame as _, Packet};
@@ -86,7 +89,7 @@ fn entry(skb: &Skb, link: Link, direction: Direction) -> i32 {
     let Some(config) = kernel::config() else { return PASS };
     let plain = if link == Link::Ethernet { parse::plain(skb) } else { None };
     let verdict = match plain {
-        Some(packet) => carry(skb, &config, &packet, direction),
+        Some(packet) => carry(skb, &config, &packet, 0, direction),
         None => search(skb, &config, link, direction),
     };
     match verdict {
@@ -114,37 +117,41 @@ fn search(skb: &Skb, config: &ConfigEntry, link: Link, direction: Direction) -> 
             return Verdict::Pass;
         }
     };
+    let around = subscribers(config, found, direction);
     let Some(innermost) = kernel::found(found - 1) else { return Verdict::Pass };
-    let mut packet = *subscribers(config, found, direction).unwrap_or(innermost);
-    packet.ports = kernel::ports(&packet);
+    let headers_end = innermost.ip_at + innermost.header_bytes;
+    // Changed where it is kept: a copy would take the stack that what is called from here needs.
+    let Some(packet) = kernel::found_to_change(around) else { return Verdict::Pass };
+    packet.ports = kernel::ports(packet);
     if let Some(trouble) = packet.trouble {
         kernel::tally(trouble, direction, skb.length());
     }
     // What is around the innermost packet is around each of its segments.
-    packet.header_bytes = innermost.ip_at + innermost.header_bytes - packet.ip_at;
-    carry(skb, config, &packet, direction)
+    packet.header_bytes = headers_end - packet.ip_at;
+    carry(skb, config, packet, around, direction)
 }
 
-/// Of packets in packets the outermost that is a session's: what is inside it is that subscriber's tunnel, whatever
-/// addresses it bears.
+/// Of packets in packets the place of the outermost that is a session's, for what is inside it is that subscriber's tunnel, whatever
+/// addresses it bears; else of the innermost.
 #[inline(always)]
-fn subscribers(config: &ConfigEntry, found: u32, direction: Direction) -> Option<&'static Packet> {
+fn subscribers(config: &ConfigEntry, found: u32, direction: Direction) -> u32 {
     for place in 0..walk::MAX_PACKETS {
         if place >= found {
             break;
         }
-        let packet = kernel::found(place)?;
+        let Some(packet) = kernel::found(place) else { break };
         let ([subscriber, _], _) = packet.ends_and_ports(direction);
         if kernel::session(config, config.time(), &subscriber) != ANONYMOUS {
-            return Some(packet);
+            return place;
         }
     }
-    None
+    found - 1
 }
 
-/// Counts a packet for its subscriber and class, holds it to their rates, and shows it to the agent if that asked.
+/// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates, shows it to the agent if that
+/// asked, and marks it.
 #[inline(always)]
-fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction) -> Verdict {
+fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, around: u32, direction: Direction) -> Verdict {
     // The time is read before the session table: a binding made meanwhile is then looked up again.
     let time = config.time();
     let ([subscriber, remote], [subscriber_port, remote_port]) = packet.ends_and_ports(direction);
@@ -168,7 +175,7 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction)
     };
 
     let (bytes, packets) = on_the_wire(skb, packet);
-    let verdict = account(config, slot, state.class(), direction, bytes, packets);
+    let (verdict, action) = account(config, slot, state.class(), direction, bytes, packets);
 
     // What is held back comes again; its sample is taken, and paid for, when it passes.
     if verdict == Verdict::Pass && packet.worth_a_sample && (packet.opens_connection || !state.settled()) {
@@ -185,6 +192,12 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction)
             }
         }
     }
+    // From here on nothing looks into the packet: once something is written, what was found in the packet's memory is to be looked for again.
+    if verdict == Verdict::Pass
+        && let Some(dscp) = action.mark()
+    {
+        mark::mark(skb.raw(), packet.ip_at, around, dscp, direction);
+    }
     // What is held back is lost to the path behind, and told by what is sent in its place.
     if verdict == Verdict::Pass
         && let Some(flow) = flow
@@ -197,7 +210,7 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, direction: Direction)
     verdict
 }
 
-/// Holds a packet to what is enforced, and counts it as let through or held back.
+/// Holds a packet to what is enforced, and counts it as let through or held back; also says what else is enforced.
 #[inline(always)]
 fn account(
     config: &ConfigEntry,
@@ -206,21 +219,26 @@ fn account(
     direction: Direction,
     bytes: u32,
     packets: u32,
-) -> Verdict {
+) -> (Verdict, Action) {
     let Some(lane) = kernel::lane(config, slot, class, direction) else {
         kernel::tally(Reason::NoSuchSlot, direction, bytes);
         kernel::count_anonymous(class, direction, false, bytes, packets);
-        return Verdict::Pass;
+        return (Verdict::Pass, Action::default());
     };
-    let verdict =
-        if config.bypass() { Verdict::Pass } else { police::police(config, slot, &lane, direction, bytes) };
+    // Of no gate, no limit and no mark where enforcement is off.
+    let (verdict, action) = if config.bypass() {
+        (Verdict::Pass, Action::default())
+    } else {
+        let action = lane.action();
+        (police::police(config, slot, &lane, action, direction, bytes), action)
+    };
     let dropped = verdict == Verdict::Drop;
     if slot == ANONYMOUS {
         kernel::count_anonymous(class, direction, dropped, bytes, packets);
     } else {
         lane.count(dropped, bytes, packets);
     }
-    verdict
+    (verdict, action)
 }
 
 /// Whether the slot has had its share of the ring of first bytes; takes a packet's off it where not. A function of its own as the next.

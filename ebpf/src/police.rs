@@ -1,6 +1,6 @@
 //! Whether a packet fits its subscriber's gate and rates. Called only where nothing bypasses enforcement.
 
-use usher_models::wire::{Direction, Gate, Rate, Reason};
+use usher_models::wire::{Action, Direction, Gate, Rate, Reason};
 
 use crate::Verdict;
 use crate::kernel::{self, Bucket, ConfigEntry, LaneEntry};
@@ -8,7 +8,7 @@ use crate::kernel::{self, Bucket, ConfigEntry, LaneEntry};
 /// How often a bucket's time is tried to be moved before it is moved blindly.
 const TRIES: u32 = 4;
 
-/// Holds a packet of `bytes` to the gate, the rate of its class and the rate of the line.
+/// Holds a packet of `bytes` to the gate, the rate of its class and the rate of the line, by its lane's `action`.
 ///
 /// A packet is charged to both or to none: one that the line holds back does not use up its class.
 #[inline(always)]
@@ -16,10 +16,10 @@ pub fn police(
     config: &ConfigEntry,
     slot: u32,
     lane: &LaneEntry,
+    action: Action,
     direction: Direction,
     bytes: u32,
 ) -> Verdict {
-    let action = lane.action();
     if action.gate() == Gate::Block {
         return Verdict::Drop;
     }

@@ -10,6 +10,8 @@ pub mod wire;
 #[cfg(feature = "std")]
 pub mod class;
 #[cfg(feature = "std")]
+pub mod dscp;
+#[cfg(feature = "std")]
 pub mod setting;
 #[cfg(feature = "std")]
 pub mod telemetry;

@@ -36,6 +36,15 @@ pub struct PushLabels {
     pub outcome: &'static str,
 }
 
+/// Labels of [`Metrics::anonymous_bytes`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Anonymous {
+    /// As the gateway's operator named the prefix.
+    pub name: String,
+    /// Which way.
+    pub direction: &'static str,
+}
+
 /// All of them. Clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -57,6 +66,8 @@ pub struct Metrics {
     pub records_ignored: Family<Reason, Counter>,
     /// Usage records applied.
     pub usage_records: Counter,
+    /// Let through of no subscriber, by the name of the prefix, where that has one.
+    pub anonymous_bytes: Family<Anonymous, Counter>,
     /// From the end of a batch's interval to its being applied.
     pub lateness_seconds: Histogram,
     /// From a flow's first packet to its verdict, as agents report it.
@@ -147,6 +158,7 @@ impl Metrics {
             batches_missing: Counter::default(),
             records_ignored: Family::default(),
             usage_records: Counter::default(),
+            anonymous_bytes: Family::default(),
             lateness_seconds: Histogram::new(exponential_buckets(0.05, 2.0, 16)),
             verdict_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             reports_unexpected: Counter::default(),
@@ -205,6 +217,12 @@ impl Metrics {
             self.records_ignored.clone(),
         );
         registry.register("usage_records", "Usage records applied", self.usage_records.clone());
+        registry.register_with_unit(
+            "anonymous",
+            "Let through of no subscriber, by the name of the prefix",
+            Unit::Bytes,
+            self.anonymous_bytes.clone(),
+        );
         registry.register_with_unit(
             "lateness",
             "From the end of a batch's interval to its being applied",

@@ -160,7 +160,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let (stop_pushes, pushes_stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let engine_stopped = stopped.clone();
-    tasks.spawn(async move { task.run(queues, engine_stopped).await.context("engine") });
+    tasks.spawn(async move { Box::pin(task.run(queues, engine_stopped)).await.context("engine") });
     let pushes = tokio::spawn(executor.run(until(pushes_stopped)));
     tasks.spawn(asked.run(partner_asks, inbox.clone(), metrics.clone(), stopped.clone()));
     let service = Service {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use usher_agent::probe::{Trial, Verdict};
-use usher_models::wire::{Class, Direction, Enforcement, Gate, LINE, Rate};
+use usher_models::wire::{Class, Direction, Enforcement, Gate, LINE, Rate, TcpFlags};
 
 use crate::on_a_kernel;
 use crate::rig::*;
@@ -36,6 +36,29 @@ fn a_blocked_roamer_gets_nothing_through_and_it_is_counted_as_dropped() {
     probe.enforce(SLOT, &Enforcement::default()).expect("writes");
     assert_eq!(run(&probe, Down, &frame()), Verdict::Pass);
     assert_eq!(samples(&mut probe).len(), 1, "what was held back used up no sample");
+}
+
+#[test]
+fn a_blocked_roamer_reaches_nothing_and_is_reached_by_nothing() {
+    on_a_kernel!("a_blocked_roamer_reaches_nothing_and_is_reached_by_nothing");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    probe.enforce(SLOT, &Enforcement::default().with_gate(Gate::Block)).expect("writes");
+    let frames = [
+        (Up, udp(5_000, 53, b"a name, please")),
+        (Up, tcp_with(TcpFlags::SYN, Up)),
+        (Down, tcp(Down, 4_000, b"hello")),
+        (Up, udp6(Up, 5_000, b"hello")),
+        (Down, udp6(Down, 5_000, b"hello")),
+        (Up, tagged(&tcp(Up, 4_000, b"hello"), &[(0x8100, 7)])),
+        (Up, gtpu(&tcp(Up, 4_000, b"hello")[14..])),
+    ];
+    for (direction, frame) in &frames {
+        assert_eq!(run(&probe, *direction, frame), Verdict::Drop);
+    }
+    let [up, down] = [Up, Down].map(|direction| cell(&probe, SLOT, Class::Other, direction));
+    assert_eq!((up.packets, up.dropped_packets, down.packets, down.dropped_packets), (0, 5, 0, 2));
+    assert_eq!(samples(&mut probe), []);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod enforcement;
 mod interfaces;
 mod life;
 mod limits;
+mod marking;
 mod packets;
 mod quality;
 mod rig;

@@ -380,19 +380,6 @@ fn what_finds_no_place_is_enforced_and_moves_with_its_session_all_the_same() {
     assert_eq!(everything(&probe).0, 67);
 }
 
-/// An Ethernet frame with a GTP-U packet around `inner`, from a base station to a gateway.
-fn gtpu(inner: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::new();
-    let mut payload = vec![0x34, 0xff, 0, 0, 0, 0, 0, 7, 0, 1, 0, 0x85, 1, 0x10, 9, 0];
-    payload.extend(inner);
-    etherparse::PacketBuilder::ethernet2([2; 6], [3; 6])
-        .ipv4([172, 16, 0, 1], [172, 16, 0, 2], 64)
-        .udp(2152, 2152)
-        .write(&mut frame, &payload)
-        .expect("writes");
-    frame
-}
-
 #[test]
 fn the_packet_in_a_tunnel_is_the_subscribers() {
     on_a_kernel!("the_packet_in_a_tunnel_is_the_subscribers");

@@ -293,3 +293,21 @@ pub(crate) fn udp_header(port: u16, remote_port: u16, payload: &[u8]) -> Vec<u8>
     out.extend(payload);
     out
 }
+
+/// A GTP-U packet (3GPP TS 29.281, 5.1) with a PDU session container around `inner`.
+pub(crate) fn gtpu_payload(inner: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0x34, 0xff, 0, 0, 0, 0, 0, 7, 0, 1, 0, 0x85, 1, 0x10, 9, 0];
+    payload.extend(inner);
+    payload
+}
+
+/// An Ethernet frame with a GTP-U packet around `inner`, from a base station to a gateway.
+pub(crate) fn gtpu(inner: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [3; 6])
+        .ipv4([172, 16, 0, 1], [172, 16, 0, 2], 64)
+        .udp(2152, 2152)
+        .write(&mut frame, &gtpu_payload(inner))
+        .expect("writes");
+    frame
+}

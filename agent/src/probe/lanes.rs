@@ -54,7 +54,7 @@ impl Lanes {
                     self.write(at + offset_of!(Lane, cost), rate.cost);
                     self.write(at + offset_of!(Lane, empty_at), 0);
                 }
-                self.write_half(at + offset_of!(Lane, action), enforcement.action(direction).0);
+                self.write_half(at + offset_of!(Lane, action), enforcement.action(lane, direction).0);
             }
         }
         Ok(())
@@ -67,6 +67,11 @@ impl Lanes {
         for (lane, rates) in enforcement.rates.iter_mut().enumerate() {
             for (direction, rate) in Direction::BOTH.into_iter().zip(rates) {
                 *rate = self.rate(self.place(slot, lane, direction));
+            }
+        }
+        for (class, marks) in enforcement.marks.iter_mut().enumerate() {
+            for (direction, mark) in Direction::BOTH.into_iter().zip(marks) {
+                *mark = self.action(slot, class, direction).mark();
             }
         }
         let mut gates = (0..LANES)

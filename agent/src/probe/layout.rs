@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 
@@ -55,7 +56,7 @@ pub(super) fn shapes(settings: &ProbeConfig) -> [Shape; 10] {
         shape(RATIONS, "rations", 4, 8, slots, 1),
         shape(LANES, "lanes", 4, size_of::<Lane>(), slots.saturating_mul(slot_lanes), 2),
         shape(ANONYMOUS_USAGE, "anonymous", 4, size_of::<SlotUsage>(), 1, 2),
-        shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons, 1),
+        shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons, 4),
         shape(QUALITY, "quality", 4, size_of::<Quality>(), quality_records(settings.max_measured), 3),
         shape(SAMPLES, "samples", 0, 0, ring_bytes(settings.ring_bytes), 1),
     ]
@@ -148,9 +149,12 @@ fn taken_along(former: &[u8]) -> Option<Config> {
     // layout, bypass, epoch, generation, sample_packets, sample_bytes, interface, line_mask, boot, no_link_layer, slots, sample_rate,
     // hash_keys
     const LAYOUT_2_BYTES: usize = 32 + 16 + 8 + 24 + 160;
-    if layout(former) != 2 || former.len() != LAYOUT_2_BYTES {
-        return None;
-    }
+    // Up to `boot` the fields that go on lie where they lay.
+    let keys = match (layout(former), former.len()) {
+        (2, LAYOUT_2_BYTES) => former.get(80..)?,
+        (3, bytes) if bytes == size_of::<Config>() => former.get(offset_of!(Config, hash_keys)..)?,
+        _ => return None,
+    };
     let mut config = Config {
         layout: LAYOUT,
         bypass: word(former, 4),
@@ -159,8 +163,7 @@ fn taken_along(former: &[u8]) -> Option<Config> {
         boot: former.get(32..48)?.try_into().ok()?,
         ..Config::default()
     };
-    let keys =
-        former.get(80..)?.chunks_exact(8).filter_map(|key| key.try_into().ok().map(u64::from_ne_bytes));
+    let keys = keys.chunks_exact(8).filter_map(|key| key.try_into().ok().map(u64::from_ne_bytes));
     for (ours, theirs) in config.hash_keys.iter_mut().flatten().zip(keys) {
         *ours = theirs;
     }
@@ -303,6 +306,15 @@ mod tests {
         assert_eq!((config.boot, config.hash_keys[1][9]), ([5; 16], 0x1234));
         former.pop();
         assert!(taken_along(&former).is_none(), "of another size");
+
+        let mut next = vec![0; size_of::<Config>()];
+        next[..64].copy_from_slice(&former[..64]);
+        next[0..4].copy_from_slice(&3_u32.to_ne_bytes());
+        let first_key = offset_of!(Config, hash_keys);
+        next[first_key..first_key + 8].copy_from_slice(&0x5678_u64.to_ne_bytes());
+        let config = taken_along(&next).expect("known");
+        assert_eq!((config.layout, config.bypass, config.epoch, config.generation), (LAYOUT, 1, 77, 9));
+        assert_eq!((config.boot, config.hash_keys[0][0]), ([5; 16], 0x5678));
         assert!(taken_along(&[1; 240]).is_none(), "of an unknown layout");
         assert!(taken_along(&[]).is_none());
     }

@@ -45,12 +45,14 @@ pub enum Verdict {
 }
 
 /// What came of a trial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrialOutcome {
     /// What the program said.
     pub verdict: Verdict,
     /// What a run took, on average.
     pub duration: Duration,
+    /// The frame as it goes on.
+    pub frame: Vec<u8>,
 }
 
 /// Size of `__sk_buff`, and where it says the size of a segment (linux/bpf.h).
@@ -69,8 +71,10 @@ pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeE
     let program: &SchedClassifier = program.try_into().map_err(kernel(doing))?;
     let mut context = [0_u8; CONTEXT_BYTES];
     context[CONTEXT_GSO_SIZE..][..4].copy_from_slice(&trial.segment_bytes.to_ne_bytes());
+    let mut frame = vec![0; trial.frame.len()];
     let options = TestRunOptions {
         data_in: Some(trial.frame),
+        data_out: Some(&mut frame),
         ctx_in: (trial.segment_bytes != 0).then_some(&context[..]),
         repeat: trial.repeat,
         ..TestRunOptions::default()
@@ -81,5 +85,5 @@ pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeE
         DROP => Verdict::Drop,
         other => Verdict::Other(other),
     };
-    Ok(TrialOutcome { verdict, duration: result.duration })
+    Ok(TrialOutcome { verdict, duration: result.duration, frame })
 }

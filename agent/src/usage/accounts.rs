@@ -31,7 +31,16 @@ const LINGER: Duration = Duration::from_secs(2);
 /// The encoded size from which a drain goes on in another batch; gRPC's usual bound on a message is 4 MiB.
 const BATCH_BYTES: usize = 512 << 10;
 
-/// What the operator's session source says of one session.
+/// Prefixes of no session that are counted under a name: names, at the most.
+pub const MAX_ANONYMOUS: usize = 64;
+
+/// Slots kept for them beyond those of sessions: for twice as many, because a name that goes keeps its own for a while.
+pub const ANONYMOUS_SLOTS: u32 = 128;
+
+/// What the id of such a slot's holder begins with; in a session's there is no space.
+const NAMED: &str = "anonymous ";
+
+/// What the operator's session source says of one session, or the configuration of prefixes of no session under a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SessionFacts {
     /// Unique on the agent.
@@ -48,6 +57,18 @@ pub struct SessionFacts {
     pub rat: String,
     /// IANA name; empty where unknown.
     pub time_zone: String,
+}
+
+impl SessionFacts {
+    /// Those of prefixes under a name: counted like a session, told as anonymous, nothing ever enforced.
+    pub fn anonymous(name: &str, prefixes: Vec<IpNet>) -> Self {
+        Self { id: format!("{NAMED}{name}"), prefixes, ..Self::default() }
+    }
+
+    /// The name, where these are of no session.
+    pub fn anonymous_name(&self) -> Option<&str> {
+        self.id.strip_prefix(NAMED)
+    }
 }
 
 /// A session and its slot. Kept in the store.
@@ -125,20 +146,24 @@ pub struct Accounts {
     closing: BTreeSet<String>,
     /// Slots that were used and are not.
     free: BTreeSet<u32>,
-    /// Slots that were never used.
+    /// Slots of sessions that were never used.
     fresh: RangeInclusive<u32>,
+    /// The last slot of a session; those of the anonymous with a name follow.
+    last: u32,
 }
 
 impl Accounts {
-    /// Takes up the books where they were left. `max_subscribers`: slots go from 1 up to and including it.
+    /// Takes up the books where they were left. `max_subscribers`: sessions' slots go from 1 up to and including it.
     pub fn new(restored: Restored, max_subscribers: u32) -> Self {
+        let end = max_subscribers.saturating_add(ANONYMOUS_SLOTS);
         // Beyond the last slot: from before the configuration was made smaller. Such a session gets another slot.
-        let within = restored.accounts.into_iter().filter(|account| account.slot <= max_subscribers);
+        let within = restored.accounts.into_iter().filter(|account| account.slot <= end);
         let accounts: BTreeMap<_, _> = within.map(|account| (account.facts.id.clone(), account)).collect();
         let used: BTreeSet<u32> = accounts.values().map(|account| account.slot).collect();
-        let highest = used.last().copied().unwrap_or(ANONYMOUS);
+        let highest = used.range(..=max_subscribers).next_back().copied().unwrap_or(ANONYMOUS);
+        let unused = (1..highest).chain(max_subscribers + 1..=end);
         let mut baseline = Baseline::default();
-        for told in restored.baseline.iter().filter(|told| told.slot <= max_subscribers) {
+        for told in restored.baseline.iter().filter(|told| told.slot <= end) {
             baseline.set(told);
         }
         let mut by_slot = Vec::new();
@@ -155,22 +180,31 @@ impl Accounts {
             closing: closing.map(|account| account.facts.id.clone()).collect(),
             by_slot,
             by_session: accounts,
-            free: (1..highest).filter(|slot| !used.contains(slot)).collect(),
+            free: unused.filter(|slot| !used.contains(slot)).collect(),
             fresh: highest + 1..=max_subscribers,
+            last: max_subscribers,
         }
     }
 
     /// The open session of this id.
     pub fn open(&self, session: &str) -> Option<&Account> {
-        self.by_session.get(session).filter(|account| account.closing.is_none())
+        let account = self.by_session.get(session)?;
+        (account.closing.is_none() && account.facts.anonymous_name().is_none()).then_some(account)
     }
 
-    /// Whose slot it is, open or closing; empty: nobody's.
+    /// Whose slot it is, open or closing; empty: no session's.
     pub fn session_of(&self, slot: u32) -> &str {
-        usize::try_from(slot).ok().and_then(|slot| self.by_slot.get(slot)).map_or("", String::as_str)
+        self.holder(slot).0
     }
 
-    /// All open sessions.
+    /// The session whose slot it is, or the name of the anonymous.
+    fn holder(&self, slot: u32) -> (&str, &str) {
+        let id =
+            usize::try_from(slot).ok().and_then(|slot| self.by_slot.get(slot)).map_or("", String::as_str);
+        id.strip_prefix(NAMED).map_or((id, ""), |name| ("", name))
+    }
+
+    /// All open sessions, and prefixes under a name.
     pub fn all_open(&self) -> impl Iterator<Item = &Account> {
         self.by_session.values().filter(|account| account.closing.is_none())
     }
@@ -180,10 +214,10 @@ impl Accounts {
         &self.baseline
     }
 
-    /// The highest slot that any session ever had: up to it, counters may have moved. What is found in a slot that is nobody's is told as
-    /// the anonymous', that its next session inherits nothing.
+    /// The highest slot that a session or a name ever had: up to it, counters may have moved. What is found in a slot that is nobody's is
+    /// told as the anonymous', that its next session inherits nothing.
     pub fn last_slot(&self) -> u32 {
-        self.fresh.start().saturating_sub(1)
+        u32::try_from(self.by_slot.len()).map_or(u32::MAX, |slots| slots.saturating_sub(1))
     }
 
     /// The slot of a session that is open, or has closed not long ago.
@@ -195,21 +229,23 @@ impl Accounts {
     /// bound again: at the start, when it is not known how far the agent before this one came.
     pub fn plan(&self, sessions: Vec<SessionFacts>, now: Micros, everything: bool) -> Plan {
         let mut plan = Plan::default();
-        let mut free = self.free.iter().copied().chain(self.fresh.clone());
-        let held: HashMap<IpNet, u32> = self
-            .all_open()
-            .flat_map(|account| account.facts.prefixes.iter().map(|prefix| (*prefix, account.slot)))
-            .collect();
+        let mut free = self.free.range(..=self.last).copied().chain(self.fresh.clone());
+        let mut kept_free = self.free.range(self.last + 1..).copied();
+        let mut held: HashMap<IpNet, u32> = HashMap::new();
+        for account in self.all_open() {
+            hold(&mut held, &account.facts, account.slot);
+        }
         let mut wanted: HashMap<IpNet, u32> = HashMap::new();
         let mut seen = BTreeSet::new();
         for facts in sessions {
             seen.insert(facts.id.clone());
             let known = self.by_session.get(&facts.id);
-            let Some(slot) = known.map(|account| account.slot).or_else(|| free.next()) else {
+            let next = || if facts.anonymous_name().is_some() { kept_free.next() } else { free.next() };
+            let Some(slot) = known.map(|account| account.slot).or_else(next) else {
                 plan.without_slot.push(facts.id);
                 continue;
             };
-            wanted.extend(facts.prefixes.iter().map(|prefix| (*prefix, slot)));
+            hold(&mut wanted, &facts, slot);
             let unchanged = known.is_some_and(|account| account.closing.is_none() && account.facts == facts);
             plan.rekeyed |= known.is_some_and(|account| account.facts.keys != facts.keys);
             if !unchanged {
@@ -280,7 +316,7 @@ impl Accounts {
                 used.cells[class.index()][direction.index()] = cell;
             }
             let rates = enforcement(slot);
-            let name = self.session_of(slot);
+            let holder = self.holder(slot);
             for of_class in of_slot.chunk_by(|one, next| one.class == next.class) {
                 let class = of_class.first().map_or(Class::Other, |moved| moved.class);
                 let caps = Direction::BOTH
@@ -291,7 +327,7 @@ impl Accounts {
                     let cell = used.cells[class.index()][direction.index()];
                     packets[class.index()] = packets[class.index()].saturating_add(cell.packets);
                     if cell != Cell::default() {
-                        let mut usage = usage(name, class, direction, cell, caps[direction.index()]);
+                        let mut usage = usage(holder, class, direction, cell, caps[direction.index()]);
                         if let Some((served, qoo)) = &mut quality {
                             tell_quality(&mut usage, served, direction.index(), qoo.take());
                         }
@@ -314,7 +350,9 @@ impl Accounts {
         }
         let mut released = Vec::new();
         for account in over {
-            batches.session(session(account, telemetry::SessionState::Closed));
+            if account.facts.anonymous_name().is_none() {
+                batches.session(session(account, telemetry::SessionState::Closed));
+            }
             released.push(account.facts.id.clone());
         }
         let masks = masks(&packets, interval);
@@ -425,6 +463,17 @@ impl Batches {
     }
 }
 
+/// Makes the prefixes those of a slot. Where a session has the same prefix as the anonymous, it is the session's.
+fn hold(prefixes: &mut HashMap<IpNet, u32>, facts: &SessionFacts, slot: u32) {
+    for prefix in &facts.prefixes {
+        if facts.anonymous_name().is_some() {
+            prefixes.entry(*prefix).or_insert(slot);
+        } else {
+            prefixes.insert(*prefix, slot);
+        }
+    }
+}
+
 fn session(account: &Account, state: telemetry::SessionState) -> telemetry::Session {
     let facts = &account.facts;
     telemetry::Session {
@@ -440,7 +489,13 @@ fn session(account: &Account, state: telemetry::SessionState) -> telemetry::Sess
     }
 }
 
-fn usage(session: &str, class: Class, direction: Direction, cell: Cell, cap: Cap) -> telemetry::Usage {
+fn usage(
+    (session, anonymous): (&str, &str),
+    class: Class,
+    direction: Direction,
+    cell: Cell,
+    cap: Cap,
+) -> telemetry::Usage {
     telemetry::Usage {
         session: session.to_owned(),
         class: telemetry::Class::from(class).into(),
@@ -451,6 +506,7 @@ fn usage(session: &str, class: Class, direction: Direction, cell: Cell, cap: Cap
         dropped_packets: cell.dropped_packets,
         rate_bits_per_second: cap.map_or(0, |(rate, _)| rate.0),
         at_cap: cap.map(|(_, share)| share),
+        anonymous: anonymous.to_owned(),
         ..telemetry::Usage::default()
     }
 }
@@ -589,6 +645,65 @@ mod tests {
         let plan = become_(&mut accounts, &[facts("a", "10.0.0.2/32")], at(2));
         assert_eq!(plan.bind, [("10.0.0.2/32".parse().unwrap(), 1)]);
         assert_eq!(accounts.open("a").unwrap().slot, 1);
+    }
+
+    #[test]
+    fn prefixes_under_a_name_are_counted_apart_and_give_way_to_a_session() {
+        let mut accounts = accounts();
+        let guests = |prefix: &str| SessionFacts::anonymous("guests", vec![prefix.parse().unwrap()]);
+        let first = become_(&mut accounts, &[guests("100.64.0.0/10"), facts("a", "10.0.0.2/32")], at(0));
+        let slot = 4;
+        assert_eq!(
+            first.bind.last(),
+            Some(&("100.64.0.0/10".parse().unwrap(), slot)),
+            "beyond sessions' slots"
+        );
+        assert!(accounts.open("anonymous guests").is_none(), "no session: nothing can be set for it");
+        let batch = &tell(&mut accounts, at(1), &[(ANONYMOUS, counted(3)), (slot, counted(5))])[0];
+        let told: Vec<_> = batch
+            .usage
+            .iter()
+            .map(|usage| (usage.session.as_str(), usage.anonymous.as_str(), usage.bytes))
+            .collect();
+        assert_eq!(told, [("", "", 3), ("", "guests", 5)]);
+        assert_eq!(batch.sessions.len(), 1, "only the session is announced");
+
+        // A session of the very same prefix has it, and gives it back when it closes.
+        let taken = become_(&mut accounts, &[facts("b", "100.64.0.0/10"), guests("100.64.0.0/10")], at(2));
+        assert_eq!(taken.bind, [("100.64.0.0/10".parse().unwrap(), 2)]);
+        let back = become_(&mut accounts, &[guests("100.64.0.0/10")], at(3));
+        assert_eq!(back.bind, [("100.64.0.0/10".parse().unwrap(), slot)]);
+
+        // Gone from the configuration: its last usage is told under its name, its end is no session's.
+        become_(&mut accounts, &[], at(4));
+        let last = tell(&mut accounts, at(5), &[(slot, counted(6))]);
+        assert_eq!((last[0].usage[0].anonymous.as_str(), last[0].usage[0].bytes), ("guests", 1));
+        let ends = tell(&mut accounts, at(9), &[]);
+        let ended: Vec<_> =
+            last.iter().chain(&ends).flat_map(|batch| &batch.sessions).map(|session| &session.id).collect();
+        assert_eq!(ended, ["a", "b"]);
+        assert_eq!(accounts.session_of(slot), "");
+    }
+
+    #[test]
+    fn names_keep_their_slots_over_a_restart_and_take_none_of_sessions() {
+        let guests = SessionFacts::anonymous("guests", vec!["100.64.0.0/10".parse().unwrap()]);
+        let account = Account { slot: 5, facts: guests.clone(), since: at(0), closing: None };
+        let mut accounts = Accounts::new(Restored { accounts: vec![account], ..accounts_restored() }, 3);
+        let mut all: Vec<_> = (0..4).map(|n| facts(&format!("s{n}"), &format!("10.0.0.{n}/32"))).collect();
+        all.push(guests);
+        let more = (0..MAX_ANONYMOUS - 1).map(|n| {
+            SessionFacts::anonymous(&format!("n{n}"), vec![format!("100.{n}.0.0/16").parse().unwrap()])
+        });
+        all.extend(more);
+        let plan = become_(&mut accounts, &all, at(1));
+        assert_eq!(plan.without_slot, ["s3"]);
+        assert!(
+            accounts.all_open().all(|account| (account.slot > 3) == account.facts.anonymous_name().is_some())
+        );
+        assert_eq!(accounts.slot_of("anonymous guests"), Some(5));
+        let slots: BTreeSet<u32> = accounts.all_open().map(|account| account.slot).collect();
+        assert_eq!(slots.len(), 3 + MAX_ANONYMOUS);
     }
 
     #[test]

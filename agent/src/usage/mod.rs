@@ -13,7 +13,9 @@ mod baseline;
 pub mod qoo;
 pub mod quality;
 
-pub use accounts::{Account, Accounts, Drained, Plan, Restored, SessionFacts};
+pub use accounts::{
+    ANONYMOUS_SLOTS, Account, Accounts, Drained, MAX_ANONYMOUS, Plan, Restored, SessionFacts,
+};
 pub use baseline::{Baseline, CELLS, Moved, PAGE, cells};
 
 use std::time::Duration;

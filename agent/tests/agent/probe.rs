@@ -78,12 +78,13 @@ fn traffic([subscribers, gateway]: [&str; 2], stop: &AtomicBool, sent: &Mutex<Su
     let open =
         |device: &str| pcap::Capture::from_device(device).and_then(pcap::Capture::open).expect("a device");
     let (mut subscribers, mut gateway) = (open(subscribers), open(gateway));
-    let names = ["a-1", "b-1", ""];
+    // By the last byte of the address, from 2 on: two sessions, which win over a prefix around them, nobody, and a prefix with a name.
+    let names = ["a-1", "b-1", "", "anonymous guests"];
     for number in 0_usize.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let who = number % 3;
+        let who = number % 4;
         let up = number % 5 < 2;
         let frame = frame(2 + u8::try_from(who).expect("small"), up, 80 + number % 1_200);
         let device = if up { &mut subscribers } else { &mut gateway };

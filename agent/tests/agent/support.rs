@@ -66,7 +66,7 @@ pub(crate) struct Manners {
 pub(crate) struct Ledger {
     pub(crate) last: HashMap<Vec<u8>, u64>,
     pub(crate) latest: Vec<u8>,
-    /// Bytes and packets by session and direction.
+    /// Bytes and packets by session, or name of the anonymous, and direction.
     pub(crate) sums: BTreeMap<(String, bool), (u64, u64)>,
     pub(crate) sessions: BTreeMap<String, bool>,
     pub(crate) repeats: usize,
@@ -93,7 +93,13 @@ impl Ledger {
         }
         for usage in batch.usage {
             let up = usage.direction() == telemetry::Direction::Up;
-            let sum = self.sums.entry((usage.session, up)).or_default();
+            assert!(usage.session.is_empty() || usage.anonymous.is_empty());
+            // A session's, or `anonymous NAME`.
+            let whose = match usage.anonymous {
+                name if name.is_empty() => usage.session,
+                name => format!("anonymous {name}"),
+            };
+            let sum = self.sums.entry((whose, up)).or_default();
             *sum = (sum.0 + usage.bytes, sum.1 + usage.packets);
         }
     }
@@ -236,6 +242,7 @@ impl Gateway {
 source: {source}
 sessions: sessions.yaml
 home_plmns: [\"00101\"]
+anonymous: [{{name: guests, prefix: 10.0.0.5/32}}, {{name: all, prefix: 10.0.0.0/30}}]
 service:
   video:
     sd: {{class: video, down: 1.5 Mbit/s}}

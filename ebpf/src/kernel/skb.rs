@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::bpf_skb_load_bytes;
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
@@ -35,6 +35,20 @@ struct FragmentKey {
 
 /// The furthest a header is looked for. No bound of the parser's reaches it; the verifier wants to see one.
 const FURTHEST: u32 = 0x3fff;
+
+/// BPF_F_RECOMPUTE_CSUM (linux/bpf.h): the sum that a device made of the whole packet is kept right.
+const RECOMPUTE: u64 = 1;
+/// BPF_F_MARK_MANGLED_0 (linux/bpf.h): a checksum that comes out as 0, which says that there is none, is written as 0xffff.
+const MARK_MANGLED_0: u64 = 1 << 5;
+
+/// Whether the one's complement sum over a packet is another one after a change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Covered {
+    /// No: a checksum within what is changed takes it up.
+    Balanced,
+    /// Yes.
+    Changed,
+}
 
 /// A packet as the kernel hands it to a program.
 pub struct Skb {
@@ -67,6 +81,56 @@ impl Skb {
     pub fn segments(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw()).gso_segs }
+    }
+
+    /// `N` times four bytes from `at` on, each as it lies in memory; also after something was written, when [`Frame::words`] is over.
+    #[inline(always)]
+    pub fn load<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        self.copy(at)
+    }
+
+    /// Four bytes from `at` on as two numbers, likewise.
+    #[inline(always)]
+    pub fn load_halves(&self, at: u32) -> Option<[u16; 2]> {
+        self.copy(at)
+    }
+
+    /// A copy of bytes from `at` on.
+    #[inline(always)]
+    fn copy<T: Copy>(&self, at: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: `value` has room for what is asked for; the helper refuses to read beyond the packet, and fills all of `value` where
+        // it does not refuse. Only numbers are read.
+        unsafe {
+            let to = value.as_mut_ptr().cast();
+            let refused = bpf_skb_load_bytes(self.context.as_ptr(), at, to, size_of::<T>() as u32) != 0;
+            if refused { None } else { Some(value.assume_init()) }
+        }
+    }
+
+    /// Writes words at `at`; false where the kernel refuses. A packet whose bytes others share gets its own first.
+    #[inline(always)]
+    pub fn store<const N: usize>(&self, at: u32, words: &[u32; N], covered: Covered) -> bool {
+        let flags = if covered == Covered::Changed { RECOMPUTE } else { 0 };
+        // SAFETY: the helper copies out of `words` as many bytes as it has, and refuses to write beyond the packet.
+        unsafe {
+            let from = words.as_ptr().cast();
+            bpf_skb_store_bytes(self.context.as_ptr().cast(), at, from, (N * 4) as u32, flags) == 0
+        }
+    }
+
+    /// Keeps the 16-bit checksum at `at` right after the first half of a word it covers went from `before` to `after`.
+    #[inline(always)]
+    pub fn adjust(&self, at: u32, before: u32, after: u32) -> bool {
+        let half = |word: u32| {
+            let [first, second, ..] = word.to_ne_bytes();
+            u64::from(u16::from_ne_bytes([first, second]))
+        };
+        let flags = MARK_MANGLED_0 | 2;
+        // SAFETY: the helper refuses to write beyond the packet.
+        unsafe {
+            bpf_l4_csum_replace(self.context.as_ptr().cast(), at, half(before), half(after), flags) == 0
+        }
     }
 }
 
@@ -101,14 +165,7 @@ impl Frame for Skb {
             return Some(words);
         }
         // Headers beyond the linear part: rare, and the helper copies them from wherever they are.
-        let mut words = MaybeUninit::<[u32; N]>::uninit();
-        // SAFETY: `words` has room for what is asked for; the helper refuses to read beyond the packet, and fills all of
-        // `words` where it does not refuse.
-        unsafe {
-            let to = words.as_mut_ptr().cast();
-            let refused = bpf_skb_load_bytes(self.context.as_ptr(), at, to, (N * 4) as u32) != 0;
-            if refused { None } else { Some(words.assume_init()) }
-        }
+        self.copy(at)
     }
 
     #[inline(always)]
@@ -135,6 +192,13 @@ impl Frame for Skb {
 pub fn found(place: u32) -> Option<&'static Packet> {
     // SAFETY: kept by this CPU in this run, which writes none of them from here on; none outlives the run.
     FOUND.get_ptr(place).map(|packet| unsafe { &*packet })
+}
+
+/// The same, to be changed: once in a run, and by who looks at no other reference to it.
+#[inline(always)]
+pub fn found_to_change(place: u32) -> Option<&'static mut Packet> {
+    // SAFETY: this CPU's alone, and of the references to it none is used from here on.
+    FOUND.get_ptr_mut(place).map(|packet| unsafe { &mut *packet })
 }
 
 /// The ports of a packet, of which a later fragment shows none: those of the first one, if that has passed.

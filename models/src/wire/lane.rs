@@ -1,6 +1,6 @@
 //! What is counted and enforced of a subscriber slot, lane by lane.
 
-use super::{Cell, Class, Direction, Rate};
+use super::{Cell, Class, Direction, Dscp, Rate};
 
 /// Rates apply per class, and once more over the whole line: the lane after the classes.
 pub const LANES: usize = Class::COUNT + 1;
@@ -42,7 +42,9 @@ impl Lane {
     }
 }
 
-/// What happens to a packet of a lane before its bucket is asked, as the probe reads it in one word.
+/// What happens to a packet of a lane besides its bucket, as the probe reads it in one word.
+///
+/// From the lowest bit: gate 2, line limited 1, marked 1, code point 6 from bit 8 on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Action(pub u32);
@@ -50,10 +52,21 @@ pub struct Action(pub u32);
 impl Action {
     const GATE: u32 = 3;
     const LINE_LIMITED: u32 = 4;
+    const MARKED: u32 = 8;
+    const DSCP: u32 = 8;
 
     /// That of a gate, in a slot whose line is limited in this direction or not.
     pub const fn new(gate: Gate, line_limited: bool) -> Self {
         Self(gate as u32 | if line_limited { Self::LINE_LIMITED } else { 0 })
+    }
+
+    /// The same with a code point for what passes.
+    #[must_use]
+    pub const fn with_mark(self, mark: Option<Dscp>) -> Self {
+        match mark {
+            Some(dscp) => Self(self.0 | Self::MARKED | (dscp.get() as u32) << Self::DSCP),
+            None => self,
+        }
     }
 
     /// The slot's gate.
@@ -67,6 +80,12 @@ impl Action {
     pub const fn line_limited(self) -> bool {
         self.0 & Self::LINE_LIMITED != 0
     }
+
+    /// The code point that packets let through are given.
+    #[inline]
+    pub const fn mark(self) -> Option<Dscp> {
+        if self.0 & Self::MARKED != 0 { Some(Dscp::of_bits(self.0 >> Self::DSCP)) } else { None }
+    }
 }
 
 /// What enforcement does with one subscriber slot.
@@ -76,14 +95,11 @@ pub struct Enforcement {
     pub gate: Gate,
     /// `[lane][direction]`: the classes in their order, then the whole line.
     pub rates: [[Rate; 2]; LANES],
+    /// `[class][direction]`: the code point that packets let through are given; `None`: the one they come with.
+    pub marks: [[Option<Dscp>; 2]; Class::COUNT],
 }
 
 impl Enforcement {
-    /// The record of a gate and rates.
-    pub const fn new(gate: Gate, rates: [[Rate; 2]; LANES]) -> Self {
-        Self { gate, rates }
-    }
-
     /// The same with `rate` in one lane and direction.
     #[must_use]
     pub const fn with_rate(mut self, lane: usize, direction: Direction, rate: Rate) -> Self {
@@ -98,9 +114,18 @@ impl Enforcement {
         self
     }
 
+    /// The same with a code point for one class and direction.
+    #[must_use]
+    pub const fn with_mark(mut self, class: Class, direction: Direction, dscp: Dscp) -> Self {
+        self.marks[class.index()][direction.index()] = Some(dscp);
+        self
+    }
+
     /// What the probe is told for one lane and direction.
-    pub const fn action(&self, direction: Direction) -> Action {
-        Action::new(self.gate, self.rates[LINE][direction.index()].limits())
+    pub fn action(&self, lane: usize, direction: Direction) -> Action {
+        let line_limited = self.rates[LINE][direction.index()].limits();
+        let mark = self.marks.get(lane).and_then(|marks| marks[direction.index()]);
+        Action::new(self.gate, line_limited).with_mark(mark)
     }
 }
 
@@ -138,11 +163,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_action_keeps_the_gate_and_the_line() {
+    fn an_action_keeps_the_gate_the_line_and_the_mark() {
         for gate in [Gate::Pass, Gate::Limit, Gate::Block] {
             for limited in [false, true] {
-                let action = Action::new(gate, limited);
-                assert_eq!((action.gate(), action.line_limited()), (gate, limited));
+                for mark in [None, Dscp::new(0), Dscp::new(46), Dscp::new(63)] {
+                    let action = Action::new(gate, limited).with_mark(mark);
+                    assert_eq!((action.gate(), action.line_limited(), action.mark()), (gate, limited, mark));
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! A change of layout changes [`LAYOUT`]: an agent never reads maps of another layout.
 
+mod dscp;
 mod flow;
 mod lane;
 mod quality;
@@ -12,6 +13,7 @@ mod rate;
 mod reason;
 mod telling;
 
+pub use dscp::Dscp;
 pub use flow::{
     Config, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine, FlowState, HashKeys, KEY_WORDS,
     MAX_FIRST_BYTES, PREFIX_BITS, WAYS,
@@ -23,7 +25,7 @@ pub use reason::{Reason, Tally};
 pub use telling::{TcpFlags, tells, tells_without_end};
 
 /// Version of every record below; kept in the pinned maps and compared before any of them is read.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Kinds of use, a small fixed set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -30,11 +30,13 @@ pub enum Reason {
     SampleRationed = 11,
     /// All records of quality where the slot and class could have one are others'. Counted and enforced; not measured.
     QualityFull = 12,
+    /// The packet's header could not be written, or a checksum around it could not be kept right. Counted; its code point stays.
+    Unmarked = 13,
 }
 
 impl Reason {
     /// How many there are.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -51,6 +53,7 @@ impl Reason {
         Self::BucketContended,
         Self::SampleRationed,
         Self::QualityFull,
+        Self::Unmarked,
     ];
 
     /// Its place in arrays by reason.
@@ -74,6 +77,7 @@ impl Reason {
             Self::BucketContended => "bucket_contended",
             Self::SampleRationed => "sample_rationed",
             Self::QualityFull => "quality_full",
+            Self::Unmarked => "unmarked",
         }
     }
 

@@ -107,6 +107,8 @@ pub struct Batch {
 pub struct Usage {
     /// Where its id is among the batch's words; empty: anonymous.
     session: (u32, u32),
+    /// Where the name of its prefix is likewise, for anonymous traffic that has one.
+    anonymous: (u32, u32),
     /// Kind of use.
     pub class: Class,
     /// Which way.
@@ -131,6 +133,7 @@ impl Usage {
     pub(crate) fn video(bytes: u64, at_cap: Option<f32>) -> Self {
         Self {
             session: (0, 0),
+            anonymous: (0, 0),
             class: Class::Video,
             direction: Direction::Down,
             bytes,
@@ -146,8 +149,17 @@ impl Usage {
 impl Usage {
     /// The id of its session, among the words of its batch; empty: anonymous.
     pub fn session<'w>(&self, words: &'w str) -> &'w str {
-        words.get(self.session.0 as usize..self.session.1 as usize).unwrap_or_default()
+        word(words, self.session)
     }
+
+    /// The name of the prefix that anonymous traffic is from, likewise; empty: none.
+    pub fn anonymous<'w>(&self, words: &'w str) -> &'w str {
+        word(words, self.anonymous)
+    }
+}
+
+fn word(words: &str, (start, end): (u32, u32)) -> &str {
+    words.get(start as usize..end as usize).unwrap_or_default()
 }
 
 /// A flow that got its verdict.
@@ -297,7 +309,7 @@ impl Batch {
     }
 
     fn usage(&mut self, encoded: &[u8]) -> Result<(), Refused> {
-        let (mut session, mut class, mut direction) = ("", 0, 0);
+        let (mut session, mut anonymous, mut class, mut direction) = ("", "", 0, 0);
         let [mut bytes, mut packets, mut dropped_bytes, mut dropped_packets] = [0; 4];
         let mut at_cap = None;
         let [mut path_ms, mut loss, mut qoo] = [None; 3];
@@ -315,6 +327,7 @@ impl Batch {
                 11 => path_ms = Some(median(value.bytes()?)?),
                 12 => loss = Some(value.double()?),
                 14 => qoo = Some(value.double()?),
+                16 => anonymous = value.text()?,
                 _ => {}
             }
         }
@@ -333,8 +346,17 @@ impl Batch {
             loss: self.within(loss, 1.0, "usage_loss"),
             qoo: self.within(qoo, 100.0, "usage_qoo"),
         };
+        let anonymous = match anonymous {
+            name if name.is_empty() || !session.is_empty() => (0, 0),
+            name if is_anonymous_name(name) => self.add_word(name),
+            _ => {
+                self.ignore("usage_anonymous");
+                (0, 0)
+            }
+        };
         let usage = Usage {
             session: (0, 0),
+            anonymous,
             class,
             direction: direction.into(),
             bytes,
@@ -370,15 +392,17 @@ impl Batch {
                 self.ignore("usage_session");
                 (0, 0)
             }
-            _ => {
-                let start = self.words.len();
-                self.words.push_str(session);
-                // A batch is smaller than 4 GiB.
-                let place = |at: usize| u32::try_from(at).unwrap_or_default();
-                (place(start), place(self.words.len()))
-            }
+            _ => self.add_word(session),
         };
         self.usage.push(Usage { session: place, ..usage });
+    }
+
+    fn add_word(&mut self, word: &str) -> (u32, u32) {
+        let start = self.words.len();
+        self.words.push_str(word);
+        // A batch is smaller than 4 GiB.
+        let place = |at: usize| u32::try_from(at).unwrap_or_default();
+        (place(start), place(self.words.len()))
     }
 
     /// A batch of usage, for tests.
@@ -432,6 +456,12 @@ fn median(encoded: &[u8]) -> Result<f64, Refused> {
     Ok(median)
 }
 
+/// Whether it can be the name of anonymous traffic: what an agent's configuration takes, and no subscriber's id.
+fn is_anonymous_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    (1..=32).contains(&name.len()) && name.bytes().all(fits)
+}
+
 /// Something to be kept and shown: not empty, not long, nothing invisible in it.
 fn is_word(word: &str, max: usize) -> bool {
     !word.is_empty() && word.len() <= max && !word.chars().any(|c| c.is_control() || c.is_whitespace())
@@ -461,6 +491,24 @@ mod tests {
 
     fn usage(bytes: u64) -> telemetry::Usage {
         telemetry::Usage { session: "s1".into(), bytes, packets: 1, ..telemetry::Usage::default() }
+    }
+
+    #[test]
+    fn anonymous_usage_keeps_a_name_that_can_be_one() {
+        let of = |session: &str, anonymous: &str| telemetry::Usage {
+            session: session.into(),
+            anonymous: anonymous.into(),
+            ..usage(5)
+        };
+        let usage = vec![of("", "guests"), of("", ""), of("s1", "guests"), of("", " guests"), of("", "Ä")];
+        let batch = taken(&telemetry::Batch { usage, ..batch() }).unwrap();
+        let told: Vec<_> = batch
+            .usage
+            .iter()
+            .map(|usage| (usage.session(&batch.words), usage.anonymous(&batch.words), usage.bytes))
+            .collect();
+        assert_eq!(told, [("", "guests", 5), ("", "", 5), ("s1", "", 5), ("", "", 5), ("", "", 5)]);
+        assert_eq!(batch.ignored["usage_anonymous"], 2);
     }
 
     #[test]

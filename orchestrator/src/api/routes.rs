@@ -413,12 +413,13 @@ async fn usage(State(state): State<ApiState>, query: Query_) -> Answer<Page<Usag
     });
     let items = rows.await?.into_iter().map(Usage::from).collect();
     Ok(page(items, limit, |usage: &Usage| {
-        let subscriber = usage.subscriber.as_ref().map_or("", |subscriber| &subscriber.0);
+        let holder =
+            crate::ledger::holder(usage.subscriber.as_ref(), usage.anonymous.as_deref().unwrap_or_default());
         let direction = match usage.direction {
             DirectionName::Up => "up",
             DirectionName::Down => "down",
         };
-        format!("{subscriber}/{}/{direction}", usage.class)
+        format!("{holder}/{}/{direction}", usage.class)
     }))
 }
 

@@ -114,9 +114,13 @@ pub(super) fn elements(items: &[Element]) -> String {
 
 pub(super) fn usage(items: &[Usage]) -> String {
     let rows = items.iter().map(|item| {
-        let who = item.subscriber.as_ref();
+        let who = match (&item.subscriber, &item.anonymous) {
+            (Some(id), _) => id.0.clone(),
+            (None, Some(name)) => format!("({name})"),
+            (None, None) => "(anonymous)".to_owned(),
+        };
         vec![
-            Field::text(who.map_or("(anonymous)", |id| &id.0)),
+            Field::text(who),
             Field::text(item.class.name()),
             Field::text(direction(item.direction)),
             Field::number(Bytes(item.bytes)),

@@ -2,7 +2,7 @@
 //!
 //! Closed sessions stay known for a while, for their last usage comes after their end.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher as _;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use crate::ledger::{AppRecord, BatchMark, BatchRecord, Reassigned, SessionRecord
 
 /// Sessions known of one agent, closed ones included. Usage of further ones counts as anonymous.
 const SESSIONS_MAX: usize = 1 << 21;
+/// Names of anonymous traffic, of all agents together. Usage under further ones counts without a name.
+const ANONYMOUS_NAMES: usize = 256;
 /// How long a closed session is known.
 const CLOSED_KEPT: Duration = Duration::from_hours(1);
 /// The line of what is nobody's that is known; sorts last.
@@ -28,6 +30,8 @@ const NOBODY: Line = Line(u32::MAX);
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     by_agent: HashMap<String, OfAgent>,
+    /// Names of anonymous traffic seen so far.
+    names: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +75,8 @@ pub struct Kept {
     end: Micros,
     sessions: Vec<SessionRecord>,
     usage: Vec<Total>,
+    /// Of anonymous traffic that has a name.
+    anonymous: Vec<UsageRecord>,
     apps: Vec<(Line, AppRecord)>,
 }
 
@@ -79,6 +85,7 @@ impl Kept {
     pub(super) fn record(self, engine: &Engine) -> BatchRecord {
         let usage = self.usage.into_iter().map(|total| UsageRecord {
             subscriber: engine.id_of(total.line),
+            anonymous: String::new(),
             class: total.class,
             direction: total.direction,
             bytes: total.bytes,
@@ -93,7 +100,7 @@ impl Kept {
             start: self.start,
             end: self.end,
             sessions: self.sessions,
-            usage: usage.collect(),
+            usage: usage.chain(self.anonymous).collect(),
             apps: apps.map(|(line, app)| AppRecord { subscriber: engine.id_of(line), ..app }).collect(),
         }
     }
@@ -105,7 +112,12 @@ impl Kept {
 
     /// How many sums of usage it has.
     pub(super) fn usage_records(&self) -> usize {
-        self.usage.len()
+        self.usage.len() + self.anonymous.len()
+    }
+
+    /// Of anonymous traffic that has a name.
+    pub(super) fn anonymous(&self) -> &[UsageRecord] {
+        &self.anonymous
     }
 }
 
@@ -168,8 +180,18 @@ impl Sessions {
             }
         }
         let mut totals = Vec::with_capacity(batch.usage.len());
+        let mut named_anonymous = Vec::new();
         let (mut last, mut line) = (None, NOBODY);
         for usage in &batch.usage {
+            let anonymous = usage.anonymous(&batch.words);
+            if !anonymous.is_empty() {
+                if self.names.contains(anonymous) || self.names.len() < ANONYMOUS_NAMES {
+                    self.names.insert(anonymous.to_owned());
+                    named_anonymous.push(of_anonymous(anonymous, usage));
+                    continue;
+                }
+                *ignored.entry("anonymous_names_full").or_default() += 1;
+            }
             let session = usage.session(&batch.words);
             // Records of one session mostly stand together.
             if last != Some(session) {
@@ -216,6 +238,7 @@ impl Sessions {
                 end: batch.end,
                 sessions: records,
                 usage: totals,
+                anonymous: named_anonymous,
                 apps,
             },
             ignored,
@@ -358,6 +381,19 @@ impl OfAgent {
                 }
             }
         }
+    }
+}
+
+fn of_anonymous(name: &str, usage: &Usage) -> UsageRecord {
+    UsageRecord {
+        subscriber: None,
+        anonymous: name.to_owned(),
+        class: usage.class,
+        direction: usage.direction,
+        bytes: usage.bytes,
+        packets: usage.packets,
+        dropped_bytes: usage.dropped_bytes,
+        dropped_packets: usage.dropped_packets,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::engine::io::{AskPartner, Decision, DecisionId, Digest, Effect, Input,
 use crate::engine::{Counters, Engine, SubscriberState};
 use crate::identity::Directory;
 use crate::ledger::{BatchMark, InputRecord, Journaled, Ledger, LedgerError};
-use crate::metrics::{DecisionLabels, Metrics, Reason, count};
+use crate::metrics::{Anonymous, DecisionLabels, Metrics, Reason, count};
 use crate::policy::{Policy, PolicyErrors};
 
 /// The engine is looked at this often at least.
@@ -288,6 +288,10 @@ impl EngineTask {
         }
         let kept = applied.kept;
         self.metrics.usage_records.inc_by(u64::try_from(kept.usage_records()).unwrap_or(u64::MAX));
+        for usage in kept.anonymous() {
+            let labels = Anonymous { name: usage.anonymous.clone(), direction: usage.direction.name() };
+            self.metrics.anonymous_bytes.get_or_create(&labels).inc_by(usage.bytes);
+        }
         self.metrics.lateness_seconds.observe(now.since(kept.end()).as_secs_f64());
         let mut record = self.record();
         record.effects = applied.effects;

@@ -31,7 +31,7 @@ pub use overview::Overview;
 pub use policies::{AppliedPolicy, PolicyChange};
 pub use read::{AgentSeen, AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
 pub use record::{
-    AppRecord, Applied, BatchMark, BatchRecord, InputRecord, Reassigned, SessionRecord, UsageRecord,
+    AppRecord, Applied, BatchMark, BatchRecord, InputRecord, Reassigned, SessionRecord, UsageRecord, holder,
 };
 
 /// Layout this build writes, kept in the file's `user_version`.

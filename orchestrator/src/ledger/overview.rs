@@ -58,7 +58,8 @@ impl Ledger {
         )
     }
 
-    /// Up to `limit` totals after `(subscriber, class, direction)`, in that order; '' is anonymous traffic.
+    /// Up to `limit` totals after `(subscriber, class, direction)`, in that order; '' is anonymous traffic, and ' NAME' that of a
+    /// prefix with a name.
     pub fn usage_after(
         &self,
         (subscriber, class, direction): (&str, &str, &str),

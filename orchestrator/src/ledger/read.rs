@@ -41,6 +41,8 @@ pub struct SessionRow {
 pub struct UsageTotal {
     /// Whose; `None`: anonymous.
     pub subscriber: Option<SubscriberId>,
+    /// The name of the prefix that anonymous traffic is from, where it has one.
+    pub anonymous: Option<String>,
     /// Kind of use.
     pub class: Class,
     /// Which way.
@@ -262,8 +264,13 @@ impl Ledger {
         let mut rows = query.query(values)?;
         let mut totals = Vec::new();
         while let Some(row) = rows.next()? {
-            let subscriber: String = row.get(0)?;
+            let mut subscriber: String = row.get(0)?;
+            let anonymous = subscriber.strip_prefix(' ').map(str::to_owned);
+            if anonymous.is_some() {
+                subscriber.clear();
+            }
             totals.push(UsageTotal {
+                anonymous,
                 class: class(&row.get::<_, String>(1)?)?,
                 direction: direction(&row.get::<_, String>(2)?)?,
                 bytes: Bytes(count(row, 3)?),

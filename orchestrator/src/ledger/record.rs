@@ -1,5 +1,7 @@
 //! The one write: everything an input changed, in one transaction.
 
+use std::borrow::Cow;
+
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
@@ -120,6 +122,8 @@ pub struct SessionRecord {
 pub struct UsageRecord {
     /// Whose; `None`: anonymous.
     pub subscriber: Option<SubscriberId>,
+    /// The name of the prefix that anonymous traffic is from; empty: none.
+    pub anonymous: String,
     /// Kind of use.
     pub class: Class,
     /// Which way.
@@ -409,7 +413,7 @@ fn add_usage(transaction: &Transaction<'_>, usage: &UsageRecord) -> Result<(), L
              dropped_packets = min(dropped_packets + excluded.dropped_packets, 9223372036854775807)",
         )?
         .execute(params![
-            name_or_anonymous(usage.subscriber.as_ref()),
+            holder(usage.subscriber.as_ref(), &usage.anonymous),
             usage.class.name(),
             usage.direction.name(),
             stored(usage.bytes, "bytes")?,
@@ -450,6 +454,16 @@ fn write_message(transaction: &Transaction<'_>, at: Micros, say: &Say) -> Result
             serde_json::to_string(say)?,
         ])?;
     Ok(())
+}
+
+/// Whose totals they are, as the table has it: a subscriber's id, nothing, or after a space, with which no id begins, a name of the
+/// anonymous.
+pub fn holder<'a>(subscriber: Option<&'a SubscriberId>, anonymous: &str) -> Cow<'a, str> {
+    match subscriber {
+        Some(subscriber) => Cow::Borrowed(&subscriber.0),
+        None if anonymous.is_empty() => Cow::Borrowed(""),
+        None => Cow::Owned(format!(" {anonymous}")),
+    }
 }
 
 fn name_or_anonymous(subscriber: Option<&SubscriberId>) -> &str {

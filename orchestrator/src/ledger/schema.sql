@@ -1,4 +1,5 @@
--- Layout 1 of the ledger. Times are microseconds since the Unix epoch (UTC), `subscriber` '' is anonymous traffic,
+-- Layout 1 of the ledger. Times are microseconds since the Unix epoch (UTC), `subscriber` '' is anonymous traffic
+-- (in `usage` ' NAME' that of a prefix with a name),
 -- JSON columns hold the records of `engine::io` and `models::setting`.
 
 -- The last batch applied of each boot of each agent. A batch is applied once by (agent, boot, sequence).

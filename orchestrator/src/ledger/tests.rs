@@ -15,6 +15,7 @@ use crate::engine::io::{Cause, Decision, DecisionId, Desire, Effect, Mode, Say};
 fn usage(subscriber: Option<&str>, bytes: u64) -> UsageRecord {
     UsageRecord {
         subscriber: subscriber.map(|name| SubscriberId(name.into())),
+        anonymous: String::new(),
         class: Class::Video,
         direction: Direction::Down,
         bytes,
@@ -313,4 +314,25 @@ proptest! {
         let revision = survived.engine_row(&SubscriberId("line-a".into())).unwrap();
         prop_assert_eq!(revision, (kept > 0).then(|| format!("{{\"revision\":{kept}}}")));
     }
+}
+
+#[test]
+fn anonymous_usage_with_a_name_is_counted_apart_and_listed_between_the_rest_of_it_and_subscribers() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+    let named = |name: &str, bytes| UsageRecord { anonymous: name.into(), ..usage(None, bytes) };
+    let all = vec![usage(Some("line-a"), 10), named("guests", 4), usage(None, 3), named("guests", 2)];
+    ledger.apply(&batch(1, 1, all)).unwrap();
+    let mut told = Vec::new();
+    let mut after = (String::new(), String::new(), String::new());
+    loop {
+        let page = ledger.usage_after((&after.0, &after.1, &after.2), 1).unwrap();
+        let Some(total) = page.first() else { break };
+        let holder = holder(total.subscriber.as_ref(), total.anonymous.as_deref().unwrap_or_default());
+        after = (holder.into_owned(), total.class.to_string(), "down".to_owned());
+        told.push((total.subscriber.clone().map(|id| id.0), total.anonymous.clone(), total.bytes.0));
+    }
+    let a = Some("line-a".to_owned());
+    assert_eq!(told, [(None, None, 3), (None, Some("guests".to_owned()), 6), (a, None, 10)]);
+    assert_eq!(ledger.usage_of(None).unwrap().len(), 1);
 }

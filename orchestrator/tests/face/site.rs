@@ -276,6 +276,7 @@ fn batch(at: Micros) -> BatchRecord {
     };
     let usage = |subscriber: Option<&str>, bytes| UsageRecord {
         subscriber: subscriber.map(|id| SubscriberId(id.into())),
+        anonymous: String::new(),
         class: Class::Video,
         direction: Direction::Down,
         bytes,

@@ -330,6 +330,9 @@ pub struct LastPart {
 pub struct Usage {
     /// Whose; absent: anonymous traffic.
     pub subscriber: Option<SubscriberId>,
+    /// The name that a gateway's operator gave the prefix it is from; only of anonymous traffic, and absent for the rest of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anonymous: Option<String>,
     /// Kind of use.
     pub class: Class,
     /// Which way.
@@ -348,6 +351,7 @@ impl From<UsageTotal> for Usage {
     fn from(total: UsageTotal) -> Self {
         Self {
             subscriber: total.subscriber,
+            anonymous: total.anonymous,
             class: total.class,
             direction: total.direction,
             bytes: total.bytes.0,
