@@ -87,6 +87,8 @@ flags=(
 export RUSTC=$rustc RUSTC_BOOTSTRAP=1
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; echo "${flags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
+# A caller's wish for incremental builds cuts the crates up otherwise, and makes other bytes.
+export CARGO_INCREMENTAL=0
 unset RUSTFLAGS CARGO_TARGET_DIR CARGO_BUILD_TARGET RUSTC_WRAPPER RUSTUP_TOOLCHAIN
 (cd ebpf && cargo build --quiet --locked --release --target "$target" -Z build-std=core)
 
