@@ -192,7 +192,7 @@ pub fn run(offloads: Offloads) -> Result<Outcome> {
 
 /// Everything at once.
 fn load(site: &mut Site, nginx: &Nginx, servers: &mut Servers) -> Result<()> {
-    let tcp = |subscriber, down| Flood { subscriber, down, udp: None, seconds: SECONDS, unmeasured: 0 };
+    let tcp = |subscriber, down| Flood { subscriber, down, udp: None, seconds: SECONDS };
     let udp = |subscriber, down, megabits: u64, bytes| Flood {
         udp: Some((megabits * 1_000_000, bytes)),
         ..tcp(subscriber, down)

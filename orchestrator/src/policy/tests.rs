@@ -50,7 +50,7 @@ fn plan(settings: &[(&str, &str)], numbers: &[(&str, f64)]) -> Plan {
 }
 
 #[test]
-fn the_whole_example_is_a_valid_policy_and_all_of_it_is_evaluated() {
+fn the_whole_example_is_a_valid_policy_for_its_plans() {
     let policy = Policy::parse("example.yaml", EXAMPLE).unwrap_or_else(|errors| panic!("{errors}"));
     let settings = [("video", "sd"), ("qos_up", "normal"), ("qos_down", "normal"), ("roam_pass", "none")];
     let plans = BTreeMap::from([("basic".to_owned(), plan(&settings, &[("quota", 1.0e10)]))]);
@@ -58,7 +58,7 @@ fn the_whole_example_is_a_valid_policy_and_all_of_it_is_evaluated() {
 }
 
 #[test]
-fn the_shipped_policy_is_valid_and_entirely_evaluated() {
+fn the_shipped_policy_is_valid_for_the_shipped_plans() {
     let policy = Policy::parse("policy.yaml", SHIPPED).unwrap_or_else(|errors| panic!("{errors}"));
     let profiles = include_str!("../../../deploy/profiles.yaml");
     let directory = crate::identity::Directory::parse("profiles.yaml", profiles).unwrap();
