@@ -19,6 +19,7 @@ pub mod model;
 mod policy;
 mod routes;
 mod token;
+mod uplift;
 
 use std::future::Future;
 use std::net::SocketAddr;

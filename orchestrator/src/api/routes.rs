@@ -19,7 +19,7 @@ use super::model::{
     Agent, App, Decision, Element, Guard, LastBatch, LastPart, Lint, LintRequest, Message, Page, Push,
     Session, SettingRow, Status, Subscriber, SubscriberDetail, Switched, Told, Usage, settings_of,
 };
-use super::{ApiState, Ask, LiveElement, explain, lint, policy};
+use super::{ApiState, Ask, LiveElement, explain, lint, policy, uplift};
 use crate::elements::{PushId, PushState};
 use crate::engine::io::{DecisionId, DirectionName};
 use crate::ledger::pushes::PushFilter;
@@ -57,6 +57,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/policy/confirm", post(policy::confirm))
         .route("/policy/revert", post(policy::revert))
         .route("/days", get(policy::recorded))
+        .route("/uplift", get(uplift::uplift))
         .route("/subscribers", get(subscribers))
         .route("/subscribers/{id}", get(subscriber))
         .route("/explain/{id}", get(explained))

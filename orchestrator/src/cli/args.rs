@@ -182,6 +182,21 @@ pub enum Command {
         #[arg(long, default_value_t = 10, value_name = "COUNT")]
         names: u32,
     },
+    /// What messages brought, and what each would have brought had it always been said; changes nothing
+    #[command(
+        after_help = "Examples:\n  usher uplift\n  usher uplift --since 2026-11-01T00:00:00Z --policy 7f3a90c14b22d8e6\n  usher uplift --credit 2h -o json | jq '.actions[] | {action, style, always}'\n\nACCEPTED and GAIN are of what was said: the share of settled messages that were accepted, and the value less cost to the\ncustomer a message, in the policy's money. IPW and SNIPS estimate the share had the action always been said where it had a\nchance, from the logged chance of each pick: by inverse probability weighting, and self-normalised. Bounds are those of\n95 %, by the normal approximation. Nothing is offered to people who are held out, so all of it is over doing nothing; what\nthey bought by themselves is not known. Below 100 settled messages, 5 accepted or 5 not, no figure is given."
+    )]
+    Uplift {
+        /// Only decisions from then on: RFC 3339; all that are kept unless given
+        #[arg(long, value_name = "TIME")]
+        since: Option<jiff::Timestamp>,
+        /// Only decisions of this revision of the policy
+        #[arg(long, value_name = "REVISION")]
+        policy: Option<String>,
+        /// A tap later than this after its decision is not counted; 1 s to 31 days
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+        credit: Duration,
+    },
     /// Put a policy in force, on trial: unless it is confirmed in time, the one before comes back by itself
     #[command(
         after_help = "Examples:\n  usher apply new.yaml --confirm-within 5m && usher status && usher confirm\n  usher apply new.yaml                also 5 minutes\n\nA restart, or a kill, in between changes nothing about it. The policy's file is not written to: copy a confirmed policy\nthere. As soon as the file says something else than now, and is loaded, the file has the last word."

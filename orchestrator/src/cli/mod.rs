@@ -11,6 +11,7 @@ mod error;
 mod listing;
 mod output;
 mod replay;
+mod uplift;
 
 use std::path::Path;
 use std::time::Duration;
@@ -64,6 +65,14 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Push(PushCommand::Show { id }) => describe(&client, format, Describable::Push, &id).await,
         Command::Plan { policy, day, names } => {
             replay::planned(&client, format, policy.as_deref(), day, names).await
+        }
+        Command::Uplift { since, policy, credit } => {
+            let query = [
+                ("since", since.map(|since| since.to_string())),
+                ("policy", policy),
+                ("credit_s", Some(credit.as_secs().to_string())),
+            ];
+            output::answer(format, &client.get(&["uplift"], &query).await?, uplift::report)
         }
         Command::Apply { policy, confirm_within } => apply(&client, format, &policy, confirm_within).await,
         Command::Confirm => {

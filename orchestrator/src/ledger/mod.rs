@@ -7,6 +7,7 @@
 //! Its methods block; async callers go through [`Ledger::with`]. Writers take one connection, readers another, so
 //! that a long listing never holds up a batch.
 
+mod choices;
 #[cfg(test)]
 mod fuse;
 mod journal;

@@ -494,7 +494,7 @@ fn direction(name: &str) -> Result<DirectionName, LedgerError> {
     }
 }
 
-fn decoded<T: serde::de::DeserializeOwned>(
+pub(super) fn decoded<T: serde::de::DeserializeOwned>(
     json: &str,
     what: impl FnOnce() -> String,
 ) -> Result<T, LedgerError> {

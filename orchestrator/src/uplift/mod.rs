@@ -1,11 +1,13 @@
 //! What a way of choosing would have brought, from what another way brought: off-policy estimation, sans-I/O.
 //!
-//! Owns the arithmetic of the uplift report. A [`Trial`] is a choice that was made with a known probability, and what came
+//! Owns the uplift [`report`] and its arithmetic. A [`Trial`] is a choice that was made with a known probability, and what came
 //! of it; the estimators weigh each by how likely the way in question would have made the same choice. They say how sure
 //! they are, and refuse what cannot be weighed: a choice logged with no chance at all. Refuses to learn or to decide.
 //!
 //! D. G. Horvitz, D. J. Thompson, "A Generalization of Sampling Without Replacement from a Finite Universe", JASA 47, 1952;
 //! for the normalised form A. Swaminathan, T. Joachims, "The Self-Normalized Estimator for Counterfactual Learning", 2015.
+
+pub mod report;
 
 /// One choice that was made, and what came of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
