@@ -148,8 +148,9 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let (in_force, book_in_force) = watch::channel(book.clone());
     let record = config.record.clone();
     let bells_of_task = bells.clone();
+    let (counted, accepted) = (metrics.clone(), config.elements.accepted());
     let task =
-        EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), bells_of_task, record).await?;
+        EngineTask::restore(book, in_force, ledger.clone(), counted, bells_of_task, accepted, record).await?;
     let (inbox, requests) = Inbox::new();
     let executor = executor.telling(inbox.clone());
     let (advice_asks, advice_queue) = mpsc::channel(ASKS_MAX);

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
 
+use crate::engine::io::Elements;
+
 /// What accepts settings, and with how much patience.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -16,6 +18,17 @@ pub struct ElementsConfig {
     pub netconf: Vec<NetconfConfig>,
     /// How pushes are carried out.
     pub pushes: PushesConfig,
+}
+
+impl ElementsConfig {
+    /// What accepts which settings, as the engine is told.
+    pub fn accepted(&self) -> Elements {
+        let others = self
+            .netconf
+            .iter()
+            .map(|device| (format!("netconf:{}", device.name), device.settings.keys().cloned().collect()));
+        Elements { gateways: self.gateway.settings.clone(), others: others.collect() }
+    }
 }
 
 /// How gateways take part.
@@ -116,4 +129,29 @@ const fn ten_seconds() -> Duration {
 
 const fn thirty_seconds() -> Duration {
     Duration::from_secs(30)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_is_told_of_every_element_by_its_name() {
+        let config = serde_json::json!({
+            "gateway": {"settings": ["video"]},
+            "netconf": [{
+                "name": "bng-1", "address": "192.0.2.9:830", "user": "usher", "known_hosts": "hosts", "template": "bng.yaml",
+                "settings": {"qos_up": {"interactive": {}}, "video": {"hd": {}, "sd": {}}},
+            }],
+        });
+        let config: ElementsConfig = serde_json::from_value(config).unwrap();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let accepted = config.accepted();
+        assert_eq!(accepted.gateways, Some(names(&["video"])));
+        assert_eq!(
+            accepted.others,
+            BTreeMap::from([("netconf:bng-1".to_owned(), names(&["qos_up", "video"]))])
+        );
+        assert_eq!(ElementsConfig::default().accepted(), Elements::default());
+    }
 }

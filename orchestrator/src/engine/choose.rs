@@ -10,7 +10,7 @@ use super::luck;
 use super::subscriber::Subscriber;
 use super::world::{WatchedMoment, World};
 use crate::identity::Profile;
-use crate::policy::{Action, ActionKind, Amount, Choose, Expression, Known, Purpose, Read, Unknown};
+use crate::policy::{Action, ActionKind, Amount, Change, Choose, Expression, Known, Purpose, Read, Unknown};
 
 /// Who and when.
 pub(super) struct Case<'c> {
@@ -44,7 +44,10 @@ impl Case<'_> {
                 probability *= chance;
                 style = Some(drawn);
             }
-            let sets = matches!(watched.actions[index].1.kind, ActionKind::Set(_));
+            let sets = match &watched.actions[index].1.kind {
+                ActionKind::Set(change) => Some(change),
+                ActionKind::Say { .. } => None,
+            };
             if !watched.actions[index].1.regulated
                 && let Err((gate, why)) = self.withheld(sets)
             {
@@ -167,7 +170,7 @@ impl Case<'_> {
     }
 
     /// What keeps a pick from being carried out.
-    fn withheld(&self, sets: bool) -> Result<(), (Gate, String)> {
+    fn withheld(&self, sets: Option<&Change>) -> Result<(), (Gate, String)> {
         if let Some((at, why)) = &self.world.guard.rolled_back {
             return Err((Gate::Guard, format!("taken back at {at}: {why}")));
         }
@@ -282,7 +285,7 @@ impl Case<'_> {
         self.not_stopped()?;
         self.consented(self.world.policy.rules().consent_to_say)?;
         self.contact_gates(name)?;
-        self.withheld(false)
+        self.withheld(None)
     }
 
     fn amount(&self, amount: &Amount) -> Result<f64, Unknown> {

@@ -9,17 +9,17 @@
 //! `canary`), since the step began. What too few samples tell is unknown: a step with anything unknown goes on, and is never
 //! passed. Where what is known makes the rollback expression true whatever the rest is, that is enough to roll back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use usher_models::units::{Micros, SubscriberId};
 
 use super::Engine;
 use super::choose::Case;
-use super::io::{Cause, Decision, Effect, Gate, Mode};
+use super::io::{Cause, Decision, Effect, Elements, Gate, Mode};
 use super::luck;
 use super::subscriber::Subscriber;
 use super::world::World;
-use crate::policy::{Canary, Expression, Known, Quota, Read};
+use crate::policy::{Canary, Change, Expression, Known, Quota, Read};
 
 /// Where a policy's canary stands. What an operator sees, and what must survive a restart.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -116,7 +116,7 @@ impl GuardState {
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Pushed {
     all: VecDeque<Micros>,
-    /// By gateway, as agents are numbered.
+    /// By element.
     elements: std::collections::BTreeMap<String, VecDeque<Micros>>,
 }
 
@@ -148,6 +148,15 @@ impl World {
         &self.policy.guard().canary
     }
 
+    /// The elements that a change of this subscriber's settings is pushed to, by name.
+    pub(super) fn elements_of(&self, subscriber: &Subscriber, change: &Change) -> Vec<String> {
+        let takes = |accepted: &BTreeSet<String>| change.values.keys().any(|name| accepted.contains(name));
+        let Elements { gateways, others } = &self.elements;
+        let gateways = subscriber.state.sessions.keys().filter(|_| gateways.as_ref().is_none_or(takes));
+        let others = others.iter().filter(|(_, accepted)| takes(accepted));
+        gateways.map(|agent| format!("gateway:{agent}")).chain(others.map(|(name, _)| name.clone())).collect()
+    }
+
     /// Whether this person is among the canary's share.
     fn is_treated(&self, id: &SubscriberId) -> bool {
         let parts = [id.0.as_bytes(), self.policy.revision().as_bytes()];
@@ -156,17 +165,17 @@ impl World {
 }
 
 impl Case<'_> {
-    /// Whether the guard lets something be done for this person at all, and this push.
-    pub(super) fn guarded(&self, sets: bool) -> Result<(), (Gate, String)> {
+    /// Whether the guard lets something be done for this person at all, and a push of this change.
+    pub(super) fn guarded(&self, sets: Option<&Change>) -> Result<(), (Gate, String)> {
         let world = self.world;
         if !world.is_treated(&self.profile.id) {
             let share = 100.0 * world.share();
             return Err((Gate::Canary, format!("not among the {share} % of step {}", world.guard.step + 1)));
         }
-        if sets { self.push_gates().map_err(|why| (Gate::Pushes, why)) } else { Ok(()) }
+        sets.map_or(Ok(()), |change| self.push_gates(change).map_err(|why| (Gate::Pushes, why)))
     }
 
-    fn push_gates(&self) -> Result<(), String> {
+    fn push_gates(&self, change: &Change) -> Result<(), String> {
         let budgets = self.world.policy.guard().pushes;
         let full = |what: &str, quota: Quota| {
             format!("{what}: {} in {:?} were pushed already", quota.count, quota.per)
@@ -179,10 +188,10 @@ impl Case<'_> {
             }
         }
         if let Some(quota) = budgets.element {
-            for agent in state.sessions.keys() {
-                let pushed = self.world.pushed.elements.get(agent);
+            for element in self.world.elements_of(self.subscriber, change) {
+                let pushed = self.world.pushed.elements.get(&element);
                 if pushed.is_some_and(|pushed| !has_room(pushed, quota, self.now)) {
-                    return Err(full(&format!("gateway:{agent}"), quota));
+                    return Err(full(&element, quota));
                 }
             }
         }
@@ -224,8 +233,8 @@ impl Engine {
         }
     }
 
-    /// A push of a decision goes out.
-    pub(super) fn guard_pushes(&mut self, subscriber: &mut Subscriber) {
+    /// A push of a decision goes out to these elements.
+    pub(super) fn guard_pushes(&mut self, subscriber: &mut Subscriber, elements: Vec<String>) {
         let budgets = self.world.policy.guard().pushes;
         let now = self.now;
         if let Some(quota) = budgets.subscriber {
@@ -236,8 +245,8 @@ impl Engine {
         }
         let pushed = &mut self.world.pushed;
         if let Some(quota) = budgets.element {
-            for agent in subscriber.state.sessions.keys() {
-                note(pushed.elements.entry(agent.clone()).or_default(), quota, now);
+            for element in elements {
+                note(pushed.elements.entry(element).or_default(), quota, now);
             }
         }
         if let Some(quota) = budgets.all {

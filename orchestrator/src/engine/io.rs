@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out. Every input is serialisable, so that a day can be kept and replayed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use usher_models::setting::Settings;
 use usher_models::units::{Bytes, Micros, SubscriberId};
@@ -70,6 +70,17 @@ pub enum Input {
         /// All countries, by mobile country code.
         countries: BTreeMap<String, Country>,
     },
+    /// What accepts settings is this from here on.
+    Elements(Elements),
+}
+
+/// What accepts settings, by the operator's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Elements {
+    /// Names of the settings that gateways accept; `None`: all.
+    pub gateways: Option<BTreeSet<String>>,
+    /// The same of every other element, by its name as `netconf:bng-1`.
+    pub others: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// What one agent saw in `[start, end)`, event time.

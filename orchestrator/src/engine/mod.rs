@@ -275,6 +275,7 @@ impl Engine {
             Input::Complaint(subscriber) => self.complain(&subscriber),
             Input::Pushed { ok, .. } => self.guard_pushed(ok),
             Input::Resume => self.guard_resume(&mut effects),
+            Input::Elements(elements) => self.world.elements = elements,
             Input::Answered { decision, offer } => self.answered(&decision, offer, &mut effects),
             Input::Policy { file_name, text, plans, countries } => {
                 // Whoever gives it has parsed it before.
@@ -311,6 +312,11 @@ impl Engine {
         }
         let agenda = self.agenda.first().map(|(due, _)| *due);
         [agenda, self.clock.next_idle(self.now), self.guard_due()].into_iter().flatten().min()
+    }
+
+    /// What accepts settings, as it was told last.
+    pub fn elements(&self) -> &io::Elements {
+        &self.world.elements
     }
 
     /// Up to when everything was told, event time.

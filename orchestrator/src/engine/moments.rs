@@ -437,11 +437,12 @@ impl Engine {
                     let overlay = Overlay { value: value.clone(), until, tapped: action.regulated };
                     subscriber.state.overlays.insert(name.clone(), overlay);
                 }
+                let elements = self.world.elements_of(subscriber, change);
                 let desire: Option<Desire> =
                     subscriber.reconcile(&self.world, profile, Cause::Decision(id), false);
                 self.counters.desired += u64::from(desire.is_some());
                 if desire.is_some() {
-                    self.guard_pushes(&mut opened.subscriber);
+                    self.guard_pushes(&mut opened.subscriber, elements);
                 }
                 effects.extend(desire.map(Effect::Desire));
                 // Conditions may read what was set.

@@ -16,7 +16,7 @@ use usher_models::units::Micros;
 use super::clock::Clock;
 use super::feed::Waiting;
 use super::guard::{GuardState, Pushed};
-use super::io::{DecisionId, Line};
+use super::io::{DecisionId, Elements, Line};
 use super::learning::Learned;
 use super::pages::{Page, Pages};
 use super::roster::{Cards, Roster};
@@ -29,7 +29,7 @@ use crate::policy::{Policy, PolicyErrors};
 /// What a snapshot begins with.
 const MAGIC: &[u8; 8] = b"USHRSNAP";
 /// Rises with each change of what is written.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 /// No part is longer: a page is some 30 kB, what waits may be more.
 const PART_MAX: usize = 1 << 30;
 
@@ -73,6 +73,7 @@ struct Head {
     learned: Learned,
     guard: GuardState,
     pushed: Pushed,
+    elements: Elements,
     plans: BTreeMap<String, Plan>,
     countries: BTreeMap<String, Country>,
     now: Micros,
@@ -94,6 +95,7 @@ impl Engine {
             learned: self.world.learned.clone(),
             guard: self.world.guard.clone(),
             pushed: self.world.pushed.clone(),
+            elements: self.world.elements.clone(),
             plans: self.world.plans.clone(),
             countries: self.world.countries.clone(),
             now: self.now,
@@ -153,6 +155,7 @@ impl Engine {
         engine.world.stopped = head.stopped;
         engine.world.learned = head.learned;
         (engine.world.guard, engine.world.pushed) = (head.guard, head.pushed);
+        engine.world.elements = head.elements;
         engine.index(&pages)?;
         engine.pages = pages;
         Ok((engine, u64::from_le_bytes(position)))

@@ -80,6 +80,7 @@ impl Engine {
         engine.learn_from(self.learned().clone());
         engine.guard_from(self.guard().clone());
         engine.world.pushed = self.world.pushed.clone();
+        engine.world.elements = self.world.elements.clone();
         engine.index(&pages).expect("these seats are an engine's own");
         engine.pages = pages;
         engine

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::guard::{GuardState, Pushed};
-use super::io::Mode;
+use super::io::{Elements, Mode};
 use super::layout::{self, Layout};
 use super::learning::Learned;
 use super::outcome::{best_gauge, shortest_set};
@@ -40,6 +40,7 @@ pub(super) struct World {
     /// Where the canary stands.
     pub(super) guard: GuardState,
     pub(super) pushed: Pushed,
+    pub(super) elements: Elements,
 }
 
 /// Members of an organisation, by line.
@@ -155,6 +156,7 @@ impl World {
             learned: Learned::default(),
             guard,
             pushed: Pushed::default(),
+            elements: Elements::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::agents::Batch;
 use crate::api;
 use crate::days::{Keeper, RecordConfig};
 use crate::elements::Wake;
-use crate::engine::io::{AskPartner, Decision, DecisionId, Digest, Effect, Input, Mode, TapState};
+use crate::engine::io::{AskPartner, Decision, DecisionId, Digest, Effect, Elements, Input, Mode, TapState};
 use crate::engine::{Counters, Engine, SubscriberState};
 use crate::identity::Directory;
 use crate::ledger::{BatchMark, InputRecord, Journaled, Ledger, LedgerError};
@@ -113,6 +113,7 @@ impl EngineTask {
         ledger: Ledger,
         metrics: Metrics,
         bells: Bells,
+        elements: Elements,
         record: Option<RecordConfig>,
     ) -> Result<Self, TaskError> {
         let policies = ledger.with(Ledger::policies).await?;
@@ -159,6 +160,9 @@ impl EngineTask {
             task.step(&mut record, input);
         }
         task.step(&mut record, Input::Stop(stopped));
+        if *task.engine().elements() != elements {
+            task.step(&mut record, Input::Elements(elements));
+        }
         task.reassign(&mut record).await?;
         task.commit(record).await?;
         if is_new {

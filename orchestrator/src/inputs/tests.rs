@@ -71,8 +71,10 @@ impl Rig {
         record: Option<RecordConfig>,
     ) -> Result<Self, TaskError> {
         let (in_force, book_in_force) = watch::channel(book.clone());
+        let elements = crate::elements::ElementsConfig::default().accepted();
         let task =
-            EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), bells, record).await?;
+            EngineTask::restore(book, in_force, ledger.clone(), metrics.clone(), bells, elements, record)
+                .await?;
         let (inbox, requests) = Inbox::new();
         let (advice, advice_queue) = mpsc::channel(4);
         let (api, api_queue) = mpsc::channel(4);

@@ -2,7 +2,7 @@
 
 use super::choosing::{all_open, engine_of};
 use super::*;
-use crate::engine::io::{Group, GuardState};
+use crate::engine::io::{Elements, Group, GuardState};
 
 const COUNT: usize = 300;
 const DAY: i64 = 86_400;
@@ -152,6 +152,58 @@ fn budgets_bound_what_decisions_push_and_not_what_people_tap_for() {
             .iter()
             .any(|made| made.chosen.is_none() && why(made).why.starts_with("gateway:gw"))
     );
+}
+
+/// Half of the people on each of two gateways, and a device behind both.
+fn on_two_gateways(elements: Elements, text: &str) -> Vec<Decision> {
+    let mut engine = engine_of(&policy(text), COUNT);
+    engine.step(s(0), Input::Elements(elements));
+    // What was told is kept over a restart, and over a change of policy.
+    let mut file = Vec::new();
+    engine.snapshot(0).write(&mut file).unwrap();
+    let (again, _) = Engine::from_snapshot(&file[..]).unwrap();
+    let other = Policy::parse("policy.yaml", &policy(text).replace("9.0", "8.0")).unwrap();
+    let mut engine = again.tried_under(other).unwrap();
+    let sessions = all_open(COUNT, "26201");
+    let mut made = Vec::new();
+    for (agent, sessions) in ["gw-1", "gw-2"].into_iter().zip(sessions.chunks(COUNT / 2)) {
+        let observed = Observed {
+            agent: agent.into(),
+            start: s(0),
+            end: s(1),
+            sessions: sessions.to_vec(),
+            usage: Vec::new(),
+            named: Vec::new(),
+        };
+        let effects = engine.step(s(1), Input::Observed(observed));
+        made.extend(of_moment(&effects, "abroad").into_iter().cloned());
+    }
+    made
+}
+
+#[test]
+fn every_element_that_takes_what_is_set_has_its_own_budget() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let elements = |gateways: Option<&[&str]>, others: &[(&str, &[&str])]| Elements {
+        gateways: gateways.map(names),
+        others: others.iter().map(|(name, of)| ((*name).to_owned(), names(of))).collect(),
+    };
+    let text = "{mode: live, pushes: {element: 30/min}}";
+    let why = |made: &Decision| made.candidates[0].stopped_by.as_ref().map(|stopped| stopped.why.clone());
+    for (elements, done, first_full) in [
+        (Elements::default(), 60, "gateway:gw-1"),
+        (elements(None, &[("netconf:bng-1", &["video"])]), 30, "gateway:gw-1"),
+        (elements(Some(&["roam_pass"]), &[("netconf:bng-1", &["video"])]), 30, "netconf:bng-1"),
+        // A device that takes none of what is set is not in the way, and neither are gateways.
+        (elements(None, &[("netconf:bng-1", &["roam_pass"])]), 60, "gateway:gw-1"),
+        (elements(Some(&["roam_pass"]), &[]), 300, ""),
+    ] {
+        let made = on_two_gateways(elements.clone(), text);
+        let treated = made.iter().filter(|made| made.chosen.is_some()).count();
+        assert_eq!(treated, done, "{elements:?}");
+        let full = made.iter().find_map(why).unwrap_or_default();
+        assert!(full.starts_with(first_full), "{full} for {elements:?}");
+    }
 }
 
 #[test]
