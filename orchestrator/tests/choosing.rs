@@ -1,5 +1,6 @@
 //! A made-up people whose tastes are known, written to for two months: choosing by what is learnt beats every fixed choice,
-//! and no message ever breaks a rule of contact, which are counted here a second time, by the history of each person.
+//! and no message ever breaks a rule of contact, which are counted here a second time, by the history of each person. What the uplift
+//! report makes of the decisions is what the people's tastes are.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,6 +14,7 @@ use usher_orchestrator::engine::Engine;
 use usher_orchestrator::engine::io::{Effect, Gate, Input, Observed, Say, SessionSeen};
 use usher_orchestrator::identity::Directory;
 use usher_orchestrator::policy::Policy;
+use usher_orchestrator::uplift::report::{Choice, Figure, Question, Reader, Said};
 
 const PEOPLE: usize = 300;
 const DAYS: i64 = 60;
@@ -96,6 +98,8 @@ struct Run {
     accepted: usize,
     people_written_to: usize,
     held_out: usize,
+    /// Every decision and whom it was about, as it was logged.
+    choices: BTreeMap<String, (usize, Choice)>,
 }
 
 fn check(say: &Say, at: Micros, who: usize, person: &Person) {
@@ -118,7 +122,14 @@ fn check(say: &Say, at: Micros, who: usize, person: &Person) {
 fn live(policy: Policy) -> Run {
     let mut engine = Engine::new(policy, &directory()).unwrap_or_else(|errors| panic!("{errors}"));
     let mut people: Vec<Person> = (0..PEOPLE).map(|_| Person::default()).collect();
-    let mut run = Run { gained: 0.0, said: 0, accepted: 0, people_written_to: 0, held_out: 0 };
+    let mut run = Run {
+        gained: 0.0,
+        said: 0,
+        accepted: 0,
+        people_written_to: 0,
+        held_out: 0,
+        choices: BTreeMap::new(),
+    };
     let mut held_out = BTreeSet::new();
     let sessions = (0..PEOPLE).map(|who| SessionSeen {
         subscriber: SubscriberId(format!("p{who:04}")),
@@ -157,6 +168,10 @@ fn live(policy: Policy) -> Run {
                     let draw = luck(&format!("{who} {action} {style} {}", said_at.get()));
                     let wanted = takes_up(who, action, style);
                     let soon = said_at.after(HOUR);
+                    let message =
+                        Said { sent: true, tapped: (draw < wanted).then_some(soon), declined: None };
+                    let (_, choice) = run.choices.get_mut(&say.decision.0).expect("it was decided before");
+                    choice.message = Some(message);
                     let id = SubscriberId(format!("p{who:04}"));
                     if draw < wanted {
                         run.accepted += 1;
@@ -178,6 +193,9 @@ fn live(policy: Policy) -> Run {
                 }
                 Effect::Decided(decision) => {
                     assert!(decision.probability > 0.0 && decision.probability <= 1.0);
+                    let logged = serde_json::from_value(serde_json::to_value(decision).unwrap()).unwrap();
+                    let who = decision.subscriber.0[1..].parse().unwrap();
+                    run.choices.insert(decision.id.0.clone(), (who, logged));
                     let gates = decision.candidates.iter().filter_map(|it| it.stopped_by.as_ref());
                     if gates.into_iter().any(|stopped| stopped.gate == Gate::Holdout) {
                         held_out.insert(decision.subscriber.clone());
@@ -225,4 +243,54 @@ fn what_is_learnt_beats_the_best_fixed_action_and_no_rule_of_contact_is_ever_bro
     // Consent is had of nine in ten; one in twenty is held out in each quarter.
     assert!((12..=60).contains(&learnt.held_out), "{}", learnt.held_out);
     assert!(learnt.people_written_to > PEOPLE * 8 / 10);
+}
+
+#[test]
+fn the_uplift_report_tells_what_each_message_would_have_brought_though_it_was_said_to_whom_it_suited() {
+    let learning = "{learn: {say: [2, 8], half_life: 60d, credit: 2h, styles: [plain, points, price]}, \
+                    floor: 1.0, explore: 0.5, holdout: 0.05}";
+    let run = live(policy(&ACTIONS, learning));
+    let now = Micros::new(START).after(DAY * 61);
+    let mut reader = Reader::new(Question { policy: None, credit: 2 * HOUR, now });
+    run.choices.values().for_each(|(_, choice)| reader.read(choice));
+    let report = reader.report(false);
+    let accepted = usize::try_from(report.all.accepted).unwrap();
+    assert_eq!((usize::try_from(report.all.sent).unwrap(), accepted), (run.said, run.accepted));
+    // What people would have said, had each been asked whenever it could have been.
+    let truth = |action: &str, style: &str| {
+        let could = |choice: &Choice| {
+            let mut candidates = choice.candidates.iter();
+            candidates.any(|it| {
+                let gate = it.stopped_by.as_ref().map(|stopped| stopped.gate);
+                let open = [None, Some(Gate::Outscored), Some(Gate::Floor), Some(Gate::Holdout)];
+                it.action == action && open.contains(&gate)
+            })
+        };
+        let asked: Vec<usize> =
+            run.choices.values().filter(|(_, choice)| could(choice)).map(|(who, _)| *who).collect();
+        let count = f64::from(u32::try_from(asked.len()).unwrap());
+        asked.iter().map(|who| takes_up(*who, action, style)).sum::<f64>() / count
+    };
+    let holds = |figure: Figure, truth: f64| figure.low <= truth && truth <= figure.high;
+    let (mut ipw, mut snips, mut as_said) = ((0, 0.0), (0, 0.0), (0, 0.0));
+    for line in &report.actions {
+        let style = line.style.as_deref().unwrap();
+        let truth = truth(&line.action, style);
+        let always = line.always.unwrap_or_else(|| panic!("too few of {line:?}"));
+        println!("{} {style}: {truth:.3}, {:.3} by IPW", line.action, always.acceptance_ipw.mean);
+        for (tally, figure) in [
+            (&mut ipw, always.acceptance_ipw),
+            (&mut snips, always.acceptance_snips),
+            (&mut as_said, line.brought.acceptance.unwrap()),
+        ] {
+            *tally = (tally.0 + u32::from(holds(figure, truth)), tally.1 + (figure.mean - truth).abs());
+        }
+    }
+    println!(
+        "of 9, bounds that hold the truth, and errors: {ipw:?} IPW, {snips:?} SNIPS, {as_said:?} as said"
+    );
+    // Bounds of 95 %, nine times; what was said is of whom it suited best.
+    assert_eq!(report.actions.len(), 9);
+    assert!(ipw.0 >= 8 && snips.0 >= 8 && as_said.0 <= 5);
+    assert!(as_said.1 > 2.5 * ipw.1.max(snips.1), "{as_said:?} {ipw:?} {snips:?}");
 }
