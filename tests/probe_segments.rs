@@ -208,6 +208,21 @@ fn what_passed_unmeasured_is_not_held_against_what_follows() {
     assert_eq!(connection.counts(), (3, 1, 0));
 }
 
+#[test]
+fn what_is_sent_again_a_round_trip_later_is_lost_also_after_an_acknowledgement_that_was_delayed() {
+    let mut connection = Connection::new();
+    // The path takes 10,000 and 2,000 ticks; the peer delays the last acknowledgement by 40,000.
+    connection.pass(0, 1_000, &Segment { flags: TcpFlags::SYN, ..data(99, 0) });
+    connection.pass(1, 11_000, &Segment { flags: SYN_ACK, acknowledgement: 100, ..data(6, 0) });
+    connection.pass(0, 13_000, &Segment { acknowledgement: 7, ..data(100, 0) });
+    connection.pass(0, 14_000, &data(100, 100));
+    connection.pass(1, 64_000, &acknowledging(200));
+    connection.pass(0, 65_000, &data(300, 100));
+    connection.pass(0, 77_000, &data(200, 100));
+    assert_eq!(connection.round_trips, [(0, 10_000), (1, 2_000), (0, 50_000)]);
+    assert_eq!(connection.counts(), (5, 1, 0));
+}
+
 /// What becomes of a segment on its way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {

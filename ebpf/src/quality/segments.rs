@@ -9,7 +9,8 @@
 //!
 //! A segment below the highest sequence number seen was sent before, or fills a hole: one that was lost before the probe saw it, or that was
 //! overtaken. Overtaken it is where it comes within half the path's round-trip time after the hole was seen, for the sender cannot have
-//! known of the loss by then. Keep-alives and window probes, which repeat one byte or none (RFC 9293, 3.8.4), are no segments that were lost.
+//! known of the loss by then; that is the shortest time lately (RFC 8985, 6.2, takes it too), for an acknowledgement that was delayed
+//! tells of the peer and not of the path. Keep-alives and window probes, which repeat one byte or none (RFC 9293, 3.8.4), are no segments that were lost.
 //!
 //! Compiles for the kernel and for the host. Times are [`Ticks`].
 
@@ -47,7 +48,7 @@ pub struct Half {
     hole: u32,
     /// When it was seen; 0: there is none.
     hole_at: Ticks,
-    /// The latest round trip that this direction's segments answered, in 64 ticks; 0: none yet.
+    /// The shortest round trip lately that this direction's segments answered, in 64 ticks; 0: none yet.
     round_trip: u16,
     /// In which turn the last segment was measured.
     turn: u8,
@@ -253,13 +254,12 @@ fn answer(
     }
     let round_trip = now().wrapping_sub(waiting.since).max(1);
     told.round_trip = round_trip;
-    let coarse = round_trip >> 6;
-    own.round_trip = if coarse == 0 {
-        1
-    } else if coarse > 0xffff {
-        0xffff
+    let coarse = (round_trip >> 6).clamp(1, 0xffff) as u16;
+    own.round_trip = if own.round_trip == 0 || coarse < own.round_trip {
+        coarse
     } else {
-        coarse as u16
+        // A path that has grown longer is followed, one answer that was late is not.
+        own.round_trip + (coarse - own.round_trip) / 16
     };
 }
 
