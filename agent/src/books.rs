@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use usher_models::telemetry;
 use usher_models::units::Micros;
-use usher_models::wire::{Class, Enforcement};
+use usher_models::wire::{ANONYMOUS, Class, Enforcement};
 
 use crate::dataplane::{Boot, DataPlaneError, Slots};
 use crate::store::{Store, StoreError};
@@ -73,12 +73,11 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let mut failed = None;
         let restored = store.begin(boot, now, || {
-            plane.moved(&Baseline::default(), max_subscribers.saturating_add(ANONYMOUS_SLOTS)).unwrap_or_else(
-                |error| {
-                    failed = Some(error);
-                    Vec::new()
-                },
-            )
+            let all = ANONYMOUS..=max_subscribers.saturating_add(ANONYMOUS_SLOTS);
+            plane.moved(&Baseline::default(), all).unwrap_or_else(|error| {
+                failed = Some(error);
+                Vec::new()
+            })
         })?;
         match failed {
             Some(error) => Err(error.into()),
@@ -107,7 +106,7 @@ impl Books {
         if !self.store.has_room() {
             return Ok(None);
         }
-        let moved = plane.moved(self.accounts.baseline(), self.accounts.last_slot())?;
+        let moved = plane.moved(self.accounts.baseline(), self.accounts.used_slots())?;
         let holds = |slot| if self.bypass { None } else { self.enforced.get(&slot) };
         let served = self.sides.take(now, &plane.measured(now));
         let drained = self.accounts.drain(now, moved, &served, flows, holds);

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use ipnet::IpNet;
 use usher_models::units::Micros;
 use usher_models::wire::{
-    ANONYMOUS, Class, Direction, Enforcement, FlowKey, Quality, QualityCounts, ROUND_TRIP_BUCKETS, SlotUsage,
+    Class, Direction, Enforcement, FlowKey, Quality, QualityCounts, ROUND_TRIP_BUCKETS, SlotUsage,
 };
 
 use crate::capture::{self, BindingsFull, Capture, CaptureError, Source};
@@ -77,10 +77,14 @@ pub trait Slots {
     /// Cumulative counters of a slot.
     fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError>;
 
-    /// The counters of slots up to and including `last` that are not where the baseline has them, in the order of slots.
-    fn moved(&mut self, baseline: &Baseline, last: u32) -> Result<Vec<Moved>, DataPlaneError> {
+    /// The counters of those slots that are not where the baseline has them, in the order of `slots`.
+    fn moved(
+        &mut self,
+        baseline: &Baseline,
+        slots: impl Iterator<Item = u32>,
+    ) -> Result<Vec<Moved>, DataPlaneError> {
         let mut moved = Vec::new();
-        for slot in ANONYMOUS..=last {
+        for slot in slots {
             moved.extend(baseline.moved(slot, &self.usage(slot)?));
         }
         Ok(moved)

@@ -214,10 +214,11 @@ impl Accounts {
         &self.baseline
     }
 
-    /// The highest slot that a session or a name ever had: up to it, counters may have moved. What is found in a slot that is nobody's is
-    /// told as the anonymous', that its next session inherits nothing.
-    pub fn last_slot(&self) -> u32 {
-        u32::try_from(self.by_slot.len()).map_or(u32::MAX, |slots| slots.saturating_sub(1))
+    /// Slots whose counters may have moved, in their order: up to the highest that a session ever had, and from the first to the highest that a
+    /// name had. What is found in a slot that is nobody's is told as the anonymous', that its next session inherits nothing.
+    pub fn used_slots(&self) -> impl Iterator<Item = u32> + use<> {
+        let end = u32::try_from(self.by_slot.len()).unwrap_or(u32::MAX);
+        (ANONYMOUS..*self.fresh.start()).chain(self.last + 1..end)
     }
 
     /// The slot of a session that is open, or has closed not long ago.
@@ -627,7 +628,8 @@ mod tests {
         assert_eq!(batches.iter().map(|batch| batch.sequence).collect::<Vec<_>>(), [3, 4]);
         assert_eq!(batches[0].usage[0].bytes, 20);
         assert_eq!(batches[1].sessions[0].state(), telemetry::SessionState::Closed);
-        assert_eq!((accounts.session_of(1), accounts.last_slot()), ("", 1));
+        assert_eq!(accounts.session_of(1), "");
+        assert_eq!(accounts.used_slots().collect::<Vec<_>>(), [0, 1]);
 
         // What still comes in a slot that is nobody's is nobody's; its next holder starts where the counters stand.
         let batches = tell(&mut accounts, at(5), &[(1, counted(37))]);
@@ -704,6 +706,18 @@ mod tests {
         assert_eq!(accounts.slot_of("anonymous guests"), Some(5));
         let slots: BTreeSet<u32> = accounts.all_open().map(|account| account.slot).collect();
         assert_eq!(slots.len(), 3 + MAX_ANONYMOUS);
+    }
+
+    #[test]
+    fn a_drain_looks_at_no_slot_between_those_of_few_sessions_and_those_of_names() {
+        let mut accounts = Accounts::new(accounts_restored(), 200_000);
+        let used = |accounts: &Accounts| accounts.used_slots().collect::<Vec<_>>();
+        assert_eq!(used(&accounts), [ANONYMOUS]);
+        let guests = SessionFacts::anonymous("guests", vec!["100.64.0.0/10".parse().unwrap()]);
+        become_(&mut accounts, &[facts("a", "10.0.0.2/32"), facts("b", "10.0.0.3/32"), guests], at(0));
+        assert_eq!(used(&accounts), [ANONYMOUS, 1, 2, 200_001]);
+        let restored = Restored { accounts: accounts.all_open().cloned().collect(), ..accounts_restored() };
+        assert_eq!(used(&Accounts::new(restored, 200_000)), [ANONYMOUS, 1, 2, 200_001]);
     }
 
     #[test]
