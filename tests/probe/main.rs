@@ -2,6 +2,7 @@
 //!
 //! Needs root and a kernel that takes BPF; without, each test says that it is skipped.
 
+mod accuracy;
 mod enforcement;
 mod interfaces;
 mod life;

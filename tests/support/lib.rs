@@ -12,6 +12,7 @@ pub mod packets;
 pub mod player;
 pub mod process;
 pub mod record;
+pub mod relay;
 pub mod report;
 pub mod scenario;
 pub mod site;

@@ -10,14 +10,20 @@
 //! `access` is the gateway's subscriber-facing interface. Offloads are off everywhere, so that a frame on it is a frame
 //! on the wire and the interface's own counters can be compared byte for byte. The line stays down until
 //! [`Lab::connect`], so that no frame passes before the probe is there to count it.
+//!
+//! [`Lab::stretched`] has a fourth in the middle of both lines, where frames pass only if somebody hands them on
+//! ([`relay`](crate::relay)).
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process;
 use crate::wait::{self, Seen};
@@ -45,16 +51,20 @@ pub enum Side {
     Gateway,
     /// Where the services are.
     Internet,
+    /// In the middle of the two lines, where they are stretched.
+    Relay,
 }
 
 impl Side {
-    const ALL: [Self; 3] = [Self::Subscribers, Self::Gateway, Self::Internet];
+    const ALL: [Self; 4] = [Self::Subscribers, Self::Gateway, Self::Internet, Self::Relay];
+    const ENDS: [Self; 3] = [Self::Subscribers, Self::Gateway, Self::Internet];
 
     const fn word(self) -> &'static str {
         match self {
             Self::Subscribers => "subscribers",
             Self::Gateway => "gateway",
             Self::Internet => "internet",
+            Self::Relay => "relay",
         }
     }
 }
@@ -124,21 +134,54 @@ pub struct Lab {
 impl Lab {
     /// Makes them, wires them and gives them addresses. Needs root.
     pub fn new(place: Place) -> Result<Self> {
+        let lab = Self::apart(place, &Side::ENDS)?;
+        lab.wire((Side::Gateway, ACCESS), (Side::Subscribers, "line"))?;
+        lab.wire((Side::Gateway, "core"), (Side::Internet, "net"))?;
+        lab.address()
+    }
+
+    /// The same with both lines cut in the middle: their loose ends are in [`Side::Relay`], each named for the interface at its other end,
+    /// `to-access`, `to-line`, `to-core` and `to-net`.
+    pub fn stretched(place: Place) -> Result<Self> {
+        let lab = Self::apart(place, &Side::ALL)?;
+        // What is handed on there is what was sent: checksums are not left to an interface that nobody has.
+        for (side, interface) in [
+            (Side::Gateway, ACCESS),
+            (Side::Subscribers, "line"),
+            (Side::Gateway, "core"),
+            (Side::Internet, "net"),
+        ] {
+            let loose = format!("to-{interface}");
+            lab.wire((side, interface), (Side::Relay, &loose))?;
+            process::run(&mut lab.inside(side, "ethtool", ["-K", interface, "tx", "off"]))?;
+            let quiet =
+                format!("echo 1 >/proc/sys/net/ipv6/conf/{loose}/disable_ipv6; ip link set {loose} up");
+            lab.shell(Side::Relay, &quiet)?;
+        }
+        lab.address()
+    }
+
+    /// The namespaces, without a line between them.
+    fn apart(place: Place, sides: &[Side]) -> Result<Self> {
         let lab = Self { place };
-        for side in Side::ALL {
-            process::run(&mut ip(["netns", "add", &lab.namespace(side)]))?;
+        for side in sides {
+            process::run(&mut ip(["netns", "add", &lab.namespace(*side)]))?;
             // No duplicate address detection and no router solicitation: only what the demo sends is on the wire.
             // One congestion control wherever this runs: the plainest there is, on every kernel.
             lab.shell(
-                side,
+                *side,
                 "echo reno >/proc/sys/net/ipv4/tcp_congestion_control; \
                  for kind in default all; do \
                  echo 0 >/proc/sys/net/ipv6/conf/$kind/accept_dad; \
                  echo 0 >/proc/sys/net/ipv6/conf/$kind/router_solicitations; done; ip link set lo up",
             )?;
         }
-        lab.wire((Side::Gateway, ACCESS), (Side::Subscribers, "line"))?;
-        lab.wire((Side::Gateway, "core"), (Side::Internet, "net"))?;
+        Ok(lab)
+    }
+
+    /// Gives the ends of the lines their addresses, and all sides but the subscribers' their routes.
+    fn address(self) -> Result<Self> {
+        let lab = self;
         lab.shell(
             Side::Gateway,
             "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; \
@@ -190,7 +233,7 @@ impl Lab {
     pub fn disconnect(&self) -> Result<()> {
         wait::until("a quiet line", Duration::from_secs(10), || {
             let before = self.access_counters()?;
-            std::thread::sleep(Duration::from_millis(200));
+            thread::sleep(Duration::from_millis(200));
             let after = self.access_counters()?;
             Ok(Seen::when(
                 before == after,
@@ -212,6 +255,18 @@ impl Lab {
         let mut command = process::within(&self.namespace_file(side), program);
         command.args(arguments);
         command
+    }
+
+    /// Does something with another network: in one of the namespaces, on a thread of its own. What is opened there stays there.
+    pub fn within<T: Send>(&self, side: Side, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = File::open(self.namespace_file(side)).context("open a namespace")?;
+        let entered = || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .context("enter a namespace")?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(entered).join())
+            .map_err(|_| anyhow!("what was done there panicked"))?
     }
 
     /// The handle of one of the namespaces.
@@ -249,7 +304,8 @@ impl Lab {
         format!("{}-{}", self.place.name, side.word())
     }
 
-    fn shell(&self, side: Side, script: &str) -> Result<()> {
+    /// A shell script inside one of the namespaces.
+    pub fn shell(&self, side: Side, script: &str) -> Result<()> {
         process::run(&mut self.inside(side, "sh", ["-ec", script])).map(drop)
     }
 
