@@ -358,7 +358,7 @@ fn lower(one: Option<BitsPerSecond>, other: Option<BitsPerSecond>) -> Option<Bit
 }
 
 /// The bucket of a rate: as much burst as TCP needs to fill a policed link, and never less than a few full packets.
-fn rate_of(limit: BitsPerSecond) -> Rate {
+pub fn rate_of(limit: BitsPerSecond) -> Rate {
     /// A fifth of a second of the rate.
     const BURST_SHARE: u64 = 5;
     const LEAST_BURST: u64 = 16 * 1_514;

@@ -2,6 +2,9 @@
 //!
 //! Every case is measured beside something else in the same run: a number alone says more about the machine than about us.
 
+pub mod drive;
+pub mod gateway;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

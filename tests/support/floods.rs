@@ -93,15 +93,15 @@ impl Servers {
 }
 
 impl Flooding {
-    /// Waits for its end. A flood of which the last word was lost, for it was drowned, is an error.
-    pub fn end(mut self, within: Duration) -> Result<()> {
+    /// Waits for its end; gives the payload that arrived, in bits a second. A flood of which the last word was lost, for it was drowned, is
+    /// an error.
+    pub fn end(mut self, within: Duration) -> Result<f64> {
         let status: ExitStatus = self.0.wait(within)?;
         let printed = self.0.printed();
         ensure!(status.success(), "iperf3 ended with {status}: {printed}");
         let told: Value = serde_json::from_str(&printed).context("read what iperf3 printed")?;
         let end = &told["end"];
         let received = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
-        ensure!(received["bits_per_second"].is_number(), "iperf3 told no rate: {printed}");
-        Ok(())
+        received["bits_per_second"].as_f64().with_context(|| format!("iperf3 told no rate: {printed}"))
     }
 }

@@ -17,7 +17,7 @@ use crate::process::{self, Running};
 use crate::wait::{self, Seen};
 
 /// How long a daemon may take until it answers, and until it has stopped.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where it stands.
 #[derive(Debug)]
@@ -179,8 +179,8 @@ impl Site {
 
     /// Starts the orchestrator and waits until it answers.
     pub fn start_orchestrator(&mut self) -> Result<()> {
-        let running =
-            self.launch("orchestrator", "usher-orchestrator", &["--config", "orchestrator.yaml"])?;
+        let program = process::built_program("usher-orchestrator")?;
+        let running = self.launch("orchestrator", &program, &["--config", "orchestrator.yaml"])?;
         let running = self.orchestrator.insert(running);
         let url = format!("http://127.0.0.1:{}/metrics", self.orchestrator_metrics);
         answering(&self.ground, running, &url)
@@ -188,14 +188,19 @@ impl Site {
 
     /// Starts the agent and waits until it answers.
     pub fn start_agent(&mut self) -> Result<()> {
-        let running = self.launch("agent", "usher-agent", &["run", "--config", "agent.yaml"])?;
+        self.start_agent_of(None)
+    }
+
+    /// The same; `program` is another agent than the one built beside this program.
+    pub fn start_agent_of(&mut self, program: Option<&Path>) -> Result<()> {
+        let built = process::built_program("usher-agent")?;
+        let running = self.launch("agent", program.unwrap_or(&built), &["run", "--config", "agent.yaml"])?;
         let running = self.agent.insert(running);
         let url = format!("http://127.0.0.1:{}/metrics", self.agent_metrics);
         answering(&self.ground, running, &url)
     }
 
-    fn launch(&self, name: &str, program: &str, arguments: &[&str]) -> Result<Running> {
-        let program = process::built_program(program)?;
+    fn launch(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<Running> {
         let mut command = self.ground.command(&program.to_string_lossy(), arguments.iter().copied());
         command.current_dir(self.ground.place().folder());
         Running::start(name, command, self.ground.place().folder())

@@ -8,39 +8,27 @@
 //! agent chooses where packets come as fast as here, and in `rtt-64k` of every packet: the share is printed. Needs root. With `--check`
 //! it fails where a case costs more than CI lets it.
 
-#[path = "../../../ebpf/src/bench_plan.rs"]
-#[expect(unreachable_pub, reason = "the programs' file")]
-mod plan;
-
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use aya::maps::{Array, ProgramArray};
+use aya::programs::ProgramFd;
 use aya::programs::tc::TcAttachType;
-use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
-use aya::{Ebpf, EbpfLoader};
 use comfy_table::{Table, presets};
-use ipnet::IpNet;
 use serde::Serialize;
 use usher_agent::dataplane::Measured;
 use usher_agent::probe::{Probe, ProbeConfig};
 use usher_agent::usage::quality::masks;
+use usher_benches::drive::{Driver, GTPU, IPV4, IPV6, Packets, attached, prefix};
 use usher_benches::{say, write};
 use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Rate, Reason};
-
-use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, SUBSCRIBER};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/usher-probe-bench.o");
 
 /// What a full table may cost, in times of what the same flows cost in one that has room for them.
 const FULL_MOST: f64 = 1.5;
 const ROUNDS: usize = 11;
 /// Runs of a target in a round, at the least.
 const RUNS: u32 = 1 << 18;
-/// Bytes of a frame without a tunnel.
-const FRAME_BYTES: usize = 128;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
@@ -210,7 +198,8 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
         probe.enforce(number + 1, &limited)?;
     }
 
-    let mut driver = Driver::load(case, lookup_flows)?;
+    let Case { shape, flows, subscribers, both, .. } = *case;
+    let mut driver = Driver::load(Packets { shape, flows, subscribers, both, payload: true }, lookup_flows)?;
     let nothing = driver.own("nothing")?;
     let look_up = driver.own("look_up")?;
     let remember = driver.own("remember")?;
@@ -299,7 +288,7 @@ fn turns(
     mask: u16,
 ) -> anyhow::Result<f64> {
     probe.next_turn([mask; Class::COUNT])?;
-    if driver.case.flows > 1 || mask == 0 {
+    if driver.packets().flows > 1 || mask == 0 {
         return driver.probe(probed, runs);
     }
     // Which turn is its own is not known beforehand: that in which something is measured.
@@ -330,134 +319,6 @@ fn packets(probe: &Probe, subscribers: u32) -> anyhow::Result<u64> {
         }
     }
     Ok(packets)
-}
-
-fn attached(interface: &str, hook: TcAttachType) -> anyhow::Result<ProgramFd> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, hook)?;
-    Ok(programs.first().context("the probe is not attached by TCX: Linux 6.6 has it")?.fd()?)
-}
-
-/// The driver, loaded with a frame and a plan.
-struct Driver {
-    ebpf: Ebpf,
-    targets: ProgramArray<aya::maps::MapData>,
-    plan: Array<aya::maps::MapData, [u32; 6]>,
-    case: Case,
-    frame: Vec<u8>,
-    /// The probe's next turn: its packets go on where the last ones were, as connections do.
-    turn: u32,
-}
-
-impl Driver {
-    fn load(case: &Case, flows: u32) -> anyhow::Result<Self> {
-        let mut ebpf = EbpfLoader::new().map_max_entries("bench_flows", flows).load(OBJECT)?;
-        for name in ["drive", "nothing", "look_up", "remember"] {
-            program(&mut ebpf, name)?.load()?;
-        }
-        let targets = ebpf.take_map("bench_targets").context("no table of targets")?.try_into()?;
-        let plan = ebpf.take_map("bench_plan").context("no plan")?.try_into()?;
-        Ok(Self { ebpf, targets, plan, case: *case, frame: frame(case.shape), turn: 0 })
-    }
-
-    /// One of the bench's own programs.
-    fn own(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
-        Ok(program(&mut self.ebpf, name)?.info()?.fd()?)
-    }
-
-    /// Drives the probe through the next `runs` packets; nanoseconds of each.
-    fn probe(&mut self, programs: [&ProgramFd; 2], runs: u32) -> anyhow::Result<f64> {
-        let turn = self.turn;
-        self.turn = turn.wrapping_add(runs);
-        self.drive(programs, runs, 0, turn)
-    }
-
-    /// Drives the targets of up and down through `runs` packets, from the first flow on; nanoseconds of each.
-    fn run(&mut self, targets: [&ProgramFd; 2], runs: u32, remote_offset: u32) -> anyhow::Result<f64> {
-        self.drive(targets, runs, remote_offset, 0)
-    }
-
-    fn drive(
-        &mut self,
-        targets: [&ProgramFd; 2],
-        runs: u32,
-        remote_offset: u32,
-        turn: u32,
-    ) -> anyhow::Result<f64> {
-        for (place, target) in (0..).zip(targets) {
-            self.targets.set(place, target, 0)?;
-        }
-        let plan = Plan {
-            turn,
-            shape: self.case.shape,
-            flow_mask: self.case.flows - 1,
-            subscribers: self.case.subscribers,
-            both: u32::from(self.case.both),
-            remote_offset,
-        };
-        let words = [plan.turn, plan.shape, plan.flow_mask, plan.subscribers, plan.both, plan.remote_offset];
-        self.plan.set(0, words, 0)?;
-        let options =
-            TestRunOptions { data_in: Some(&self.frame), repeat: runs, ..TestRunOptions::default() };
-        let taken = program(&mut self.ebpf, "drive")?.test_run(options)?;
-        Ok(taken.duration.as_secs_f64() * 1e9)
-    }
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
-    Ok(ebpf.program_mut(name).with_context(|| format!("the bench's object has no `{name}`"))?.try_into()?)
-}
-
-/// The subscriber's prefix: a host of IPv4, a /64 of IPv6.
-fn prefix(shape: u32, number: u32) -> anyhow::Result<IpNet> {
-    let address = if shape == IPV6 {
-        let [a, b, c, d] = number.to_be_bytes();
-        IpNet::new([0x20, 0x01, 0x0d, 0xb8, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0].into(), 64)
-    } else {
-        IpNet::new((SUBSCRIBER + number).to_be_bytes().into(), 32)
-    };
-    Ok(address?)
-}
-
-/// A TCP segment with time stamps, [`FRAME_BYTES`] long but for a tunnel's headers. The driver writes addresses and stamps.
-fn frame(shape: u32) -> Vec<u8> {
-    let ip_at = if shape == GTPU { GTPU_AT } else { PLAIN_AT };
-    let inner_bytes = FRAME_BYTES - PLAIN_AT;
-    let mut inner = Vec::with_capacity(inner_bytes);
-    if shape == IPV6 {
-        inner.extend([0x60, 0, 0, 0]);
-        inner.extend(length(inner_bytes - 40));
-        inner.extend([6, 64]);
-        inner.extend([0; 32]);
-    } else {
-        ipv4(&mut inner, 6, inner_bytes);
-    }
-    inner.extend([0x01, 0xbb, 0x0f, 0xa0, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
-    inner.extend([1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0]);
-    inner.resize(inner_bytes, 0);
-
-    let ethertype = if shape == IPV6 { [0x86, 0xdd] } else { [0x08, 0x00] };
-    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, ethertype[0], ethertype[1]];
-    if shape == GTPU {
-        ipv4(&mut frame, 17, ip_at - PLAIN_AT + inner_bytes);
-        frame.extend([0x08, 0x68, 0x08, 0x68]);
-        frame.extend(length(8 + 8 + inner_bytes));
-        frame.extend([0, 0, 0x30, 0xff]);
-        frame.extend(length(inner_bytes));
-        frame.extend([0, 0, 0, 7]);
-    }
-    frame.extend(inner);
-    frame
-}
-
-fn ipv4(to: &mut Vec<u8>, protocol: u8, bytes: usize) {
-    to.extend([0x45, 0]);
-    to.extend(length(bytes));
-    to.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
-    to.extend([172, 16, 0, 1, 172, 16, 0, 2]);
-}
-
-fn length(bytes: usize) -> [u8; 2] {
-    u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
 }
 
 /// A pair of interfaces nobody sends through. Gone when dropped.
