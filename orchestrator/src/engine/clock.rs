@@ -51,6 +51,19 @@ pub(super) enum Verdict {
     Ahead,
 }
 
+impl Agent {
+    /// Nothing is known of `[start, end)`.
+    fn miss(&mut self, start: Micros, end: Micros) {
+        let place = self.holes.partition_point(|hole| hole.1 <= end);
+        self.holes.insert(place, (start, end));
+        if self.holes.len() > HOLES_MAX
+            && let Some((_, end)) = self.holes.pop_front()
+        {
+            self.since = self.since.max(end);
+        }
+    }
+}
+
 impl Clock {
     /// One that has heard of the same agents, under the same numbers, but nothing from them.
     pub(super) fn of_the_same(other: &Self) -> Self {
@@ -94,12 +107,7 @@ impl Clock {
             (known.since, known.told_to) = (start, end);
         }
         if start > known.told_to.after(MAX_HOLE) {
-            known.holes.push_back((known.told_to, start));
-            if known.holes.len() > HOLES_MAX
-                && let Some((_, end)) = known.holes.pop_front()
-            {
-                known.since = known.since.max(end);
-            }
+            known.miss(known.told_to, start);
         }
         known.told_to = known.told_to.max(end);
         known.heard_at = now;
@@ -114,6 +122,13 @@ impl Clock {
             self.overtake(least.before(lateness));
         }
         self.watermark
+    }
+
+    /// Of what was told of `[start, end)` a part was dropped: whose it was is not known any more.
+    pub(super) fn lose(&mut self, start: Micros, end: Micros) {
+        for agent in self.agents.iter_mut().filter(|agent| agent.since < end && start < agent.told_to) {
+            agent.miss(start, end);
+        }
     }
 
     /// Moves the watermark on to here at least, whoever has not told so far yet.

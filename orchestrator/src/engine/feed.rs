@@ -48,6 +48,13 @@ struct Batch {
 /// Who was abroad when a batch came, by line, and what a byte cost there.
 type Abroad = Vec<(Line, Option<f64>)>;
 
+impl Waiting {
+    /// From when on something waits.
+    pub(super) fn first(&self) -> Option<i64> {
+        self.batches.first_key_value().map(|((from, _), _)| *from)
+    }
+}
+
 impl Engine {
     pub(super) fn observe(&mut self, observed: Observed, effects: &mut Vec<Effect>) {
         for session in &observed.sessions {
@@ -58,7 +65,7 @@ impl Engine {
             self.count_abroad(&observed.usage);
         }
         match verdict {
-            Verdict::Good if self.world.facts.is_empty() => {}
+            Verdict::Good if self.world.layout.facts.is_empty() => {}
             Verdict::Good => {
                 let (start, end) = (observed.start.get(), observed.end.get());
                 let mut usage = observed.usage;

@@ -102,10 +102,14 @@ impl Look<'_> {
         let boundary = self.boundary.div_euclid(placed.step) * placed.step;
         let card = self.seat().card;
         let zone = (card.zone, self.cards.zone(card));
-        let Some(block) = self.page.block(layout, placed.group, self.seat) else { return Vec::new() };
-        let words = &mut block[placed.offset..placed.offset + placed.words()];
         let mut cycle = Cycle { cycles: self.cycles, zone, bill_day: card.bill_day };
-        let totals = Area { placed, words }.cycles(boundary, &mut cycle);
+        let totals = match self.page.block(layout, placed.group, self.seat) {
+            Some(block) => {
+                let words = &mut block[placed.offset..placed.offset + placed.words()];
+                Area { placed, words }.cycles(boundary, &mut cycle)
+            }
+            None => [0.0; layout::CYCLES],
+        };
         let mut end = cycle.cycle_start(boundary - 1);
         let mut known = Vec::new();
         for total in totals {

@@ -255,6 +255,10 @@ impl Engine {
             return last;
         }
         self.counters.boundaries_skipped += u64::try_from((from - last) / step).unwrap_or(0);
+        // What waits for a boundary that is left out has no room on the next: no window that it is in is known.
+        if let Some(lost) = self.waiting.first().filter(|first| *first < from) {
+            self.clock.lose(Micros::new(lost), Micros::new(from));
+        }
         for line in self.pages.lines() {
             let holds = |phase: &Phase| matches!(phase, Phase::Holding(_));
             if self.phases(line).is_some_and(|phases| phases.values().any(holds))

@@ -13,6 +13,7 @@ mod contact;
 mod days;
 mod feed;
 mod guard;
+mod journeys;
 mod partner;
 mod reference;
 mod shipped;

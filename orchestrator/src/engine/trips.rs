@@ -91,9 +91,10 @@ pub(super) fn over(trips: &[Trip], abroad: Option<u16>) -> impl DoubleEndedItera
 /// too few before it, or without use.
 pub(super) fn share(trips: &[Trip], abroad: Option<u16>) -> Option<f64> {
     let telling = |trip: &&Trip| trip.to.since(trip.from) >= TELLING;
-    let mut past: Vec<&Trip> = over(trips, abroad).filter(telling).collect();
-    let last = past.pop()?;
-    if past.len() < USUAL_MIN || trips.last().is_some_and(|latest| latest != last && abroad.is_none()) {
+    let mut past: Vec<&Trip> = over(trips, abroad).collect();
+    let last = past.pop().filter(telling)?;
+    past.retain(telling);
+    if past.len() < USUAL_MIN {
         return None;
     }
     #[expect(clippy::cast_precision_loss, reason = "a handful")]
@@ -197,6 +198,9 @@ mod tests {
         assert_eq!(known(&[(0, 4, 400), (100, 5, 0)]), None, "one trip is no habit");
         assert_eq!(known(&[(0, 4, 0), (50, 4, 0), (100, 5, 0)]), None, "never used abroad");
         assert_eq!(known(&[(0, 4, 400), (50, 2, 200), (100, 0, 0)]), None, "a day has not passed");
+        let mut again = trips(&[(0, 4, 400), (50, 2, 200), (100, 5, 250), (150, 0, 0)]);
+        assert!(travel(&mut again, (None, Some(232)), day(200), 0));
+        assert_eq!(share(&again, Some(232)), None, "nor had it on the last trip, of somebody on the next");
     }
 
     #[test]

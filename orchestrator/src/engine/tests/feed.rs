@@ -41,6 +41,37 @@ fn which_of_two_reports_that_end_together_is_the_last_depends_neither_on_waiting
     }
 }
 
+/// Event time jumps by more boundaries than are walked: what was told of the time between has no room any more.
+#[test]
+fn a_sum_that_lost_a_part_of_a_long_report_is_unknown_and_never_low() {
+    const HOUR: i64 = 3_600;
+    let mut engine =
+        engine_with(&LAST.replace("every: 2s}", "every: 2s}\n  used: {of: all.bytes, stat: sum, over: 12h}"));
+    open(&mut engine, 0, "a", "00101");
+    let mut tells = |from: i64, to: i64| {
+        let bytes = u64::try_from(to - from).unwrap() * 1_000;
+        let (start, end, usage) = (s(from), s(to), vec![video("a", None, bytes)]);
+        let observed =
+            Observed { agent: "gw".into(), start, end, sessions: Vec::new(), usage, named: Vec::new() };
+        engine.step(end, Input::Observed(observed));
+        engine.facts_of(&id("a"), end)["used"]
+    };
+    // To noon, UTC, when the window begins, and an hour on.
+    let mut known = None;
+    for minute in (0..120).step_by(10) {
+        known = tells(minute * 60, (minute + 10) * 60);
+    }
+    // All that is closed, by a lateness of 2 s.
+    assert_eq!(known, Some(3_600_000.0 - 60_000.0));
+    assert_eq!(tells(2 * HOUR, 8 * HOUR), None);
+    // The next window knows again.
+    let mut known = None;
+    for minute in (8 * 60..14 * 60).step_by(10) {
+        known = tells(minute * 60, (minute + 10) * 60);
+    }
+    assert_eq!(known, Some(3_600_000.0 - 60_000.0));
+}
+
 /// The first report reaches back into a step that is closed with it; the next one needs that step's room.
 #[test]
 fn a_mean_that_fades_keeps_what_was_told_before_the_first_boundary() {
