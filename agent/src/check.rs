@@ -7,9 +7,9 @@ use std::path::Path;
 use crate::capture::CaptureError;
 use crate::capture::file::CaptureFile;
 use crate::catalogue::{self, LoadError};
-use crate::config::{Config, Size, Source};
+use crate::config::{Config, ShapingSource, Size, Source};
 use crate::dataplane::probe_config;
-use crate::probe::{self, ProbeError};
+use crate::probe::{self, Leaf, ProbeError};
 use crate::sessions::{Sessions, SessionsError};
 use crate::uplink::{UplinkError, client};
 
@@ -92,6 +92,7 @@ pub fn check(config: &Config) -> Result<Summary, CheckError> {
             let meant: Vec<String> = probe.interfaces.iter().map(ToString::to_string).collect();
             let pins = probe.pin_dir.display();
             lines.push(("source", format!("probe on {on} ({}), pinned in {pins}", meant.join(", "))));
+            lines.push(("rates", rates(probe.shaping.as_ref())?));
             let costs = probe::memory(&probe_config(probe), possible_cpus());
             let all = Size(costs.iter().map(|cost| cost.bytes).sum());
             lines.push(("memory", format!("{all} of the kernel's at the most, of which")));
@@ -126,6 +127,24 @@ pub fn check(config: &Config) -> Result<Summary, CheckError> {
         ("metrics", config.metrics.map_or("not served".to_owned(), |at| format!("http://{at}/metrics"))),
     ]);
     Ok(Summary { lines })
+}
+
+/// How rates are kept.
+fn rates(shaping: Option<&ShapingSource>) -> Result<String, ProbeError> {
+    let Some(shaping) = shaping else { return Ok("policed: packets above them are dropped".to_owned()) };
+    let leaf = match Leaf::choose(shaping.leaf) {
+        Ok(leaf) => leaf.name(),
+        Err(ProbeError::NotPermitted { .. }) => "the best there is, which only root is told",
+        Err(error) => return Err(error),
+    };
+    let uplinks: Vec<String> = shaping.uplinks.iter().map(ToString::to_string).collect();
+    let up = if uplinks.is_empty() {
+        "what subscribers send is policed".to_owned()
+    } else {
+        format!("what subscribers send on {}", uplinks.join(", "))
+    };
+    let most = probe::MAX_CLASSES;
+    Ok(format!("shaped by htb and {leaf}, {up}; at most {most} classes an interface, the rest is policed"))
 }
 
 /// The log filter of the configuration.

@@ -16,7 +16,7 @@ use usher_models::wire::FlowState;
 
 pub use crate::capture::Pace;
 use crate::error::FileError;
-use crate::probe::Pattern;
+use crate::probe::{Leaf, Pattern, Shaping};
 use crate::service::{Effect, Service};
 use crate::usage::{ANONYMOUS_SLOTS, MAX_ANONYMOUS};
 
@@ -91,6 +91,25 @@ pub struct ProbeSource {
     /// Classes of sessions whose quality is measured at a time; beyond that, they are not measured.
     #[serde(default = "defaults::max_measured")]
     pub max_measured: u32,
+    /// Packets above a rate wait in a queue; absent: they are dropped.
+    pub shaping: Option<ShapingSource>,
+}
+
+/// How packets are shaped.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShapingSource {
+    /// The interfaces towards the internet, names and patterns; absent: what subscribers send is not shaped.
+    #[serde(default, alias = "uplink", deserialize_with = "one_or_several")]
+    pub uplinks: Vec<Pattern>,
+    /// What packets wait in; absent: the best that the kernel has.
+    pub leaf: Option<Leaf>,
+}
+
+impl From<ShapingSource> for Shaping {
+    fn from(source: ShapingSource) -> Self {
+        Self { uplinks: source.uplinks, leaf: source.leaf }
+    }
 }
 
 /// A list of interfaces, or one.
@@ -364,7 +383,9 @@ fn check_source(source: &Source) -> Result<(), String> {
                     "`interfaces` is empty: expected names or patterns, as in `[eth1, ppp*]`".to_owned()
                 );
             }
-            probe.interfaces.iter().try_for_each(|interface| check_interface(&interface.to_string()))?;
+            let uplinks = probe.shaping.iter().flat_map(|shaping| &shaping.uplinks);
+            let mut names = probe.interfaces.iter().chain(uplinks);
+            names.try_for_each(|interface| check_interface(&interface.to_string()))?;
             if !probe.pin_dir.is_absolute() {
                 return Err("`pin_dir` must be an absolute path on a bpf file system".to_owned());
             }
@@ -579,6 +600,23 @@ mod tests {
             );
             assert!(parts.next().is_some_and(|column| column.parse::<u32>().is_ok()), "{error}");
         }
+    }
+
+    #[test]
+    fn shaping_is_asked_for_and_what_it_is_on_is_checked() {
+        let shaped = |lines: &str| {
+            let with = format!("interfaces: [eth1]\n    shaping: {lines}");
+            parse(&EXAMPLE.replace("interfaces: [eth1]", &with)).map(|config| match config.source {
+                Source::Probe(probe) => probe.shaping.map(Shaping::from),
+                Source::Capture(_) => None,
+            })
+        };
+        assert_eq!(shaped("{}").unwrap(), Some(Shaping::default()));
+        let uplinks = vec![Pattern::new("eth0"), Pattern::new("wan*")];
+        let both = Shaping { uplinks, leaf: Some(Leaf::FqCodel) };
+        assert_eq!(shaped("{uplinks: [eth0, wan*], leaf: fq_codel}").unwrap(), Some(both));
+        assert!(shaped("{uplinks: [a/b]}").unwrap_err().contains("no interface name"));
+        assert!(shaped("{leaf: codel}").unwrap_err().contains("fq_codel"));
     }
 
     #[test]

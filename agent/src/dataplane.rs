@@ -297,6 +297,17 @@ impl DataPlane {
         }
     }
 
+    /// A second has passed: what waits to be shaped is, as much as there is time for. Says how much is; `None`: nothing is to be.
+    pub fn shape_on(&mut self) -> Option<probe::Shaped> {
+        match self {
+            Self::Probe(probe) => {
+                probe.shape_on();
+                probe.shaped()
+            }
+            Self::Capture(_) => None,
+        }
+    }
+
     /// Whether an interface waits to be tried again.
     pub fn interfaces_wait(&self) -> bool {
         match self {
@@ -330,6 +341,7 @@ pub fn probe_config(source: &config::ProbeSource) -> ProbeConfig {
             .saturating_mul(PREFIXES_A_SESSION),
         max_measured: source.max_measured,
         interfaces: source.interfaces.clone(),
+        shaping: source.shaping.clone().map(Into::into),
         ..ProbeConfig::new("")
     }
 }

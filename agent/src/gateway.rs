@@ -169,6 +169,9 @@ impl Gateway {
             Ok(counts) => self.metrics.packets(&counts),
             Err(error) => tracing::warn!("the data plane's counters could not be read: {error}"),
         }
+        if let Some(shaped) = self.plane.shape_on() {
+            self.metrics.shaped(&shaped);
+        }
         if self.seconds.is_multiple_of(SWEEP_EVERY) {
             match self.plane.sweep(now) {
                 Ok(kept) => {

@@ -14,7 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use usher_models::Class;
 
 use crate::dataplane::ReasonCount;
-use crate::probe::Followed;
+use crate::probe::{Followed, Shaped};
 
 /// Where the histogram of decisions is cut, in seconds. 5 ms is a bound of its own: what a flow's first megabyte can wait.
 const DECISION_SECONDS: [f64; 15] = [
@@ -51,6 +51,13 @@ pub struct PacketLabels {
 pub struct ClassLabel {
     /// The class.
     pub class: &'static str,
+}
+
+/// Label of directions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DirectionLabel {
+    /// `up` or `down`.
+    pub direction: &'static str,
 }
 
 /// Label of results.
@@ -102,6 +109,10 @@ pub struct Metrics {
     pub measured_share: Family<ClassLabel, Gauge<f64, AtomicU64>>,
     /// Whether all enforcement is off.
     pub bypass: Gauge,
+    /// Classes that shape packets, on each interface by which those leave.
+    pub shaping_classes: Family<DirectionLabel, Gauge>,
+    /// Slots whose rates should be shaped and are policed.
+    pub shaping_policed: Family<DirectionLabel, Gauge>,
     /// Interfaces that carry the probe.
     pub interfaces: Gauge,
     /// Interfaces configured or meant by a pattern that do not: gone, on top of another one, or refused.
@@ -165,6 +176,8 @@ impl Metrics {
             flows: Gauge::default(),
             measured_share: Family::default(),
             bypass: Gauge::default(),
+            shaping_classes: Family::default(),
+            shaping_policed: Family::default(),
             interfaces: Gauge::default(),
             interfaces_without: Gauge::default(),
             interface_changes: Family::default(),
@@ -248,6 +261,12 @@ impl Metrics {
             "Share of a class's flows that are measured at one time",
             self.measured_share.clone(),
         );
+        registry.register("shaping_classes", "Classes that shape packets", self.shaping_classes.clone());
+        registry.register(
+            "shaping_policed",
+            "Slots that should be shaped and are policed",
+            self.shaping_policed.clone(),
+        );
         registry.register(
             "interface_changes",
             "Interfaces that came and went",
@@ -302,6 +321,16 @@ impl Metrics {
         }
     }
 
+    /// So much is shaped.
+    pub fn shaped(&self, shaped: &Shaped) {
+        for direction in usher_models::Direction::BOTH {
+            let label = DirectionLabel { direction: direction.name() };
+            let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+            self.shaping_classes.get_or_create(&label).set(gauge(shaped.classes[direction.index()]));
+            self.shaping_policed.get_or_create(&label).set(gauge(shaped.policed[direction.index()]));
+        }
+    }
+
     /// Takes over cumulative counts of the data plane.
     pub fn packets(&self, counts: &[ReasonCount]) {
         for count in counts {
@@ -349,6 +378,7 @@ impl Default for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::Leaf;
 
     #[test]
     fn every_metric_is_on_the_page_with_its_prefix_and_no_subscriber() {
@@ -359,6 +389,7 @@ mod tests {
         metrics.measured(&[0, 1, 3, 0, 0, 0, 63, 0]);
         let counts = [ReasonCount { reason: "not_ip", direction: None, packets: 7, bytes: Some(420) }];
         metrics.packets(&counts);
+        metrics.shaped(&Shaped { leaf: Leaf::Pfifo, classes: [0, 9], policed: [0, 2] });
         let page = metrics.text();
         for line in [
             "usher_agent_verdicts_total{class=\"video\",via=\"sni\"} 1",
@@ -367,6 +398,8 @@ mod tests {
             "usher_agent_packets_bytes_total{reason=\"not_ip\",direction=\"any\"} 420",
             "usher_agent_verdict_seconds_count 1",
             "usher_agent_decision_seconds_bucket{le=\"0.005\"} 1",
+            "usher_agent_shaping_classes{direction=\"down\"} 9",
+            "usher_agent_shaping_policed{direction=\"down\"} 2",
             "usher_agent_uplink_connected 0",
             "usher_agent_measured_share{class=\"video\"} 0.5",
         ] {

@@ -22,7 +22,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use usher_models::wire::{
-    ANONYMOUS, Action, Class, Direction, Fingerprint, FlowState, Reason, tells_without_end,
+    ANONYMOUS, Action, Class, Direction, Fingerprint, FlowState, Reason, tells_without_end, tree,
 };
 
 use kernel::{ConfigEntry, Sample, Skb};
@@ -148,8 +148,8 @@ fn subscribers(config: &ConfigEntry, found: u32, direction: Direction) -> u32 {
     found - 1
 }
 
-/// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates, shows it to the agent if that
-/// asked, and marks it.
+/// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates or hands it to the class that
+/// shapes it, shows it to the agent if that asked, and marks it.
 #[inline(always)]
 fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, around: u32, direction: Direction) -> Verdict {
     // The time is read before the session table: a binding made meanwhile is then looked up again.
@@ -191,6 +191,9 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, around: u32, directio
                 show(skb.raw(), place, whose, ports, first_packet_ns);
             }
         }
+    }
+    if verdict == Verdict::Pass && action.shaper() != 0 {
+        skb.set_priority(u32::from(tree(direction)) << 16 | u32::from(action.shaper()));
     }
     // From here on nothing looks into the packet: once something is written, what was found in the packet's memory is to be looked for again.
     if verdict == Verdict::Pass

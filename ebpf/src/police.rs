@@ -8,7 +8,8 @@ use crate::kernel::{self, Bucket, ConfigEntry, LaneEntry};
 /// How often a bucket's time is tried to be moved before it is moved blindly.
 const TRIES: u32 = 4;
 
-/// Holds a packet of `bytes` to the gate, the rate of its class and the rate of the line, by its lane's `action`.
+/// Holds a packet of `bytes` to the gate, the rate of its class and the rate of the line, by its lane's `action`. Rates that a class of a
+/// queueing discipline keeps are not this one's: the packet waits there.
 ///
 /// A packet is charged to both or to none: one that the line holds back does not use up its class.
 #[inline(always)]
@@ -22,6 +23,9 @@ pub fn police(
 ) -> Verdict {
     if action.gate() == Gate::Block {
         return Verdict::Drop;
+    }
+    if action.shaper() != 0 {
+        return Verdict::Pass;
     }
     let rate = lane.rate();
     if !action.line_limited() {

@@ -11,6 +11,7 @@ mod marking;
 mod packets;
 mod quality;
 mod rig;
+mod shaping;
 mod upgrade;
 
 /// Runs the rest of a test where the kernel lets it, else says why not.

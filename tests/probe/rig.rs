@@ -113,10 +113,7 @@ impl DerefMut for Whole {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        for pin in std::fs::read_dir(&self.settings.pin_dir).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_file(pin.path());
-        }
-        let _ = std::fs::remove_dir(&self.settings.pin_dir);
+        let _ = std::fs::remove_dir_all(&self.settings.pin_dir);
         let _ = Command::new("ip").args(["link", "del", &self.interface]).stderr(Stdio::null()).status();
     }
 }

@@ -88,6 +88,53 @@ pub enum ProbeError {
         /// Where the pins are.
         directory: PathBuf,
     },
+    /// A queueing discipline that is somebody else's is where the tree of classes is to be.
+    #[error(
+        "shape on `{interface}`: at its root is a queueing discipline of somebody else's (handle {handle:x}:); remove it (`tc qdisc del dev {interface} root`), or leave `shaping` out"
+    )]
+    ForeignQdisc {
+        /// The interface.
+        interface: String,
+        /// The upper half of the discipline's handle.
+        handle: u16,
+    },
+    /// The kernel forgets the class of a packet that it forwards.
+    #[error(
+        "shape what subscribers send: the kernel forgets the class of packets it forwards; set net.ipv4.ip_forward_update_priority to 0 (`sysctl -w`, and a file in /etc/sysctl.d), or leave `uplinks` out"
+    )]
+    ForwardingForgets,
+    /// An interface is on both sides.
+    #[error(
+        "shape on `{name}`: it is among `interfaces` too; `uplinks` are those towards the internet, which carry no probe"
+    )]
+    UplinkCarriesProbe {
+        /// The interface.
+        name: String,
+    },
+    /// There is no interface to shape on.
+    #[error("shape {way}: there is no interface yet that it leaves by")]
+    NothingToShapeOn {
+        /// Which packets.
+        way: &'static str,
+    },
+    /// Each interface has all classes, and that is too many of them.
+    #[error(
+        "shape {way}: {interfaces} interfaces, and each would have all classes; name {most} at the most, or one below them"
+    )]
+    TooManyTrees {
+        /// Which packets.
+        way: &'static str,
+        /// How many there are.
+        interfaces: usize,
+        /// How many may be.
+        most: usize,
+    },
+    /// The kernel has no such queueing discipline.
+    #[error("queue packets by {leaf}: the kernel has none; leave `leaf` out for the best it has")]
+    NoSuchLeaf {
+        /// As configured.
+        leaf: &'static str,
+    },
     /// A slot outside the maps.
     #[error("use subscriber slot {slot}: slots go from 1 to {}; raise `max_subscribers`", .slots.saturating_sub(1))]
     NoSuchSlot {

@@ -41,7 +41,7 @@ impl Lanes {
         Ok(usage)
     }
 
-    /// Puts enforcement of a slot in force. A bucket of another rate begins empty: what was owed at the old rate would hold the
+    /// Puts enforcement of a slot in force; classes that shape it stay for now. A bucket of another rate begins empty: what was owed at the old rate would hold the
     /// new one back.
     pub(super) fn enforce(&self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
         self.check(slot)?;
@@ -54,10 +54,37 @@ impl Lanes {
                     self.write(at + offset_of!(Lane, cost), rate.cost);
                     self.write(at + offset_of!(Lane, empty_at), 0);
                 }
-                self.write_half(at + offset_of!(Lane, action), enforcement.action(lane, direction).0);
+                let shaper = self.action(slot, lane, direction).shaper();
+                self.write_half(
+                    at + offset_of!(Lane, action),
+                    enforcement.action(lane, direction).with_shaper(shaper).0,
+                );
             }
         }
         Ok(())
+    }
+
+    /// Slots there are.
+    pub(super) fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// The rates of a slot in a direction, lane by lane.
+    pub(super) fn rates(&self, slot: u32, direction: Direction) -> [Rate; LANES] {
+        std::array::from_fn(|lane| self.rate(self.place(slot, lane, direction)))
+    }
+
+    /// The minor numbers of the classes that shape a slot's packets in a direction, lane by lane; 0 for none.
+    pub(super) fn shapers(&self, slot: u32, direction: Direction) -> [u16; LANES] {
+        std::array::from_fn(|lane| self.action(slot, lane, direction).shaper())
+    }
+
+    /// Hands a slot's packets in a direction to these classes from now on, or to the buckets.
+    pub(super) fn set_shapers(&self, slot: u32, direction: Direction, minors: &[u16; LANES]) {
+        for (lane, minor) in minors.iter().enumerate() {
+            let at = self.place(slot, lane, direction) + offset_of!(Lane, action);
+            self.write_half(at, Action(self.read_half(at)).with_shaper(*minor).0);
+        }
     }
 
     /// What is in force for a slot, as the programs find it.

@@ -4,7 +4,7 @@
 //! maps of another layout or size, and knows neither sessions nor settings: it is told prefixes, slots and enforcement.
 //!
 //! ```text
-//! pins      config  sessions  flows  details  lanes  quality  anonymous  rations  tallies  samples  link_up_N  link_down_N
+//! pins      config  sessions  flows  details  lanes  quality  anonymous  rations  tallies  samples  link_up_N  link_down_N  tree_down_N_...
 //! agent      rw      rw        rw     w        rw     rw       r          -        r        r
 //! programs   r       r         rw     rw       rw     rw       w          rw       w        w
 //! ```
@@ -27,6 +27,7 @@ mod memory;
 mod netlink;
 mod quality;
 mod samples;
+mod shaping;
 mod table;
 mod trial;
 
@@ -50,12 +51,14 @@ pub use interfaces::Pattern;
 pub use memory::{Cost, memory};
 pub use netlink::LinkEvents;
 pub use samples::Flows;
+pub use shaping::{Leaf, MAX_CLASSES, Shaped, Shaping};
 pub use trial::{Trial, TrialOutcome, Verdict};
 
 use crate::dataplane::{Boot, Measured};
 use attach::Attachments;
 use interfaces::{Choice, Interface, LeftOut};
 use maps::{Maps, kernel};
+use shaping::Shaper;
 use table::FlowTable;
 
 /// What a probe is attached to and how large its maps are. Sizes are fixed for the life of the pinned maps.
@@ -85,6 +88,8 @@ pub struct ProbeConfig {
     pub flow_idle: Duration,
     /// Which hook of the kernel to use.
     pub attach: Attach,
+    /// Rates are kept by queues; `None`: by dropping what is above them.
+    pub shaping: Option<Shaping>,
 }
 
 impl ProbeConfig {
@@ -103,6 +108,7 @@ impl ProbeConfig {
             sample_rate: BitsPerSecond(40_000_000),
             flow_idle: Duration::from_mins(5),
             attach: Attach::Auto,
+            shaping: None,
         }
     }
 }
@@ -124,6 +130,7 @@ pub struct Probe {
     config: Config,
     settings: ProbeConfig,
     attachments: Attachments,
+    shaper: Option<Shaper>,
     /// What of the configured interfaces does not carry the programs, as it was told last.
     without: Without,
     /// When each of the latest generations began, oldest first; the last is the one now.
@@ -155,10 +162,14 @@ fn look(settings: &ProbeConfig) -> Result<(Choice, Vec<Interface>), ProbeError> 
         let present = present.into_iter().map(|interface| interface.name).collect();
         return Err(ProbeError::NoInterface { name: name.clone(), present });
     }
-    match choice.left_out.iter().find(|left_out| left_out.named) {
-        Some(left_out) => Err(left_out.error()),
-        None => Ok((choice, present)),
+    if let Some(left_out) = choice.left_out.iter().find(|left_out| left_out.named) {
+        return Err(left_out.error());
     }
+    if let Some(shaping) = &settings.shaping {
+        let carrying: Vec<&Interface> = choice.chosen.values().collect();
+        shaping::check(&settings.pin_dir, shaping, &carrying, &present)?;
+    }
+    Ok((choice, present))
 }
 
 impl Probe {
@@ -208,6 +219,9 @@ impl Probe {
         config.turn.quality_mask = maps::quality_records(settings.max_measured) - 1;
         config.generation = next_generation(config.generation);
         maps.set_config(&config)?;
+        shaping::end(&settings.pin_dir, settings.shaping.as_ref(), &maps.lanes)?;
+        let adopt = |shaping| Shaper::adopt(&settings.pin_dir, shaping, &maps.lanes);
+        let shaper = settings.shaping.as_ref().map(adopt).transpose()?;
         let attachments = Attachments::new(&settings.pin_dir, settings.attach);
         let generations = VecDeque::from([(config.generation, Micros::now())]);
         let without = Without::default();
@@ -218,6 +232,7 @@ impl Probe {
             config,
             settings,
             attachments,
+            shaper,
             without,
             generations,
             _lock: lock,
@@ -243,9 +258,9 @@ impl Probe {
         self.follow(&choice, &present)
     }
 
-    /// Whether an interface should carry the programs and does not, for it could not be done.
+    /// Whether an interface should carry the programs or the classes that shape packets and does not, for it could not be done.
     pub fn interfaces_wait(&self) -> bool {
-        self.without.failed > 0
+        self.without.failed > 0 || self.shaper.as_ref().is_some_and(Shaper::waits)
     }
 
     fn follow(&mut self, choice: &Choice, present: &[Interface]) -> Result<Followed, ProbeError> {
@@ -296,6 +311,10 @@ impl Probe {
             failed: followed.failed.len(),
         };
         without.tell(&self.without);
+        if let Some(shaper) = &mut self.shaper {
+            let carrying: Vec<&Interface> = choice.chosen.values().collect();
+            shaper.follow(&carrying, present, &self.maps.lanes);
+        }
         followed.on = self.attachments.on().len();
         followed.without = without.missing.len() + without.left_out.len() + without.failed;
         self.without = without;
@@ -346,7 +365,24 @@ impl Probe {
 
     /// Puts enforcement of a slot in force with the next packet.
     pub fn enforce(&mut self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
-        self.maps.lanes.enforce(slot, enforcement)
+        self.maps.lanes.enforce(slot, enforcement)?;
+        if let Some(shaper) = &mut self.shaper {
+            shaper.shape(slot, &self.maps.lanes);
+        }
+        Ok(())
+    }
+
+    /// A second has passed: classes that shape packets are made for slots that wait for one, and removed where none goes to them any more; as many as
+    /// there is time for.
+    pub fn shape_on(&mut self) {
+        if let Some(shaper) = &mut self.shaper {
+            shaper.work(&self.maps.lanes);
+        }
+    }
+
+    /// How much is shaped; `None`: nothing is to be.
+    pub fn shaped(&self) -> Option<Shaped> {
+        self.shaper.as_ref().map(Shaper::shaped)
     }
 
     /// The enforcement in force for a slot, read back from the kernel.
@@ -453,6 +489,9 @@ fn hash_keys() -> HashKeys {
 /// Takes the programs off the interface, then removes what they counted.
 fn remove(settings: &ProbeConfig) -> Result<(), ProbeError> {
     attach::detach_all(settings)?;
+    for direction in Direction::BOTH {
+        shaping::uproot_all(&settings.pin_dir, direction)?;
+    }
     layout::remove_pins(&settings.pin_dir)?;
     // Somebody else's pins may be in there: then it stays.
     let _ = fs::remove_dir(&settings.pin_dir);

@@ -85,11 +85,12 @@ pub(super) fn remove_empty_clsact(interface: u32) -> io::Result<()> {
     let mut message = TcMessage::with_index(index);
     message.header.parent = TcHandle::CLSACT;
     message.header.handle = TcHandle { major: 0xffff, minor: 0 };
-    ask(Route::DelQueueDiscipline(message), NLM_F_ACK, |_| {})
+    ask(Route::DelQueueDiscipline(message), NLM_F_ACK, |_| {}).map(|_| ())
 }
 
-/// Sends a request and takes its answers, to the last.
-fn ask(request: Route, flags: u16, mut take: impl FnMut(Route)) -> io::Result<()> {
+/// Sends a request and takes its answers, to the last. Says how many the library did not understand.
+pub(super) fn ask(request: Route, flags: u16, mut take: impl FnMut(Route)) -> io::Result<usize> {
+    let mut strange = 0;
     let socket = socket(0)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
     let mut header = NetlinkHeader::default();
@@ -112,11 +113,14 @@ fn ask(request: Route, flags: u16, mut take: impl FnMut(Route)) -> io::Result<()
                 Ok(message) => match message.payload {
                     NetlinkPayload::InnerMessage(answer) => take(answer),
                     NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(()),
+                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(strange),
                     _ => {}
                 },
                 // Of one interface among many: the others are told all the same.
-                Err(error) => tracing::debug!("an answer about the network is not understood: {error}"),
+                Err(error) => {
+                    tracing::debug!("an answer about the network is not understood: {error}");
+                    strange += 1;
+                }
             }
             rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
         }

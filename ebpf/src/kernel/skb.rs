@@ -1,6 +1,7 @@
 //! A packet as the kernel hands it to a program, and the packets found in it.
 
 use core::mem::MaybeUninit;
+use core::ptr::addr_of_mut;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
@@ -81,6 +82,14 @@ impl Skb {
     pub fn segments(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw()).gso_segs }
+    }
+
+    /// Names the class of a queueing discipline that is to send the packet (tc-htb(8): its priority, where it has the major number of the
+    /// discipline).
+    #[inline(always)]
+    pub fn set_priority(&self, class: u32) {
+        // SAFETY: as above, and this write likewise.
+        unsafe { addr_of_mut!((*self.raw()).priority).write_volatile(class) }
     }
 
     /// `N` times four bytes from `at` on, each as it lies in memory; also after something was written, when [`Frame::words`] is over.

@@ -44,7 +44,8 @@ impl Lane {
 
 /// What happens to a packet of a lane besides its bucket, as the probe reads it in one word.
 ///
-/// From the lowest bit: gate 2, line limited 1, marked 1, code point 6 from bit 8 on.
+/// From the lowest bit: gate 2, line limited 1, marked 1, code point 6 from bit 8 on, and from bit 16 on the minor number of the class
+/// that shapes the lane's packets; 0, which is no class's: none does, and the buckets hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Action(pub u32);
@@ -54,6 +55,7 @@ impl Action {
     const LINE_LIMITED: u32 = 4;
     const MARKED: u32 = 8;
     const DSCP: u32 = 8;
+    const SHAPER: u32 = 16;
 
     /// That of a gate, in a slot whose line is limited in this direction or not.
     pub const fn new(gate: Gate, line_limited: bool) -> Self {
@@ -67,6 +69,18 @@ impl Action {
             Some(dscp) => Self(self.0 | Self::MARKED | (dscp.get() as u32) << Self::DSCP),
             None => self,
         }
+    }
+
+    /// The same with the minor number of the class that shapes what passes; 0 for none.
+    #[must_use]
+    pub const fn with_shaper(self, minor: u16) -> Self {
+        Self(self.0 & ((1 << Self::SHAPER) - 1) | (minor as u32) << Self::SHAPER)
+    }
+
+    /// The minor number of the class that shapes what passes; 0 for none.
+    #[inline]
+    pub const fn shaper(self) -> u16 {
+        (self.0 >> Self::SHAPER) as u16
     }
 
     /// The slot's gate.
@@ -85,6 +99,16 @@ impl Action {
     #[inline]
     pub const fn mark(self) -> Option<Dscp> {
         if self.0 & Self::MARKED != 0 { Some(Dscp::of_bits(self.0 >> Self::DSCP)) } else { None }
+    }
+}
+
+/// The major number of the tree of classes that shapes packets of a direction: its qdisc's handle, by which it is recognised, and the
+/// upper half of a packet's priority where the lower half is the minor number of a class in it.
+#[inline]
+pub const fn tree(direction: Direction) -> u16 {
+    match direction {
+        Direction::Up => 0x5553,
+        Direction::Down => 0x5554,
     }
 }
 
@@ -163,12 +187,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_action_keeps_the_gate_the_line_and_the_mark() {
+    fn an_action_keeps_the_gate_the_line_the_mark_and_the_shaper() {
         for gate in [Gate::Pass, Gate::Limit, Gate::Block] {
             for limited in [false, true] {
                 for mark in [None, Dscp::new(0), Dscp::new(46), Dscp::new(63)] {
-                    let action = Action::new(gate, limited).with_mark(mark);
-                    assert_eq!((action.gate(), action.line_limited(), action.mark()), (gate, limited, mark));
+                    for shaper in [0, 1, u16::MAX] {
+                        let action = Action::new(gate, limited).with_mark(mark).with_shaper(shaper);
+                        assert_eq!((action.gate(), action.line_limited()), (gate, limited));
+                        assert_eq!((action.mark(), action.shaper()), (mark, shaper));
+                        assert_eq!(action.with_shaper(0), Action::new(gate, limited).with_mark(mark));
+                    }
                 }
             }
         }

@@ -18,7 +18,7 @@ pub use flow::{
     Config, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine, FlowState, HashKeys, KEY_WORDS,
     MAX_FIRST_BYTES, PREFIX_BITS, WAYS,
 };
-pub use lane::{Action, Enforcement, Gate, LANES, LINE, Lane, SLOT_LANES};
+pub use lane::{Action, Enforcement, Gate, LANES, LINE, Lane, SLOT_LANES, tree};
 pub use quality::{QUALITY_WAYS, Quality, QualityCounts, ROUND_TRIP_BUCKETS, Turn};
 pub use rate::Rate;
 pub use reason::{Reason, Tally};
