@@ -102,10 +102,12 @@ impl Engine {
         priced.collect()
     }
 
-    /// How far windows have room: everything up to the next boundary, and what may come with it.
+    /// How far windows have room: everything up to the next boundary, and what may come with it. While a boundary is being
+    /// crossed, windows are closed for some up to the one before it.
     fn reach(&self) -> i64 {
         let layout = &self.world.layout;
-        self.boundary.map_or(i64::MAX, |boundary| {
+        let closed = self.crossing.as_ref().map(|crossing| crossing.from).or(self.boundary);
+        closed.map_or(i64::MAX, |boundary| {
             layout.boundary_after(boundary).unwrap_or(boundary).saturating_add(layout.reach)
         })
     }
@@ -189,7 +191,7 @@ impl Engine {
                 reports[class].take(seen);
                 reports[ALL].take(seen);
             }
-            let mut listed = seat.listed;
+            let mut grids = 0;
             if let Ok(at) = abroad.binary_search_by_key(&line, |(line, _)| *line) {
                 used |= 1 << ROAMING;
                 reports[ROAMING] = reports[ALL];
@@ -207,18 +209,10 @@ impl Engine {
                 };
                 for group in groups {
                     add(layout, page, seat, *group, report, &spreads, last_use);
-                    listed |= layout.groups[*group].grids;
+                    grids |= layout.groups[*group].grids;
                 }
             }
-            let new = listed & !page.seats[seat].listed;
-            if new != 0 {
-                page.seats[seat].listed = listed;
-                for (grid, list) in self.lists.iter_mut().enumerate() {
-                    if new & 1 << grid != 0 {
-                        list.push(line.0);
-                    }
-                }
-            }
+            self.listed.insert(line, grids);
         }
     }
 
@@ -238,7 +232,7 @@ impl Engine {
         let at = named.at.get().min(self.reach() - 1);
         let hash = APPS.hash_one(named.app.as_str());
         let (page, seat) = self.pages.page_mut(named.line);
-        let mut listed = page.seats[seat].listed;
+        let mut grids = 0;
         let groups = layout.of_all.iter().chain(&layout.of_class[named.class.index()]);
         for group in groups.chain(layout.of_app.get(&named.app).into_iter().flatten()) {
             let block = page.block_or_new(layout, *group, seat);
@@ -255,16 +249,10 @@ impl Engine {
             if touched {
                 let last_use = u32::try_from((at + 999_999) / 1_000_000).unwrap_or(u32::MAX);
                 block[HEADER - 1] = block[HEADER - 1].max(last_use);
-                listed |= layout.groups[*group].grids;
+                grids |= layout.groups[*group].grids;
             }
         }
-        let new = listed & !page.seats[seat].listed;
-        page.seats[seat].listed = listed;
-        for (grid, list) in self.lists.iter_mut().enumerate() {
-            if new & 1 << grid != 0 {
-                list.push(named.line.0);
-            }
-        }
+        self.listed.insert(named.line, grids);
     }
 }
 

@@ -23,6 +23,7 @@ mod guard;
 pub mod io;
 mod layout;
 mod learning;
+mod listed;
 mod look;
 mod luck;
 mod moments;
@@ -45,6 +46,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use foldhash::fast::FixedState;
+use smol_str::SmolStr;
 use usher_models::setting::Settings;
 use usher_models::units::{Micros, SubscriberId};
 
@@ -53,6 +55,7 @@ use self::clock::Clock;
 use self::feed::Waiting;
 use self::io::{Cause, DecisionId, Effect, Input, Line, SessionSeen, TapState};
 pub use self::learning::{Learned, Tally};
+use self::listed::{Crossing, Lines, Listed};
 use self::look::Look;
 use self::pages::{Agents, Pages, Seat};
 use self::roster::{Card, Cards, Roster};
@@ -103,8 +106,14 @@ pub struct Engine {
     cycles: Cycles,
     /// The last boundary looked at, event time.
     boundary: Option<i64>,
-    /// Lines to be looked at on the next boundary, by grid, in no order.
-    lists: Vec<Vec<u32>>,
+    /// The boundary on which some are still to be looked at.
+    crossing: Option<Crossing>,
+    /// Lines to be looked at on the next boundary.
+    listed: Listed,
+    /// Lines with a moment under way: worked out from the seats.
+    holding: Lines,
+    /// Most lines looked at for a boundary in one step.
+    most_looks: usize,
     /// Reports that are ahead of what their windows have room for.
     waiting: Waiting,
     /// When whom to look at without an input of their own.
@@ -176,7 +185,10 @@ impl Engine {
             clock: Clock::default(),
             cycles: Cycles::default(),
             boundary: None,
-            lists: vec![Vec::new(); world.layout.grids.len()],
+            crossing: None,
+            listed: Listed::new(world.layout.grids.len()),
+            holding: Lines::default(),
+            most_looks: moments::MAX_LOOKS,
             waiting: Waiting::default(),
             agenda: BTreeSet::new(),
             due: HashMap::default(),
@@ -307,7 +319,7 @@ impl Engine {
 
     /// When [`Input::Tick`] is next of use; `None`: not before another input.
     pub fn next_due(&self) -> Option<Micros> {
-        if !self.unsettled.is_empty() || !self.lost.is_empty() {
+        if !self.unsettled.is_empty() || !self.lost.is_empty() || self.is_crossing() {
             return Some(self.now);
         }
         let agenda = self.agenda.first().map(|(due, _)| *due);
@@ -317,6 +329,11 @@ impl Engine {
     /// What accepts settings, as it was told last.
     pub fn elements(&self) -> &io::Elements {
         &self.world.elements
+    }
+
+    /// Whether some are still to be looked at on the last boundary: every step goes on with them, a tick too.
+    pub fn is_crossing(&self) -> bool {
+        self.crossing.is_some()
     }
 
     /// Up to when everything was told, event time.
@@ -505,20 +522,18 @@ impl Engine {
 
     fn take_seat(&mut self, id: &SubscriberId, card: Card) -> Line {
         let seat = Seat {
-            id: id.0.as_str().into(),
+            id: SmolStr::new(&id.0),
             card,
             state: Box::default(),
             phases: None,
             present_since: Micros::new(i64::MAX),
             known_since: Micros::new(i64::MAX),
             agents: Agents::None,
-            listed: 0,
             roaming: false,
         };
         let line = match self.roster.take_free() {
             Some(line) => {
-                let listed = self.pages.seat(line).listed;
-                *self.pages.seat_mut(line) = Seat { listed, ..seat };
+                *self.pages.seat_mut(line) = seat;
                 line
             }
             None => self.pages.push(seat),
@@ -587,18 +602,17 @@ impl Engine {
             page.free(layout, group, seat);
         }
         page.roamed.remove(&u8::try_from(seat).unwrap_or_default());
-        let listed = page.seats[seat].listed;
         page.seats[seat] = Seat {
-            id: Box::default(),
+            id: SmolStr::default(),
             card: Card::default(),
             state: Box::default(),
             phases: None,
             present_since: Micros::new(i64::MAX),
             known_since: Micros::new(i64::MAX),
             agents: Agents::None,
-            listed,
             roaming: false,
         };
+        self.holding.set(line, false);
         self.dirty.remove(&line.0);
         if opened.subscriber.state != SubscriberState::default() {
             self.gone.push(id);
@@ -783,6 +797,15 @@ fn told(name: &str, profile: &Profile) -> String {
         "plan" => profile.plan.clone(),
         _ => profile.addons.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
     }
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let next = bits.trailing_zeros();
+        bits &= bits.wrapping_sub(1);
+        (next < 64).then_some(next as usize)
+    })
 }
 
 /// Seconds as micros.

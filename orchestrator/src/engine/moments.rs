@@ -12,7 +12,8 @@
 //! stays true fires again after `rearm`, as a new episode.
 //!
 //! At a boundary only those are looked at for whom something may have changed: lines are *listed* on a grid by use, by a
-//! change of what conditions read, and stay listed while a window has something in it or a moment is under way.
+//! change of what conditions read, and stay listed while a window has something in it or a moment is under way. Of many,
+//! so many are looked at in one step, those with a moment under way first; the next boundary waits for the last of them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,17 +25,20 @@ use super::choose::Case;
 use super::clock::AGENT_IDLE;
 use super::contact::forget_contacts;
 use super::io::{Cause, Decision, Desire, Effect, Gate, Line, Say};
+use super::listed::Crossing;
 use super::look::Look;
 use super::pages::{Agents, Page, Phases};
 use super::state::{Fired, MAX_CONTACTS, Overlay, SentMessage};
 use super::world::World;
-use super::{Opened, micros_of};
+use super::{Opened, bits, micros_of};
 use crate::policy::{ActionKind, Lasts, Rearm};
 
 /// Most moments remembered of one subscriber, those of policies past included: their episodes must not come again.
 const MAX_FIRED: usize = 1_024;
 /// Most boundaries looked at in one step; event time that jumps further skips the oldest.
 const MAX_BOUNDARIES: i64 = 1_000;
+/// Most lines looked at for a boundary in one step: some milliseconds' work.
+pub(super) const MAX_LOOKS: usize = 8_192;
 
 /// Facts are taken as they are now up to this long after their last boundary.
 const STALE: Duration = Duration::from_mins(2);
@@ -134,7 +138,7 @@ impl Engine {
             };
             if of_facts && !boundary.is_some_and(fresh) {
                 let later = Phase::Quiet(self.now.after(STALE));
-                set_phase(&mut self.pages.seat_mut(line).phases, index, Some(later));
+                self.stand(line, index, Some(later));
                 let opened = self.open(line);
                 self.plan_next_look(&opened);
                 continue;
@@ -143,7 +147,7 @@ impl Engine {
                 Some(boundary) => self.open_at(line, boundary),
                 None => self.open(line),
             };
-            set_phase(&mut self.pages.seat_mut(line).phases, index, None);
+            self.stand(line, index, None);
             if self.world.moments[index].holds(|leaf| opened.read(&self.world, leaf)) {
                 self.fire(&mut opened, index, boundary.map_or(self.now, Micros::new), effects);
             }
@@ -158,7 +162,7 @@ impl Engine {
         let known = self.phases(line).and_then(|phases| phases.get(&number(index))).copied();
         if !holds {
             if known.is_some() {
-                set_phase(&mut self.pages.seat_mut(line).phases, index, None);
+                self.stand(line, index, None);
             }
             return false;
         }
@@ -171,9 +175,16 @@ impl Engine {
         }
         let phase = Phase::Holding(since);
         if known != Some(phase) {
-            set_phase(&mut self.pages.seat_mut(line).phases, index, Some(phase));
+            self.stand(line, index, Some(phase));
         }
         false
+    }
+
+    /// Where a moment of a line stands from now on.
+    fn stand(&mut self, line: Line, index: usize, phase: Option<Phase>) {
+        let phases = &mut self.pages.seat_mut(line).phases;
+        set_phase(phases, index, phase);
+        self.holding.set(line, is_any_under_way(phases.as_deref()));
     }
 
     pub(super) fn plan_next_look(&mut self, opened: &Opened) {
@@ -218,32 +229,31 @@ impl Engine {
 
     /// Has a line looked at on the next boundary of every grid that a moment waits on.
     fn list_everywhere(&mut self, line: Line) {
-        let listed = self.pages.seat(line).listed;
-        let wanted = (0..self.world.on_grid.len()).filter(|grid| self.world.on_grid[*grid] != 0);
-        let new: Vec<usize> = wanted.filter(|grid| listed & 1 << grid == 0).collect();
-        for grid in &new {
-            self.lists[*grid].push(line.0);
-            self.pages.seat_mut(line).listed |= 1 << grid;
-        }
+        self.listed.insert(line, self.world.waited_on);
     }
 
     /// Walks event time from boundary to boundary up to the watermark.
     pub(super) fn cross_boundaries(&mut self, effects: &mut Vec<Effect>) {
-        let Some(watermark) = self.clock.advance(self.now, self.world.policy.lateness()) else { return };
-        let Some(last) = self.boundary else {
+        let watermark = self.clock.advance(self.now, self.world.policy.lateness());
+        match (watermark, self.boundary) {
             // What came before the first report is nobody's to judge.
-            self.stand_at(watermark.get());
-            return;
-        };
-        let mut boundary = self.skip_to(last, watermark);
-        while let Some(next) =
-            self.world.layout.boundary_after(boundary).filter(|next| *next <= watermark.get())
-        {
-            boundary = next;
-            self.boundary = Some(boundary);
-            self.cross(boundary, effects);
-            self.let_in();
+            (Some(watermark), None) => self.stand_at(watermark.get()),
+            (Some(watermark), Some(last)) if self.boundary_by(last, watermark).is_some() => {
+                self.look_at_those_due(usize::MAX, effects);
+                let mut last = self.skip_to(last, watermark);
+                while let Some(next) = self.boundary_by(last, watermark) {
+                    self.look_at_those_due(usize::MAX, effects);
+                    self.begin_crossing(last, next);
+                    last = next;
+                }
+            }
+            _ => {}
         }
+        self.look_at_those_due(self.most_looks, effects);
+    }
+
+    fn boundary_by(&self, last: i64, watermark: Micros) -> Option<i64> {
+        self.world.layout.boundary_after(last).filter(|next| *next <= watermark.get())
     }
 
     /// From where to walk on: where event time jumped, the oldest boundaries are left out, and no condition counts as
@@ -259,16 +269,19 @@ impl Engine {
         if let Some(lost) = self.waiting.first().filter(|first| *first < from) {
             self.clock.lose(Micros::new(lost), Micros::new(from));
         }
-        for line in self.pages.lines() {
-            let holds = |phase: &Phase| matches!(phase, Phase::Holding(_));
-            if self.phases(line).is_some_and(|phases| phases.values().any(holds))
-                && let Some(phases) = self.pages.seat_mut(line).phases.as_mut()
-            {
-                let moments = &self.world.moments;
-                phases.retain(|index, phase| {
-                    !holds(phase) || moments.get(usize::from(*index)).is_some_and(|it| it.facts.is_empty())
-                });
+        let of_facts = |index: u8| {
+            self.world.moments.get(usize::from(index)).is_none_or(|watched| !watched.facts.is_empty())
+        };
+        let mut forgotten = Vec::new();
+        for line in self.holding.iter() {
+            for (index, phase) in self.phases(line).into_iter().flatten() {
+                if matches!(phase, Phase::Holding(_)) && of_facts(*index) {
+                    forgotten.push((line, usize::from(*index)));
+                }
             }
+        }
+        for (line, index) in forgotten {
+            self.stand(line, index, None);
         }
         self.stand_at(from);
         from
@@ -278,31 +291,29 @@ impl Engine {
     /// its room.
     fn stand_at(&mut self, boundary: i64) {
         self.boundary = Some(boundary);
-        for grid in 0..self.lists.len() {
-            let lines = std::mem::take(&mut self.lists[grid]);
-            for line in &lines {
-                self.look(Line(*line), boundary).close(grid);
+        for grid in 0..self.world.layout.grids.len() {
+            let lines: Vec<Line> = self.listed.on(grid).iter().collect();
+            for line in lines {
+                self.look(line, boundary).close(grid);
             }
-            self.lists[grid] = lines;
         }
         self.let_in();
     }
 
-    /// The moments that read facts of the grids that have a boundary here, of everybody listed there.
-    fn cross(&mut self, boundary: i64, effects: &mut Vec<Effect>) {
-        let mut due = 0_u8;
-        let mut moments = 0_u64;
-        let mut lines = Vec::new();
-        for (index, grid) in self.world.layout.grids.iter().enumerate() {
-            if boundary % grid.step == 0 {
-                due |= 1 << index;
-                moments |= self.world.on_grid[index];
-                lines.append(&mut self.lists[index]);
-            }
-        }
-        lines.sort_unstable();
-        lines.dedup();
-        for line in lines.into_iter().map(Line) {
+    /// Everybody listed on the grids that have a boundary here is to be looked at.
+    fn begin_crossing(&mut self, last: i64, boundary: i64) {
+        self.boundary = Some(boundary);
+        let (due, _) = self.world.due_at(boundary);
+        self.crossing = Some(Crossing::new((last, boundary), self.listed.take(due), &self.holding));
+    }
+
+    /// Goes on with the boundary that is being crossed: the moments that read facts of the grids that have it, of so many
+    /// lines.
+    fn look_at_those_due(&mut self, most: usize, effects: &mut Vec<Effect>) {
+        let Some(mut crossing) = self.crossing.take() else { return };
+        let boundary = crossing.to;
+        let (due, moments) = self.world.due_at(boundary);
+        for line in crossing.next(most) {
             let fires = self.look_at_boundary(line, boundary, due, moments);
             for index in fires.into_iter().flatten() {
                 let mut opened = self.open_at(line, boundary);
@@ -311,13 +322,17 @@ impl Engine {
                 self.close(&opened);
             }
         }
+        if crossing.is_over() {
+            self.let_in();
+        } else {
+            self.crossing = Some(crossing);
+        }
     }
 
     /// One line at one boundary: which moments fire, if any, and whether it stays listed.
     fn look_at_boundary(&mut self, line: Line, boundary: i64, due: u8, moments: u64) -> Option<Vec<usize>> {
         let clock = Micros::new(boundary);
         let (page, seat) = self.pages.page_mut(line);
-        page.seats[seat].listed &= !due;
         if page.seats[seat].id.is_empty() {
             return None;
         }
@@ -376,10 +391,8 @@ impl Engine {
             }
         }
         stays |= keep_blocks(&self.world, look.page, seat, boundary, due);
-        look.page.seats[seat].listed |= stays;
-        for grid in bits(stays.into()) {
-            self.lists[grid].push(line.0);
-        }
+        self.holding.set(line, is_any_under_way(look.seat().phases.as_deref()));
+        self.listed.insert(line, stays);
         fires
     }
 
@@ -409,7 +422,7 @@ impl Engine {
         forget_moments(&self.world, &mut state.moments);
         opened.changed = true;
         self.counters.fired += 1;
-        set_phase(&mut self.pages.seat_mut(opened.line).phases, index, Some(phase));
+        self.stand(opened.line, index, Some(phase));
         self.settle_decision(opened, index, decision, segment, effects);
     }
 
@@ -565,17 +578,14 @@ fn set_phase(phases: &mut Option<Box<Phases>>, index: usize, phase: Option<Phase
     }
 }
 
+/// Whether a moment's condition holds and it has not fired yet.
+pub(super) fn is_any_under_way(phases: Option<&Phases>) -> bool {
+    phases.into_iter().flatten().any(|(_, phase)| matches!(phase, Phase::Holding(_)))
+}
+
 /// Moments are fewer than 64.
 fn number(index: usize) -> u8 {
     u8::try_from(index).unwrap_or(u8::MAX)
-}
-
-fn bits(mut bits: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let next = bits.trailing_zeros();
-        bits &= bits.wrapping_sub(1);
-        (next < 64).then_some(next as usize)
-    })
 }
 
 /// Keeps the moments of the policy in force and the latest of others.

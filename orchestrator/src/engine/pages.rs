@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use smol_str::SmolStr;
 use usher_models::units::Micros;
 
 use super::io::Line;
@@ -23,7 +24,7 @@ const NONE: u8 = u8::MAX;
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(super) struct Seat {
     /// The subscriber's id; empty: the seat is free.
-    pub(super) id: Box<str>,
+    pub(super) id: SmolStr,
     pub(super) card: Card,
     /// [`super::SubscriberState`], packed; empty where there is nothing to tell.
     pub(super) state: Box<[u8]>,
@@ -35,8 +36,6 @@ pub(super) struct Seat {
     pub(super) known_since: Micros,
     /// Where its sessions are.
     pub(super) agents: Agents,
-    /// Grids it is looked at on, bit by bit.
-    pub(super) listed: u8,
     /// Served by a foreign network.
     pub(super) roaming: bool,
 }
@@ -86,8 +85,7 @@ impl Page {
 
     /// The same seats, with room for other windows.
     pub(super) fn without_blocks(&self, groups: usize) -> Self {
-        let seats = self.seats.iter().map(|seat| Seat { listed: 0, ..seat.clone() });
-        Self { seats: seats.collect(), roamed: self.roamed.clone(), ..Self::new(groups) }
+        Self { seats: self.seats.clone(), roamed: self.roamed.clone(), ..Self::new(groups) }
     }
 
     /// Whether every word is where this layout looks for it.

@@ -12,7 +12,7 @@ use usher_models::units::SubscriberId;
 
 use super::io::Line;
 use super::pages::Pages;
-use super::state::Order;
+use super::state::{OpenSession, Order, PackedSessions, Whereabouts};
 use crate::identity::{Consent, Offer, Profile};
 
 /// A profile without what others have too.
@@ -26,6 +26,10 @@ pub(super) struct Card {
     pub(super) flags: u8,
     pub(super) bill_day: u8,
 }
+
+/// Places of sessions kept once: networks, radio technologies and time zones as they go together. Further ones are kept with
+/// each session.
+const WHEREABOUTS_MAX: usize = 4_096;
 
 const ACTIVE: u8 = 1;
 const COMPLAINT: u8 = 2;
@@ -77,6 +81,11 @@ impl<T: Ord + Clone> Shared<T> {
         number
     }
 
+    /// The same, of no more than so many.
+    fn number_within(&mut self, value: &T, most: usize) -> Option<u32> {
+        (self.values.len() < most || self.by_value.contains_key(value)).then(|| self.number(value))
+    }
+
     fn get(&self, number: u32) -> Option<&T> {
         self.values.get((number as usize).checked_sub(1)?)
     }
@@ -90,6 +99,8 @@ pub(super) struct Cards {
     organisations: Shared<String>,
     zones: Shared<String>,
     settings: Shared<Vec<(String, String)>>,
+    agents: Shared<String>,
+    whereabouts: Shared<OpenSession>,
     /// What the back office has worked out for one subscriber; its seat's own, in no order.
     offers: BTreeMap<u32, Offer>,
     next_offer: u32,
@@ -167,6 +178,39 @@ impl Cards {
         self.settings.get(number).map_or(&[], Vec::as_slice)
     }
 
+    /// Sessions by agent, names and places by number.
+    pub(super) fn pack_sessions(
+        &mut self,
+        sessions: &BTreeMap<String, BTreeMap<String, OpenSession>>,
+    ) -> PackedSessions {
+        let by_agent = sessions.iter().map(|(agent, sessions)| {
+            let sessions = sessions.iter().map(|(id, open)| {
+                let number = self.whereabouts.number_within(open, WHEREABOUTS_MAX);
+                (id.clone(), number.map_or_else(|| Whereabouts::Own(open.clone()), Whereabouts::Shared))
+            });
+            let sessions = sessions.collect();
+            (self.agents.number(agent), sessions)
+        });
+        by_agent.collect()
+    }
+
+    /// The same by name again.
+    pub(super) fn unpack_sessions(
+        &self,
+        packed: PackedSessions,
+    ) -> BTreeMap<String, BTreeMap<String, OpenSession>> {
+        let open = |whereabouts| match whereabouts {
+            Whereabouts::Shared(number) => self.whereabouts.get(number).cloned(),
+            Whereabouts::Own(open) => Some(open),
+        };
+        let by_agent = packed.into_iter().filter_map(|(agent, sessions)| {
+            let sessions =
+                sessions.into_iter().filter_map(|(id, whereabouts)| Some((id, open(whereabouts)?)));
+            Some((self.agents.get(agent)?.clone(), sessions.collect()))
+        });
+        by_agent.collect()
+    }
+
     pub(super) fn plan(&self, card: Card) -> &str {
         self.plans.get(card.plan).map_or("", String::as_str)
     }
@@ -193,7 +237,7 @@ impl Roster {
     /// Notes that a line is of this id.
     pub(super) fn insert(&mut self, line: Line, pages: &Pages) {
         let hasher = &self.hasher;
-        let hash = |line: &u32| hasher.hash_one(&*pages.seat(Line(*line)).id);
+        let hash = |line: &u32| hasher.hash_one(pages.seat(Line(*line)).id.as_str());
         self.by_id.insert_unique(hash(&line.0), line.0, hash);
     }
 
@@ -214,7 +258,7 @@ impl Roster {
     /// As the seats of a snapshot are.
     pub(super) fn restore(pages: &Pages) -> Self {
         let mut roster = Self::default();
-        roster.by_id.reserve(pages.len(), |line| roster.hasher.hash_one(&*pages.seat(Line(*line)).id));
+        roster.by_id.reserve(pages.len(), |line| roster.hasher.hash_one(pages.seat(Line(*line)).id.as_str()));
         for line in pages.lines() {
             if pages.seat(line).id.is_empty() {
                 roster.free.insert(line.0);

@@ -18,6 +18,8 @@ use super::feed::Waiting;
 use super::guard::{GuardState, Pushed};
 use super::io::{DecisionId, Elements, Line};
 use super::learning::Learned;
+use super::listed::{Crossing, Listed};
+use super::moments::is_any_under_way;
 use super::pages::{Page, Pages};
 use super::roster::{Cards, Roster};
 use super::state::SubscriberState;
@@ -68,6 +70,8 @@ struct Head {
     clock: Clock,
     waiting: Waiting,
     boundary: Option<i64>,
+    crossing: Option<Crossing>,
+    listed: Listed,
     agenda: Vec<(Micros, u32)>,
     stopped: bool,
     learned: Learned,
@@ -90,6 +94,8 @@ impl Engine {
             clock: self.clock.clone(),
             waiting: self.waiting.clone(),
             boundary: self.boundary,
+            crossing: self.crossing.clone(),
+            listed: self.listed.clone(),
             agenda: self.agenda.iter().copied().collect(),
             stopped: self.world.stopped,
             learned: self.world.learned.clone(),
@@ -147,9 +153,14 @@ impl Engine {
         engine.roster = Roster::restore(&pages);
         (engine.cards, engine.clock, engine.waiting) = (head.cards, head.clock, head.waiting);
         (engine.boundary, engine.now, engine.counters) = (head.boundary, head.now, head.counters);
-        if head.agenda.iter().any(|(_, line)| pages.get(Line(*line)).is_none()) {
+        let grids = engine.world.layout.grids.len();
+        if head.agenda.iter().any(|(_, line)| pages.get(Line(*line)).is_none())
+            || !head.listed.fits(grids, pages.len())
+            || head.crossing.as_ref().is_some_and(|crossing| !crossing.fits(pages.len()))
+        {
             return Err(SnapshotError::Damaged);
         }
+        (engine.crossing, engine.listed) = (head.crossing, head.listed);
         engine.due = head.agenda.iter().map(|(due, line)| (*line, *due)).collect();
         engine.agenda = head.agenda.into_iter().collect();
         engine.world.stopped = head.stopped;
@@ -165,10 +176,8 @@ impl Engine {
     pub(super) fn index(&mut self, pages: &Pages) -> Result<(), SnapshotError> {
         for line in pages.lines() {
             let Some(seat) = pages.get(line) else { continue };
-            for (grid, list) in self.lists.iter_mut().enumerate() {
-                if seat.listed & 1 << grid != 0 {
-                    list.push(line.0);
-                }
+            if is_any_under_way(seat.phases.as_deref()) {
+                self.holding.insert(line);
             }
             if seat.card.organisation != 0 {
                 let organisation = self.world.organisations.entry(seat.card.organisation).or_default();

@@ -179,7 +179,7 @@ impl SentMessage {
 }
 
 /// Where a subscriber is now.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenSession {
     /// Serving network.
@@ -214,7 +214,7 @@ impl SubscriberState {
             overlays: self.overlays.clone(),
             moments: self.moments.clone(),
             contacts: self.contacts.clone(),
-            sessions: self.sessions.clone(),
+            sessions: cards.pack_sessions(&self.sessions),
             trials: self.trials.clone(),
             pushed: self.pushed.clone(),
             asking: self.asking.clone(),
@@ -240,7 +240,7 @@ impl SubscriberState {
             overlays: packed.overlays,
             moments: packed.moments,
             contacts: packed.contacts,
-            sessions: packed.sessions,
+            sessions: cards.unpack_sessions(packed.sessions),
             trials: packed.trials,
             pushed: packed.pushed,
             asking: packed.asking,
@@ -300,7 +300,7 @@ struct Packed {
     overlays: BTreeMap<String, Overlay>,
     moments: BTreeMap<String, Fired>,
     contacts: Vec<SentMessage>,
-    sessions: BTreeMap<String, BTreeMap<String, OpenSession>>,
+    sessions: PackedSessions,
     trials: Vec<Trial>,
     pushed: Vec<Micros>,
     asking: Option<Box<Asking>>,
@@ -308,6 +308,18 @@ struct Packed {
     told: Option<Told>,
     orders: BTreeMap<String, Order>,
     trips: Vec<Trip>,
+}
+
+/// Of each agent, by number, the sessions and where they are.
+pub(super) type PackedSessions = Vec<(u32, Vec<(String, Whereabouts)>)>;
+
+/// An [`OpenSession`].
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) enum Whereabouts {
+    /// Number of one that many have alike.
+    Shared(u32),
+    /// One beyond the bound on those.
+    Own(OpenSession),
 }
 
 /// A setting with an end, or that is followed by another value.

@@ -11,6 +11,7 @@ use super::calendar::Cycles;
 use super::clock::Clock;
 use super::feed::Waiting;
 use super::io::Line;
+use super::listed::{Lines, Listed};
 use super::moments::Phase;
 use super::pages::{Pages, Phases};
 use super::roster::Roster;
@@ -49,11 +50,12 @@ impl Engine {
                 pages.seat_mut(line).phases = phases;
             }
         }
-        let (clock, waiting, boundary) = if windows_go_on {
-            (self.clock.clone(), self.waiting.clone(), self.boundary)
+        let (clock, waiting) = if windows_go_on {
+            (self.clock.clone(), self.waiting.clone())
         } else {
-            (Clock::of_the_same(&self.clock), Waiting::default(), None)
+            (Clock::of_the_same(&self.clock), Waiting::default())
         };
+        let listed = Listed::new(world.layout.grids.len());
         // Everything by name: whatever an engine comes to hold has to be thought of here.
         let mut engine = Self {
             roster: Roster::restore(&pages),
@@ -61,8 +63,11 @@ impl Engine {
             pages: Pages::new(groups),
             clock,
             cycles: Cycles::default(),
-            boundary,
-            lists: vec![Vec::new(); world.layout.grids.len()],
+            boundary: self.boundary.filter(|_| windows_go_on),
+            crossing: self.crossing.clone().filter(|_| windows_go_on),
+            listed: if windows_go_on { self.listed.clone() } else { listed },
+            holding: Lines::default(),
+            most_looks: self.most_looks,
             waiting,
             agenda: BTreeSet::new(),
             due: HashMap::default(),

@@ -23,7 +23,9 @@ pub(super) struct World {
     /// In the order of their names.
     pub(super) moments: Vec<WatchedMoment>,
     /// Moments by grid, as bits.
-    pub(super) on_grid: Vec<u64>,
+    on_grid: Vec<u64>,
+    /// Grids that moments wait on, as bits.
+    pub(super) waited_on: u8,
     /// The fact that says what was used in the last billing cycles, where a plan that suits is asked for.
     pub(super) fit: Option<usize>,
     /// Something reads of trips.
@@ -135,6 +137,8 @@ impl World {
                 on_grid[layout.facts[*fact].grid] |= 1 << index;
             }
         }
+        let waited_on = (0..on_grid.len()).filter(|grid| on_grid[*grid] != 0);
+        let waited_on = waited_on.fold(0, |grids, grid| grids | 1 << grid);
         let reads_organisations = moments
             .iter()
             .any(|watched| watched.moment.when.reads().any(|read| matches!(read, Read::Org(_))));
@@ -146,6 +150,7 @@ impl World {
             layout,
             moments,
             on_grid,
+            waited_on,
             fit,
             keeps_trips,
             reads_organisations,
@@ -158,6 +163,13 @@ impl World {
             pushed: Pushed::default(),
             elements: Elements::default(),
         }
+    }
+
+    /// The grids that have a boundary here and the moments that read facts of them, as bits.
+    pub(super) fn due_at(&self, boundary: i64) -> (u8, u64) {
+        let due = self.layout.grids.iter().zip(&self.on_grid).enumerate();
+        let due = due.filter(|(_, (grid, _))| boundary % grid.step == 0);
+        due.fold((0, 0), |(grids, moments), (index, (_, on_grid))| (grids | 1 << index, moments | on_grid))
     }
 
     /// What becomes of decisions now.

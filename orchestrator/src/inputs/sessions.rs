@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
+use smol_str::SmolStr;
 use usher_models::units::{Bytes, Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
@@ -42,13 +43,13 @@ struct OfAgent {
     known: Vec<Known>,
     free: Vec<u32>,
     /// When each closed, oldest first.
-    closed: VecDeque<(Micros, Box<str>)>,
+    closed: VecDeque<(Micros, SmolStr)>,
 }
 
 #[derive(Debug, Clone)]
 struct Known {
     /// Empty: the place is free.
-    id: Box<str>,
+    id: SmolStr,
     line: Line,
     open: bool,
 }
@@ -352,7 +353,7 @@ impl OfAgent {
             u32::try_from(known.len() - 1).unwrap_or(u32::MAX)
         };
         let known = &self.known;
-        self.by_id.insert_unique(hash, place, |place| hasher.hash_one(&*known[*place as usize].id));
+        self.by_id.insert_unique(hash, place, |place| hasher.hash_one(known[*place as usize].id.as_str()));
     }
 
     fn whose(&self, session: &str, ignored: &mut BTreeMap<&'static str, u64>) -> Line {
@@ -372,11 +373,11 @@ impl OfAgent {
             let Some((_, session)) = self.closed.pop_front() else { return };
             // It may have opened again since.
             if self.find(&session).is_some_and(|known| !known.open) {
-                let (hash, known) = (self.hasher.hash_one(&*session), &mut self.known);
+                let (hash, known) = (self.hasher.hash_one(session.as_str()), &mut self.known);
                 let found = self.by_id.find_entry(hash, |place| known[*place as usize].id == session);
                 if let Ok(entry) = found {
                     let (place, _) = entry.remove();
-                    known[place as usize].id = Box::default();
+                    known[place as usize].id = SmolStr::default();
                     self.free.push(place);
                 }
             }

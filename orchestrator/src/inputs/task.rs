@@ -193,6 +193,9 @@ impl EngineTask {
 
     /// Until the engine next wants to be looked at.
     fn pause(&self) -> Duration {
+        if self.intake.engine.is_crossing() {
+            return Duration::ZERO;
+        }
         let due = self.intake.engine.next_due().into_iter().chain(self.standing.ends()).min();
         let due = due.map_or(TICK, |due| due.since(Micros::now()));
         due.clamp(TICK_LEAST, TICK)

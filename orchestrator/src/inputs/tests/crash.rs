@@ -284,7 +284,7 @@ async fn play(kills: &[u64]) -> (Outcome, u64) {
     loop {
         let Some(alive) = &life else {
             let fuse = Fuse::killing_before(kills.next());
-            life = Life::start(&ground, fuse).await;
+            life = Box::pin(Life::start(&ground, fuse)).await;
             continue;
         };
         let done = match acts.peek() {
