@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use usher_models::units::{Micros, SubscriberId};
-use usher_orchestrator::engine::Engine;
 use usher_orchestrator::engine::io::{Effect, Gate, Input, Observed, Say, SessionSeen};
+use usher_orchestrator::engine::{Engine, Learned};
 use usher_orchestrator::identity::Directory;
 use usher_orchestrator::policy::Policy;
 use usher_orchestrator::uplift::report::{Choice, Figure, Question, Reader, Said};
@@ -253,7 +253,7 @@ fn the_uplift_report_tells_what_each_message_would_have_brought_though_it_was_sa
     let now = Micros::new(START).after(DAY * 61);
     let mut reader = Reader::new(Question { policy: None, credit: 2 * HOUR, now });
     run.choices.values().for_each(|(_, choice)| reader.read(choice));
-    let report = reader.report(false);
+    let report = reader.report(false, &Learned::default());
     let accepted = usize::try_from(report.all.accepted).unwrap();
     assert_eq!((usize::try_from(report.all.sent).unwrap(), accepted), (run.said, run.accepted));
     // What people would have said, had each been asked whenever it could have been.

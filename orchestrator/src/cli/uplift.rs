@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::output::{Field, Sheet, plain, table, when, when_any};
-use crate::uplift::report::{Brought, Figure, LeftOut, Line, Report};
+use crate::uplift::report::{Brought, Done, Figure, LeftOut, Line, Report};
 
 pub(super) fn report(report: &Report) -> String {
     let cut_short = if report.cut_short { " (there are older ones: narrow it with --since)" } else { "" };
@@ -19,10 +19,36 @@ pub(super) fn report(report: &Report) -> String {
         .line("Credit", credit(report.credit_s));
     let mut text = sheet.end();
     text.push('\n');
-    if report.actions.is_empty() {
-        text.push_str("no message was sent, or was to be, in that time");
-        return text;
+    text.push_str(&if report.actions.is_empty() {
+        "no message was sent, or was to be, in that time\n".to_owned()
+    } else {
+        messages(report)
+    });
+    if !report.settings.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&settings(&report.settings));
     }
+    text
+}
+
+fn settings(settings: &[Done]) -> String {
+    let rows = settings.iter().map(|line| {
+        vec![
+            Field::text(&line.action),
+            Field::number(line.done),
+            Field::number(line.held_out),
+            Field::number(line.withheld),
+            Field::number(format!("{:.0}", line.judged)),
+            line.helped.map_or_else(
+                || Field::text("too few"),
+                |share| Field::number(format!("{:.1} %", 100.0 * share)),
+            ),
+        ]
+    });
+    table(&["SETTING", "DONE", "HELD OUT", "WITHHELD", "JUDGED", "HELPED"], rows.collect(), "")
+}
+
+fn messages(report: &Report) -> String {
     let mut rows: Vec<Vec<Field>> = report.actions.iter().map(row).collect();
     let of_all = &report.all;
     let mut all = counts("all", "", of_all);
@@ -43,7 +69,7 @@ pub(super) fn report(report: &Report) -> String {
         "SNIPS",
         "GAIN A MESSAGE",
     ];
-    text.push_str(&table(&header, rows, ""));
+    let mut text = table(&header, rows, "");
     let lines = report.actions.iter().map(|line| (name(line), &line.brought));
     for (name, brought) in lines.chain([("all".to_owned(), of_all)]) {
         if let Some(why) = &brought.too_few {

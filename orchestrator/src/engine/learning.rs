@@ -90,6 +90,11 @@ pub(super) struct Of<'o> {
 }
 
 impl Learned {
+    /// How an action fared, as of the last time something was learnt of it; `None`: nothing ever was.
+    pub fn of_action(&self, name: &str) -> Option<Tally> {
+        self.actions.get(name).map(|action| action.all)
+    }
+
     /// Chance that an action helps, or is taken up.
     pub(super) fn propensity(&self, of: Of<'_>, prior: Prior, choose: &Choose, now: Micros) -> f64 {
         let Some(learning) = choose.learning else { return prior.mean() };

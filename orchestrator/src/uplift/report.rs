@@ -1,4 +1,5 @@
-//! The uplift report: what messages brought, and what each would have brought had it always been the one that was said.
+//! The uplift report: what messages brought, and what each would have brought had it always been the one that was said; and whom
+//! reconfigurations helped, as the engine has learnt against people for whom nothing was done.
 //!
 //! ```text
 //!   decision of the ledger -> Choice --settled, carried out, its chance known--> one Trial of each action that had a chance
@@ -20,6 +21,7 @@ use usher_models::units::Micros;
 
 use super::{Estimate, Trial, logged, self_normalised, weighted};
 use crate::api::model::Time;
+use crate::engine::Learned;
 use crate::engine::io::{Candidate, Gate, Mode, Score};
 
 /// Fewest settled messages that a figure is given for.
@@ -28,6 +30,9 @@ pub const MESSAGES_MIN: u64 = 100;
 pub const OUTCOMES_MIN: u64 = 5;
 /// Fewest messages of equal weight that an estimate must be worth.
 pub const EFFECTIVE_MIN: f64 = 50.0;
+
+/// Fewest outcomes of a reconfiguration that a share is given for, as they count by now.
+pub const JUDGED_MIN: f64 = 20.0;
 
 /// One decision as it was logged, and what came of its message.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
@@ -97,6 +102,8 @@ pub struct Report {
     pub all: Brought,
     /// By action and style.
     pub actions: Vec<Line>,
+    /// Actions that reconfigure.
+    pub settings: Vec<Done>,
 }
 
 /// Decisions that no figure is made of.
@@ -173,6 +180,24 @@ pub struct Always {
     pub effective_messages: f64,
 }
 
+/// An action that reconfigures.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Done {
+    /// Its name.
+    pub action: String,
+    /// Decisions that were carried out.
+    pub done: u64,
+    /// Withheld from people for whom nothing is done this quarter.
+    pub held_out: u64,
+    /// Withheld for another reason: the canary, a roll-back, too many pushes.
+    pub withheld: u64,
+    /// How many outcomes were judged, whenever, each counting the less the older it is.
+    pub judged: f64,
+    /// Of those the share that it helped, 0 to 1: quality rose, and would not have by itself. Absent: too few were judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helped: Option<f64>,
+}
+
 /// A mean, and the bounds within which the true one lies in 95 of 100 cases, by the normal approximation.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Figure {
@@ -205,6 +230,8 @@ pub struct Reader {
 struct OfAction {
     /// Some message of it was sent, or was to be: it says something.
     says: bool,
+    /// Carried out without a message: it reconfigures.
+    done: u64,
     chances: u64,
     styles: BTreeMap<Option<String>, OfStyle>,
 }
@@ -298,6 +325,10 @@ impl Reader {
     ) {
         let of_action = of(&mut self.actions, &candidate.action);
         of_action.says |= choice.message.is_some();
+        if kept.is_none() && choice.message.is_none() {
+            of_action.done += 1;
+            return;
+        }
         of_action.chances += u64::from(settled);
         let of_style = of_action.styles.entry(choice.style.clone()).or_default();
         let brought = &mut of_style.brought;
@@ -333,7 +364,9 @@ impl Reader {
     }
 
     /// What was read comes to. `cut_short`: older decisions were not read.
-    pub fn report(mut self, cut_short: bool) -> Report {
+    pub fn report(mut self, cut_short: bool, learned: &Learned) -> Report {
+        let settings = self.actions.extract_if(.., |_, of_action| of_action.done > 0);
+        let settings = settings.map(|(action, of_action)| done(action, &of_action, learned)).collect();
         self.actions.retain(|_, of_action| of_action.says);
         let styles = || self.actions.values().flat_map(|of_action| of_action.styles.values());
         let all = total(styles());
@@ -357,6 +390,7 @@ impl Reader {
             messages_min: MESSAGES_MIN,
             all,
             actions: lines,
+            settings,
         }
     }
 }
@@ -385,6 +419,22 @@ fn picked(choice: &Choice) -> Option<(&Candidate, Option<Kept>)> {
         };
         Some((candidate, Some(kept)))
     })
+}
+
+fn done(action: String, of_action: &OfAction, learned: &Learned) -> Done {
+    let count =
+        |of: fn(&Brought) -> u64| of_action.styles.values().map(|of_style| of(&of_style.brought)).sum();
+    let tally = learned.of_action(&action);
+    let judged = tally.map_or(0.0, |tally| tally.all);
+    let share = tally.filter(|tally| tally.all >= JUDGED_MIN).map(|tally| tally.good / tally.all);
+    Done {
+        done: of_action.done,
+        held_out: count(|brought| brought.held_out),
+        withheld: count(|brought| brought.unsaid),
+        judged,
+        helped: share.map(|share| share.clamp(0.0, 1.0)),
+        action,
+    }
 }
 
 fn total<'a>(styles: impl Iterator<Item = &'a OfStyle>) -> Brought {

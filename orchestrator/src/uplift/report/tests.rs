@@ -81,7 +81,7 @@ fn known() -> Reader {
 
 #[test]
 fn a_ledger_of_known_decisions_gives_the_figures_worked_out_by_hand() {
-    let report = known().report(false);
+    let report = known().report(false, &Learned::default());
     let [a, b] = &report.actions[..] else { panic!("{report:#?}") };
     assert_eq!(
         (a.action.as_str(), a.brought.sent, a.brought.accepted, a.brought.ignored),
@@ -122,7 +122,7 @@ fn each_style_is_a_line_of_its_own_over_all_chances_of_its_action() {
             reader.read(&one);
         }
     }
-    let report = reader.report(false);
+    let report = reader.report(false, &Learned::default());
     let [plain, price] = &report.actions[..] else { panic!("{report:#?}") };
     assert_eq!((plain.style.as_deref(), plain.chances), (Some("plain"), 400));
     assert!((plain.always.unwrap().acceptance_ipw.mean - 0.1).abs() < 1e-9);
@@ -151,7 +151,7 @@ fn what_cannot_be_told_is_counted_and_left_out() {
     reader.read(&kept(one(), Gate::Guard));
     // No chance was at work: nothing but what was picked could have been.
     reader.read(&choice(None, 1.0));
-    let report = reader.report(true);
+    let report = reader.report(true, &Learned::default());
     let left_out = LeftOut { other_policy: 1, not_live: 1, regulated: 1, without_probability: 2 };
     assert_eq!(report.left_out, left_out);
     assert_eq!(report.policies, BTreeMap::from([("7f3a".to_owned(), 11), ("older".to_owned(), 1)]));
@@ -180,7 +180,7 @@ fn too_few_samples_give_no_figure_and_say_what_is_missing() {
     ] {
         let mut reader = Reader::new(question());
         said(&mut reader, "a", 0.9, counts);
-        let report = reader.report(false);
+        let report = reader.report(false, &Learned::default());
         for brought in [&report.actions[0].brought, &report.all] {
             assert_eq!(brought.too_few.as_deref(), expected, "{counts:?}");
             assert_eq!(brought.acceptance.is_some(), expected.is_none());
@@ -191,7 +191,7 @@ fn too_few_samples_give_no_figure_and_say_what_is_missing() {
     let mut reader = Reader::new(question());
     said(&mut reader, "a", 1.0, (200, 100));
     said(&mut reader, "a", 0.01, (10, 5));
-    let report = reader.report(false);
+    let report = reader.report(false, &Learned::default());
     let a = &report.actions[0];
     assert!(a.brought.acceptance.is_some() && a.always.is_none());
     let told = a.brought.too_few.as_deref();
@@ -207,12 +207,28 @@ fn an_old_record_says_nothing_of_its_chance() {
 }
 
 #[test]
-fn a_reconfiguration_is_no_message() {
-    let mut reader = Reader::new(question());
-    reader.read(&Choice { message: None, ..choice(Some("a"), 1.0) });
-    let report = reader.report(false);
-    assert_eq!(
-        (report.actions.len(), report.all),
-        (0, Brought { too_few: Some("0 settled messages, 100 needed".to_owned()), ..Brought::default() })
-    );
+fn a_reconfiguration_is_no_message_and_helps_whom_the_engine_has_seen_it_help() {
+    let set = || Choice { message: None, ..choice(Some("a"), 1.0) };
+    let read = |learned: &str| {
+        let mut reader = Reader::new(question());
+        for one in [set(), set(), set(), kept(set(), Gate::Holdout), kept(set(), Gate::Pushes)] {
+            reader.read(&one);
+        }
+        let report = reader.report(false, &serde_json::from_str(learned).unwrap());
+        assert_eq!((report.actions.len(), report.all.sent), (0, 0));
+        report.settings
+    };
+    let learned = |good: f64, all: f64| {
+        format!(
+            r#"{{"actions": {{"a": {{"all": {{"good": {good}, "all": {all}, "at": 0}}, "segments": {{}}}}}}, "controls": {{}}}}"#
+        )
+    };
+    let done = |judged, helped| {
+        let action = "a".to_owned();
+        vec![Done { action, done: 3, held_out: 1, withheld: 1, judged, helped }]
+    };
+    assert_eq!(read(&learned(10.0, 40.0)), done(40.0, Some(0.25)));
+    assert_eq!(read(&learned(10.0, 19.0)), done(19.0, None), "too few");
+    assert_eq!(read(&learned(-1.0, 40.0)), done(40.0, Some(0.0)), "worse than nothing is no help");
+    assert_eq!(read(r#"{"actions": {}, "controls": {}}"#), done(0.0, None));
 }
