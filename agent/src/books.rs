@@ -73,7 +73,7 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let mut failed = None;
         let restored = store.begin(boot, now, || {
-            let all = ANONYMOUS..=max_subscribers.saturating_add(ANONYMOUS_SLOTS);
+            let all = ANONYMOUS..max_subscribers.saturating_add(1 + ANONYMOUS_SLOTS);
             plane.moved(&Baseline::default(), all).unwrap_or_else(|error| {
                 failed = Some(error);
                 Vec::new()
@@ -106,7 +106,10 @@ impl Books {
         if !self.store.has_room() {
             return Ok(None);
         }
-        let moved = plane.moved(self.accounts.baseline(), self.accounts.used_slots())?;
+        let mut moved = Vec::new();
+        for slots in self.accounts.used_slots() {
+            moved.extend(plane.moved(self.accounts.baseline(), slots)?);
+        }
         let holds = |slot| if self.bypass { None } else { self.enforced.get(&slot) };
         let served = self.sides.take(now, &plane.measured(now));
         let drained = self.accounts.drain(now, moved, &served, flows, holds);

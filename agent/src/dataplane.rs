@@ -6,6 +6,7 @@
 //! capture holds settings and reads them back, but touches no packet ("dry run").
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ipnet::IpNet;
 use usher_models::units::Micros;
@@ -77,12 +78,8 @@ pub trait Slots {
     /// Cumulative counters of a slot.
     fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError>;
 
-    /// The counters of those slots that are not where the baseline has them, in the order of `slots`.
-    fn moved(
-        &mut self,
-        baseline: &Baseline,
-        slots: impl Iterator<Item = u32>,
-    ) -> Result<Vec<Moved>, DataPlaneError> {
+    /// The counters of those slots that are not where the baseline has them, in the order of slots.
+    fn moved(&mut self, baseline: &Baseline, slots: Range<u32>) -> Result<Vec<Moved>, DataPlaneError> {
         let mut moved = Vec::new();
         for slot in slots {
             moved.extend(baseline.moved(slot, &self.usage(slot)?));
@@ -351,6 +348,15 @@ impl Slots for DataPlane {
         match self {
             Self::Probe(probe) => Ok(probe.usage(slot)?),
             Self::Capture(capture) => Ok(capture.usage(slot)),
+        }
+    }
+
+    fn moved(&mut self, baseline: &Baseline, slots: Range<u32>) -> Result<Vec<Moved>, DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.moved(baseline, slots)?),
+            Self::Capture(capture) => {
+                Ok(slots.flat_map(|slot| baseline.moved(slot, &capture.usage(slot))).collect())
+            }
         }
     }
 

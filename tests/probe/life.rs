@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use usher_agent::probe::{Attach, Pattern, ProbeConfig, ProbeError, Verdict};
+use usher_agent::usage::Baseline;
 use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Gate};
 
@@ -28,6 +29,40 @@ fn a_moved_address_takes_its_running_flows_to_the_new_slot_at_once() {
     run(&probe, Up, &frame);
     assert_eq!(cell(&probe, ANONYMOUS, Class::Other, Up).packets, 1);
     assert_eq!(cell(&probe, 5, Class::Other, Up).packets, 1);
+}
+
+#[test]
+fn what_has_moved_since_a_baseline_is_found_and_nothing_else() {
+    on_a_kernel!("what_has_moved_since_a_baseline_is_found_and_nothing_else");
+    let mut rig = Rig::new();
+    rig.settings.max_subscribers = 600;
+    let mut probe = rig.probe();
+    let last = probe.slots() - 1;
+    let all = ANONYMOUS..probe.slots();
+    let mut baseline = Baseline::default();
+    assert_eq!(probe.moved(&baseline, all.clone()).expect("reads"), []);
+    probe.bind(net("10.0.0.3/32"), last).expect("binds");
+    for round in 1..=2_u64 {
+        run(&probe, Up, &tcp(Up, 4000, b"x"));
+        run(&probe, Down, &tcp(Down, 4000, b"xy"));
+        run(&probe, Up, &tcp_of([10, 0, 0, 3], b"x"));
+        run(&probe, Up, &tcp_of([10, 0, 0, 9], b"x"));
+        let moved = probe.moved(&baseline, all.clone()).expect("reads");
+        let places: Vec<_> =
+            moved.iter().map(|moved| (moved.slot, moved.direction, moved.now.packets)).collect();
+        assert_eq!(
+            places,
+            [(ANONYMOUS, Up, round), (SLOT, Up, round), (SLOT, Down, round), (last, Up, round)]
+        );
+        for found in &moved {
+            assert_eq!(found.now, cell(&probe, found.slot, found.class, found.direction));
+            baseline.set(found);
+        }
+        assert_eq!(probe.moved(&baseline, all.clone()).expect("reads"), []);
+    }
+    let none = Baseline::default();
+    assert_eq!(probe.moved(&none, SLOT + 1..last).expect("reads"), [], "no others than asked");
+    assert_eq!(probe.moved(&none, last..u32::MAX).expect("reads").len(), 1, "nor beyond what there is");
 }
 
 #[test]

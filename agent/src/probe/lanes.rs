@@ -1,6 +1,7 @@
 //! Counters and rates of the subscriber slots, in the memory the programs work on.
 
 use std::mem::offset_of;
+use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use aya::Ebpf;
@@ -10,6 +11,11 @@ use usher_models::wire::{
 
 use super::ProbeError;
 use super::mapped::Mapped;
+use crate::usage::{Baseline, CELLS, Moved, cells};
+
+/// Slots looked at together: what is noted of them fits a core's own cache, and their lanes of one kind are a few pages.
+const BLOCK: u32 = 256;
+const LANE_WORDS: usize = size_of::<Lane>() / size_of::<u64>();
 
 /// All lanes of all slots.
 pub(super) struct Lanes {
@@ -29,16 +35,55 @@ impl Lanes {
         let mut usage = SlotUsage::default();
         for (class, cells) in Class::ALL.into_iter().zip(&mut usage.cells) {
             for (direction, cell) in Direction::BOTH.into_iter().zip(cells) {
-                let at = self.place(slot, class.index(), direction) + offset_of!(Lane, cell);
-                *cell = Cell {
-                    bytes: self.read(at + offset_of!(Cell, bytes)),
-                    packets: self.read(at + offset_of!(Cell, packets)),
-                    dropped_bytes: self.read(at + offset_of!(Cell, dropped_bytes)),
-                    dropped_packets: self.read(at + offset_of!(Cell, dropped_packets)),
-                };
+                *cell = self.lanes(slot, class, direction, 1).next().unwrap_or_default();
             }
         }
         Ok(usage)
+    }
+
+    /// Adds the counters of these slots that are not where the baseline has them, in the order of slots.
+    ///
+    /// Walks lane by lane, as memory lies, through a block of slots at a time, and then slot by slot through those where something moved:
+    /// what moves in between is told, or is there the next time.
+    pub(super) fn moved(&self, baseline: &Baseline, slots: Range<u32>, moved: &mut Vec<Moved>) {
+        let end = slots.end.min(self.slots);
+        for first in (slots.start..end).step_by(BLOCK as usize) {
+            let count = BLOCK.min(end - first) as usize;
+            let mut risen = [0_u16; BLOCK as usize];
+            for (bit, (class, direction)) in cells().enumerate() {
+                let told = baseline.lane(class, direction).get(first as usize..).unwrap_or_default();
+                let told = told.iter().copied().chain(std::iter::repeat(Cell::default()));
+                for ((now, told), risen) in
+                    self.lanes(first, class, direction, count).zip(told).zip(&mut risen)
+                {
+                    *risen |= u16::from(now != told) << bit;
+                }
+            }
+            for (slot, risen) in (first..).zip(risen).filter(|(_, risen)| *risen != 0) {
+                for (_, (class, direction)) in cells().enumerate().filter(|(bit, _)| risen & (1 << bit) != 0)
+                {
+                    let now = self.lanes(slot, class, direction, 1).next().unwrap_or_default();
+                    moved.push(Moved { slot, class, direction, now });
+                }
+            }
+        }
+    }
+
+    /// The counters of a class and direction, of so many slots from the first on.
+    fn lanes(
+        &self,
+        first: u32,
+        class: Class,
+        direction: Direction,
+        count: usize,
+    ) -> impl Iterator<Item = Cell> {
+        let words = self.memory.u64s(self.place(first, class.index(), direction), count * LANE_WORDS);
+        words.unwrap_or_default().as_chunks::<LANE_WORDS>().0.iter().map(|lane| Cell {
+            bytes: lane[word(offset_of!(Cell, bytes))].load(Acquire),
+            packets: lane[word(offset_of!(Cell, packets))].load(Acquire),
+            dropped_bytes: lane[word(offset_of!(Cell, dropped_bytes))].load(Acquire),
+            dropped_packets: lane[word(offset_of!(Cell, dropped_packets))].load(Acquire),
+        })
     }
 
     /// Puts enforcement of a slot in force; classes that shape it stay for now. A bucket of another rate begins empty: what was owed at the old rate would hold the
@@ -150,6 +195,13 @@ impl Lanes {
         }
     }
 }
+
+/// The word of a lane that a number of its counters is.
+const fn word(of_cell: usize) -> usize {
+    (offset_of!(Lane, cell) + of_cell) / size_of::<u64>()
+}
+
+const _: () = assert!(CELLS == u16::BITS as usize, "a bit for each of a slot's counters");
 
 /// A burst as the programs have it; a longer one than fits is the longest that does.
 fn units(burst: u64) -> u32 {

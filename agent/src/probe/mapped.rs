@@ -65,6 +65,16 @@ impl Mapped {
         self.word(at).map(|word| unsafe { AtomicU64::from_ptr(word) })
     }
 
+    /// `count` times eight bytes from `at` on, a multiple of eight.
+    pub(super) fn u64s(&self, at: usize, count: usize) -> Option<&[AtomicU64]> {
+        let end = at.checked_add(count.checked_mul(size_of::<u64>())?)?;
+        let first = self.word::<AtomicU64>(at).filter(|_| end <= self.bytes)?;
+        #[expect(unsafe_code, reason = "atomics over foreign memory")]
+        // SAFETY: the first is aligned and all are within the mapping, which lives as long as `self`; others may change what is atomic,
+        // and nobody makes plain references to it.
+        Some(unsafe { std::slice::from_raw_parts(first, count) })
+    }
+
     /// The four bytes at `at`, a multiple of four.
     pub(super) fn u32(&self, at: usize) -> Option<&AtomicU32> {
         #[expect(unsafe_code, reason = "atomics over foreign memory")]

@@ -33,6 +33,7 @@ mod trial;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,7 @@ pub use shaping::{Leaf, MAX_CLASSES, Shaped, Shaping};
 pub use trial::{Trial, TrialOutcome, Verdict};
 
 use crate::dataplane::{Boot, Measured};
+use crate::usage::{Baseline, Moved};
 use attach::Attachments;
 use interfaces::{Choice, Interface, LeftOut};
 use maps::{Maps, kernel};
@@ -398,6 +400,16 @@ impl Probe {
     /// Whether all enforcement is off.
     pub fn bypass(&self) -> bool {
         self.config.bypass != 0
+    }
+
+    /// The counters of those slots that are not where the baseline has them, in the order of slots.
+    pub fn moved(&self, baseline: &Baseline, slots: Range<u32>) -> Result<Vec<Moved>, ProbeError> {
+        let mut moved = Vec::new();
+        if slots.contains(&ANONYMOUS) {
+            moved.extend(baseline.moved(ANONYMOUS, &self.usage(ANONYMOUS)?));
+        }
+        self.maps.lanes.moved(baseline, slots.start.max(ANONYMOUS + 1)..slots.end, &mut moved);
+        Ok(moved)
     }
 
     /// What was measured since the last call, in no order.

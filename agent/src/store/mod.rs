@@ -25,7 +25,6 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use prost::Message as _;
 use redb::{
     Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
 };
@@ -245,9 +244,8 @@ impl Store {
         {
             let mut batches = transaction.open_table(BATCHES)?;
             for batch in &drained.batches {
-                let bytes = batch.encode_to_vec();
-                written += bytes.len() as u64;
-                batches.insert((generation, batch.sequence), bytes.as_slice())?;
+                written += batch.bytes.len() as u64;
+                batches.insert((generation, batch.sequence), batch.bytes.as_slice())?;
             }
             Self::write_told(&transaction, before, &drained.moved)?;
             let mut sessions = transaction.open_table(SESSIONS)?;
@@ -378,15 +376,17 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
     use usher_models::telemetry;
     use usher_models::wire::{Cell, Class, Direction};
 
     use super::*;
+    use crate::usage::Encoded;
 
     fn batch(sequence: u64) -> Drained {
         let batch = telemetry::Batch { sequence, ..telemetry::Batch::default() };
         Drained {
-            batches: vec![batch],
+            batches: vec![Encoded { sequence, bytes: batch.encode_to_vec() }],
             moved: vec![],
             released: vec![],
             until: Micros::new(1),

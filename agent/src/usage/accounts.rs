@@ -12,7 +12,7 @@
 //! on their way are still told as its own; then its close is told, after its last usage.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -114,11 +114,20 @@ pub struct Plan {
     pub rekeyed: bool,
 }
 
+/// A batch as it is stored and goes up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Its number.
+    pub sequence: u64,
+    /// A [`telemetry::Batch`].
+    pub bytes: Vec<u8>,
+}
+
 /// One drain: what is told, and the books after it. To be stored in one transaction.
 #[derive(Debug, Clone)]
 pub struct Drained {
     /// In the order of their sequence.
-    pub batches: Vec<telemetry::Batch>,
+    pub batches: Vec<Encoded>,
     /// What moves the baseline, in the order of slots.
     pub moved: Vec<Moved>,
     /// Sessions that are gone and whose slots are free.
@@ -216,9 +225,9 @@ impl Accounts {
 
     /// Slots whose counters may have moved, in their order: up to the highest that a session ever had, and from the first to the highest that a
     /// name had. What is found in a slot that is nobody's is told as the anonymous', that its next session inherits nothing.
-    pub fn used_slots(&self) -> impl Iterator<Item = u32> + use<> {
+    pub fn used_slots(&self) -> [Range<u32>; 2] {
         let end = u32::try_from(self.by_slot.len()).unwrap_or(u32::MAX);
-        (ANONYMOUS..*self.fresh.start()).chain(self.last + 1..end)
+        [ANONYMOUS..*self.fresh.start(), self.last + 1..end.max(self.last + 1)]
     }
 
     /// The slot of a session that is open, or has closed not long ago.
@@ -328,11 +337,12 @@ impl Accounts {
                     let cell = used.cells[class.index()][direction.index()];
                     packets[class.index()] = packets[class.index()].saturating_add(cell.packets);
                     if cell != Cell::default() {
-                        let mut usage = usage(holder, class, direction, cell, caps[direction.index()]);
-                        if let Some((served, qoo)) = &mut quality {
-                            tell_quality(&mut usage, served, direction.index(), qoo.take());
-                        }
-                        batches.usage(usage);
+                        batches.usage(|usage| {
+                            tell_usage(usage, holder, class, direction, cell, caps[direction.index()]);
+                            if let Some((served, qoo)) = &mut quality {
+                                tell_quality(usage, served, direction.index(), qoo.take());
+                            }
+                        });
                     }
                 }
             }
@@ -392,74 +402,84 @@ fn take(by_slot: &mut Vec<String>, account: &Account) {
 }
 
 /// Cuts what is told into batches of bounded size, numbered one after the other; never less than one.
+///
+/// Each is encoded as it grows: encodings one behind the other are the encoding of all together (Protocol Buffers, encoding, "last one
+/// wins"), so that a drain of all subscribers is never there as messages.
 struct Batches {
-    boot: Boot,
-    start: Micros,
-    end: Micros,
-    sequence: u64,
-    current: telemetry::Batch,
-    bytes: usize,
-    done: Vec<telemetry::Batch>,
+    head: telemetry::Batch,
+    bytes: Vec<u8>,
+    /// Whether there is more than its head.
+    grown: bool,
+    /// A batch of one row, whose text is written anew for each.
+    row: telemetry::Batch,
+    done: Vec<Encoded>,
 }
 
 impl Batches {
     fn new(accounts: &Accounts, end: Micros) -> Self {
-        let mut batches = Self {
-            boot: accounts.boot,
-            start: accounts.drained,
-            end,
+        let head = telemetry::Batch {
+            boot: accounts.boot.0.to_vec(),
             sequence: accounts.sequence,
-            current: telemetry::Batch::default(),
-            bytes: 0,
-            done: Vec::new(),
+            start_us: accounts.drained.get(),
+            end_us: end.get(),
+            ..telemetry::Batch::default()
         };
-        batches.current = batches.next();
+        let row =
+            telemetry::Batch { usage: vec![telemetry::Usage::default()], ..telemetry::Batch::default() };
+        let mut batches = Self { head, bytes: Vec::new(), grown: false, row, done: Vec::new() };
+        batches.begin();
         batches
     }
 
-    fn next(&mut self) -> telemetry::Batch {
-        self.sequence += 1;
-        telemetry::Batch {
-            boot: self.boot.0.to_vec(),
-            sequence: self.sequence,
-            start_us: self.start.get(),
-            end_us: self.end.get(),
-            ..telemetry::Batch::default()
-        }
+    fn begin(&mut self) {
+        self.head.sequence += 1;
+        self.bytes = self.head.encode_to_vec();
+        self.grown = false;
+    }
+
+    fn end(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.done.push(Encoded { sequence: self.head.sequence, bytes });
     }
 
     fn cut(&mut self) {
-        if self.bytes > 0 {
-            let next = self.next();
-            self.done.push(std::mem::replace(&mut self.current, next));
-            self.bytes = 0;
+        if self.grown {
+            self.end();
+            self.begin();
         }
     }
 
-    fn grow(&mut self, bytes: usize) {
-        if self.bytes + bytes > BATCH_BYTES {
-            self.cut();
+    fn add(&mut self, part: &telemetry::Batch) {
+        let from = self.bytes.len();
+        part.encode(&mut self.bytes).expect("memory grows as it is needed");
+        if self.grown && self.bytes.len() > BATCH_BYTES {
+            let part = self.bytes.split_off(from);
+            self.end();
+            self.begin();
+            self.bytes.extend(part);
         }
-        self.bytes += bytes;
+        self.grown = true;
     }
 
     fn session(&mut self, session: telemetry::Session) {
-        self.grow(session.encoded_len());
-        self.current.sessions.push(session);
+        self.add(&telemetry::Batch { sessions: vec![session], ..telemetry::Batch::default() });
     }
 
-    fn usage(&mut self, usage: telemetry::Usage) {
-        self.grow(usage.encoded_len());
-        self.current.usage.push(usage);
+    fn usage(&mut self, tell: impl FnOnce(&mut telemetry::Usage)) {
+        let mut row = std::mem::take(&mut self.row);
+        if let Some(usage) = row.usage.first_mut() {
+            tell(usage);
+        }
+        self.add(&row);
+        self.row = row;
     }
 
     fn flow(&mut self, flow: telemetry::FlowNamed) {
-        self.grow(flow.encoded_len());
-        self.current.flows.push(flow);
+        self.add(&telemetry::Batch { flows: vec![flow], ..telemetry::Batch::default() });
     }
 
-    fn done(mut self) -> Vec<telemetry::Batch> {
-        self.done.push(self.current);
+    fn done(mut self) -> Vec<Encoded> {
+        self.end();
         self.done
     }
 }
@@ -490,15 +510,22 @@ fn session(account: &Account, state: telemetry::SessionState) -> telemetry::Sess
     }
 }
 
-fn usage(
+/// Makes a row that of a cell, whatever it told before.
+fn tell_usage(
+    row: &mut telemetry::Usage,
     (session, anonymous): (&str, &str),
     class: Class,
     direction: Direction,
     cell: Cell,
     cap: Cap,
-) -> telemetry::Usage {
-    telemetry::Usage {
-        session: session.to_owned(),
+) {
+    let anew = |mut text: String, said: &str| {
+        text.clear();
+        text.push_str(said);
+        text
+    };
+    *row = telemetry::Usage {
+        session: anew(std::mem::take(&mut row.session), session),
         class: telemetry::Class::from(class).into(),
         direction: telemetry::Direction::from(direction).into(),
         bytes: cell.bytes,
@@ -507,9 +534,9 @@ fn usage(
         dropped_packets: cell.dropped_packets,
         rate_bits_per_second: cap.map_or(0, |(rate, _)| rate.0),
         at_cap: cap.map(|(_, share)| share),
-        anonymous: anonymous.to_owned(),
+        anonymous: anew(std::mem::take(&mut row.anonymous), anonymous),
         ..telemetry::Usage::default()
-    }
+    };
 }
 
 /// A rate that holds, and the share of the interval spent at it.
@@ -591,12 +618,18 @@ mod tests {
         plan
     }
 
+    fn decoded(batch: &Encoded) -> telemetry::Batch {
+        let decoded = telemetry::Batch::decode(batch.bytes.as_slice()).unwrap();
+        assert_eq!(decoded.sequence, batch.sequence);
+        decoded
+    }
+
     fn tell(accounts: &mut Accounts, now: Micros, readings: &[(u32, SlotUsage)]) -> Vec<telemetry::Batch> {
         let moved =
             readings.iter().flat_map(|(slot, usage)| accounts.baseline().moved(*slot, usage)).collect();
         let drained = accounts.drain(now, moved, &ServedBySlot::new(), &[], |_| None);
         accounts.committed(&drained);
-        drained.batches
+        drained.batches.iter().map(decoded).collect()
     }
 
     #[test]
@@ -629,7 +662,7 @@ mod tests {
         assert_eq!(batches[0].usage[0].bytes, 20);
         assert_eq!(batches[1].sessions[0].state(), telemetry::SessionState::Closed);
         assert_eq!(accounts.session_of(1), "");
-        assert_eq!(accounts.used_slots().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(accounts.used_slots(), [0..2, 4..4], "none of names");
 
         // What still comes in a slot that is nobody's is nobody's; its next holder starts where the counters stand.
         let batches = tell(&mut accounts, at(5), &[(1, counted(37))]);
@@ -711,13 +744,12 @@ mod tests {
     #[test]
     fn a_drain_looks_at_no_slot_between_those_of_few_sessions_and_those_of_names() {
         let mut accounts = Accounts::new(accounts_restored(), 200_000);
-        let used = |accounts: &Accounts| accounts.used_slots().collect::<Vec<_>>();
-        assert_eq!(used(&accounts), [ANONYMOUS]);
+        assert_eq!(accounts.used_slots()[0], 0..1);
         let guests = SessionFacts::anonymous("guests", vec!["100.64.0.0/10".parse().unwrap()]);
         become_(&mut accounts, &[facts("a", "10.0.0.2/32"), facts("b", "10.0.0.3/32"), guests], at(0));
-        assert_eq!(used(&accounts), [ANONYMOUS, 1, 2, 200_001]);
+        assert_eq!(accounts.used_slots(), [0..3, 200_001..200_002]);
         let restored = Restored { accounts: accounts.all_open().cloned().collect(), ..accounts_restored() };
-        assert_eq!(used(&Accounts::new(restored, 200_000)), [ANONYMOUS, 1, 2, 200_001]);
+        assert_eq!(Accounts::new(restored, 200_000).used_slots(), [0..3, 200_001..200_002]);
     }
 
     #[test]

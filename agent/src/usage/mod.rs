@@ -14,7 +14,7 @@ pub mod qoo;
 pub mod quality;
 
 pub use accounts::{
-    ANONYMOUS_SLOTS, Account, Accounts, Drained, MAX_ANONYMOUS, Plan, Restored, SessionFacts,
+    ANONYMOUS_SLOTS, Account, Accounts, Drained, Encoded, MAX_ANONYMOUS, Plan, Restored, SessionFacts,
 };
 pub use baseline::{Baseline, CELLS, Moved, PAGE, cells};
 

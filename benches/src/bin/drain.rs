@@ -139,6 +139,7 @@ fn measure(site: &mut Site, load: &Running, case: &'static str, seconds: u32) ->
         metrics_after.sum(metric, labels).unwrap_or(0.0) - before
     };
     let drains = rise("usher_agent_drains_total", &["result=\"told\""]);
+    ensure!(case == "idle" || flows_after > flows, "the load has ended: {}", load.last_words());
     ensure!(
         drains >= took * 0.5,
         "{drains} drains in {took:.0} s: the agent does not keep up: {}",
@@ -220,7 +221,11 @@ fn load() -> Result<()> {
     say("flows are there");
     let mut next = Instant::now();
     for part in 1.. {
-        driver.probe([&up, &down], 2 * ACTIVE / PARTS)?;
+        match driver.probe([&up, &down], 2 * ACTIVE / PARTS) {
+            // The signal that stops the load ends a run as well.
+            Err(error) if interrupted(&error) => {}
+            run => drop(run?),
+        }
         say(&(part * (ACTIVE / PARTS)).to_string());
         next += Duration::from_secs(1) / PARTS;
         // What could not be sent in time is not made up for.
@@ -230,6 +235,11 @@ fn load() -> Result<()> {
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     Ok(())
+}
+
+fn interrupted(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.any(|cause| cause.kind() == std::io::ErrorKind::Interrupted)
 }
 
 fn table(figures: &[Figure]) -> Table {
