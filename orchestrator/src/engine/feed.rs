@@ -15,7 +15,6 @@ use super::clock::Verdict;
 use super::io::{DirectionName, Effect, Line, NamedSeen, Observed, UsageSeen};
 use super::layout::{HEADER, Layout};
 use super::pages::Page;
-use super::state::SubscriberState;
 use super::trips::price_of_a_byte;
 use super::window::{Area, Report, Spread};
 use crate::policy::{Measure, Source};
@@ -95,7 +94,7 @@ impl Engine {
         let lines = usage.chunk_by(|a, b| a.line == b.line).map(|of_line| of_line[0].line);
         let seats = lines.filter_map(|line| Some((line, self.pages.get(line).filter(|seat| seat.roaming)?)));
         let priced = seats.map(|(line, seat)| {
-            let state = SubscriberState::unpack(&seat.state, &self.cards);
+            let state = self.state(line);
             let plan = self.world.plans.get(self.cards.plan(seat.card));
             (line, price_of_a_byte(&self.world, &state, plan))
         });

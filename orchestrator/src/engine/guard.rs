@@ -333,7 +333,7 @@ impl Engine {
         self.world.guard.rolled_back = Some((self.now, why));
         effects.push(Effect::Guarded(self.world.guard.clone()));
         for line in self.pages.lines() {
-            if self.pages.get(line).is_none_or(|seat| seat.state.is_empty()) {
+            if self.pages.state(line).is_empty() {
                 continue;
             }
             let mut opened = self.open(line);

@@ -87,7 +87,7 @@ impl Look<'_> {
                 Agents::None => false,
                 Agents::One(agent) => clock.covers(agent, from, to),
                 Agents::Several => {
-                    let state = SubscriberState::unpack(&seat.state, self.cards);
+                    let state = SubscriberState::unpack(self.page.state(self.seat), self.cards);
                     let mut agents = state.sessions.keys();
                     agents.all(|agent| clock.find(agent).is_some_and(|agent| clock.covers(agent, from, to)))
                 }
@@ -193,7 +193,7 @@ impl Look<'_> {
                 if self.opened.is_none() {
                     let seat = self.seat();
                     let profile = self.cards.profile(&seat.id, card);
-                    let state = SubscriberState::unpack(&seat.state, self.cards);
+                    let state = SubscriberState::unpack(self.page.state(self.seat), self.cards);
                     let organisation = card.organisation;
                     let now = self.now;
                     let subscriber = Subscriber { state, now, organisation, ..Subscriber::default() };

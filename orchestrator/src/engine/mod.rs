@@ -273,7 +273,7 @@ impl Engine {
                 self.world.plans = plans;
                 self.world.countries = countries;
                 for line in self.pages.lines() {
-                    if self.pages.get(line).is_some_and(|seat| !seat.state.is_empty()) {
+                    if !self.pages.state(line).is_empty() {
                         self.look_at(line, Cause::Plan, false, &mut effects);
                     }
                 }
@@ -312,7 +312,7 @@ impl Engine {
         let dirty = std::mem::take(&mut self.dirty);
         let state = |line: u32| {
             let seat = self.pages.get(Line(line))?;
-            Some((SubscriberId(seat.id.to_string()), Some(SubscriberState::unpack(&seat.state, &self.cards))))
+            Some((SubscriberId(seat.id.to_string()), Some(self.state(Line(line)))))
         };
         gone.chain(dirty.into_iter().filter_map(state)).collect()
     }
@@ -390,8 +390,7 @@ impl Engine {
 
     /// The message of a decision, while it is remembered.
     pub fn contact(&self, decision: &DecisionId) -> Option<SentMessage> {
-        let seat = self.pages.get(*self.by_decision.get(decision)?)?;
-        let contacts = SubscriberState::unpack(&seat.state, &self.cards).contacts;
+        let contacts = self.state(*self.by_decision.get(decision)?).contacts;
         contacts.into_iter().find(|contact| contact.decision == *decision)
     }
 
@@ -442,8 +441,11 @@ impl Engine {
 
     /// The durable state of a subscriber.
     pub fn state_of(&self, id: &SubscriberId) -> Option<SubscriberState> {
-        let seat = self.pages.get(self.line(id)?)?;
-        Some(SubscriberState::unpack(&seat.state, &self.cards))
+        Some(self.state(self.line(id)?))
+    }
+
+    fn state(&self, line: Line) -> SubscriberState {
+        SubscriberState::unpack(self.pages.state(line), &self.cards)
     }
 
     /// What is known of a subscriber, but for the keys.
@@ -455,8 +457,7 @@ impl Engine {
     /// Tells of every open session: its agent, its id, whose it is.
     pub fn open_sessions(&self, mut tell: impl FnMut(&str, &str, Line)) {
         for line in self.pages.lines() {
-            let Some(seat) = self.pages.get(line) else { continue };
-            for (agent, sessions) in &SubscriberState::unpack(&seat.state, &self.cards).sessions {
+            for (agent, sessions) in &self.state(line).sessions {
                 for session in sessions.keys() {
                     tell(agent, session, line);
                 }
@@ -510,27 +511,15 @@ impl Engine {
 
     /// A profile was told of to whom something was ordered: as long as it says what it said then, the order stands.
     fn keep_orders(&mut self, line: Line, profile: &Profile) {
-        let seat = self.pages.seat(line);
-        let mut state = SubscriberState::unpack(&seat.state, &self.cards);
+        let mut state = self.state(line);
         state.orders.retain(|name, order| order.instead_of == told(name, profile));
-        let card = self.cards.with_orders(seat.card, &state.orders);
-        let packed = state.pack(&mut self.cards);
-        let seat = self.pages.seat_mut(line);
-        (seat.card, seat.state) = (card, packed);
+        self.pages.seat_mut(line).card = self.cards.with_orders(self.pages.seat(line).card, &state.orders);
+        self.pages.set_state(line, &state.pack(&mut self.cards));
         self.dirty.insert(line.0);
     }
 
     fn take_seat(&mut self, id: &SubscriberId, card: Card) -> Line {
-        let seat = Seat {
-            id: SmolStr::new(&id.0),
-            card,
-            state: Box::default(),
-            phases: None,
-            present_since: Micros::new(i64::MAX),
-            known_since: Micros::new(i64::MAX),
-            agents: Agents::None,
-            roaming: false,
-        };
+        let seat = Seat { id: SmolStr::new(&id.0), card, ..Seat::free() };
         let line = match self.roster.take_free() {
             Some(line) => {
                 *self.pages.seat_mut(line) = seat;
@@ -602,16 +591,8 @@ impl Engine {
             page.free(layout, group, seat);
         }
         page.roamed.remove(&u8::try_from(seat).unwrap_or_default());
-        page.seats[seat] = Seat {
-            id: SmolStr::default(),
-            card: Card::default(),
-            state: Box::default(),
-            phases: None,
-            present_since: Micros::new(i64::MAX),
-            known_since: Micros::new(i64::MAX),
-            agents: Agents::None,
-            roaming: false,
-        };
+        page.set_state(seat, &[]);
+        page.seats[seat] = Seat::free();
         self.holding.set(line, false);
         self.dirty.remove(&line.0);
         if opened.subscriber.state != SubscriberState::default() {
@@ -626,7 +607,7 @@ impl Engine {
         let zone = (card.zone, profile.time_zone.as_deref());
         let mut cycle = Cycle { cycles: &mut self.cycles, zone, bill_day: profile.bill_day };
         let cycle_left = cycle.left(self.now.get().max(0));
-        let state = SubscriberState::unpack(&seat.state, &self.cards);
+        let state = self.state(line);
         let subscriber = Subscriber {
             state,
             facts: Vec::new(),
@@ -690,9 +671,9 @@ impl Engine {
             _ => Agents::Several,
         };
         let roaming = state.whereabouts().is_some_and(|session| session.roaming);
-        let packed = state.pack(&mut self.cards);
+        self.pages.set_state(opened.line, &state.pack(&mut self.cards));
         let seat = self.pages.seat_mut(opened.line);
-        (seat.state, seat.agents, seat.roaming) = (packed, agents, roaming);
+        (seat.agents, seat.roaming) = (agents, roaming);
         self.dirty.insert(opened.line.0);
     }
 

@@ -38,7 +38,7 @@ const MAX_FIRED: usize = 1_024;
 /// Most boundaries looked at in one step; event time that jumps further skips the oldest.
 const MAX_BOUNDARIES: i64 = 1_000;
 /// Most lines looked at for a boundary in one step: some milliseconds' work.
-pub(super) const MAX_LOOKS: usize = 8_192;
+pub(super) const MAX_LOOKS: usize = 4_096;
 
 /// Facts are taken as they are now up to this long after their last boundary.
 const STALE: Duration = Duration::from_mins(2);

@@ -17,6 +17,8 @@ use super::sketch::Sample;
 
 /// Lines of a page.
 pub(super) const PAGE: usize = 64;
+/// Bytes by which the room for packed states grows.
+const STATES_STEP: usize = 256;
 /// No block.
 const NONE: u8 = u8::MAX;
 
@@ -26,8 +28,6 @@ pub(super) struct Seat {
     /// The subscriber's id; empty: the seat is free.
     pub(super) id: SmolStr,
     pub(super) card: Card,
-    /// [`super::SubscriberState`], packed; empty where there is nothing to tell.
-    pub(super) state: Box<[u8]>,
     /// Moments that are neither idle nor never looked at, by index.
     pub(super) phases: Option<Box<Phases>>,
     /// A session has been open since then, without a break.
@@ -38,6 +38,20 @@ pub(super) struct Seat {
     pub(super) agents: Agents,
     /// Served by a foreign network.
     pub(super) roaming: bool,
+}
+
+impl Seat {
+    pub(super) fn free() -> Self {
+        Self {
+            id: SmolStr::default(),
+            card: Card::default(),
+            phases: None,
+            present_since: Micros::new(i64::MAX),
+            known_since: Micros::new(i64::MAX),
+            agents: Agents::None,
+            roaming: false,
+        }
+    }
 }
 
 pub(super) type Phases = BTreeMap<u8, Phase>;
@@ -63,6 +77,10 @@ struct Pool {
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(super) struct Page {
     pub(super) seats: Vec<Seat>,
+    /// [`super::SubscriberState`] of each seat, packed, one after the other: nothing where there is nothing to tell.
+    states: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<u32>,
     /// Place of each line's block in its group's pool, group after group.
     places: Vec<u8>,
     pools: Vec<Pool>,
@@ -76,6 +94,8 @@ impl Page {
     fn new(groups: usize) -> Self {
         Self {
             seats: Vec::with_capacity(PAGE),
+            states: Vec::new(),
+            ends: Vec::with_capacity(PAGE),
             places: vec![NONE; PAGE * groups],
             pools: vec![Pool::default(); groups],
             samples: BTreeMap::new(),
@@ -85,7 +105,8 @@ impl Page {
 
     /// The same seats, with room for other windows.
     pub(super) fn without_blocks(&self, groups: usize) -> Self {
-        Self { seats: self.seats.clone(), roamed: self.roamed.clone(), ..Self::new(groups) }
+        let Self { seats, states, ends, roamed, .. } = self.clone();
+        Self { seats, states, ends, roamed, ..Self::new(groups) }
     }
 
     /// Whether every word is where this layout looks for it.
@@ -102,9 +123,38 @@ impl Page {
             pool.words.len() == blocks * words && places.iter().enumerate().all(owned)
         };
         self.seats.len() <= PAGE
+            && self.ends.len() == self.seats.len()
+            && self.ends.is_sorted()
+            && self.ends.last().is_none_or(|last| *last as usize == self.states.len())
             && self.places.len() == PAGE * groups
             && self.pools.len() == groups
             && self.pools.iter().enumerate().all(whole)
+    }
+
+    /// The packed state of a seat.
+    pub(super) fn state(&self, seat: usize) -> &[u8] {
+        &self.states[self.state_at(seat)]
+    }
+
+    fn state_at(&self, seat: usize) -> std::ops::Range<usize> {
+        let from = seat.checked_sub(1).map_or(0, |before| self.ends[before]);
+        from as usize..self.ends[seat] as usize
+    }
+
+    pub(super) fn set_state(&mut self, seat: usize, state: &[u8]) {
+        let at = self.state_at(seat);
+        let (before, after) = (self.states.len(), self.states.len() - at.len() + state.len());
+        if after > self.states.capacity() {
+            // As with blocks: doubling would leave half of it unused.
+            self.states.reserve_exact(after - before + STATES_STEP);
+        }
+        self.states.splice(at, state.iter().copied());
+        for end in &mut self.ends[seat..] {
+            *end = u32::try_from(*end as usize + after - before).unwrap_or(u32::MAX);
+        }
+        if self.states.capacity() > after + 4 * STATES_STEP {
+            self.states.shrink_to(after + STATES_STEP);
+        }
     }
 
     /// The block of a seat in a group.
@@ -204,7 +254,9 @@ impl Pages {
         let line = Line(u32::try_from(self.lines).unwrap_or(u32::MAX));
         self.lines += 1;
         if let Some(page) = self.all.last_mut() {
-            Arc::make_mut(page).seats.push(seat);
+            let page = Arc::make_mut(page);
+            page.seats.push(seat);
+            page.ends.push(page.ends.last().copied().unwrap_or_default());
         }
         line
     }
@@ -225,6 +277,17 @@ impl Pages {
         &mut Arc::make_mut(&mut self.all[page]).seats[seat]
     }
 
+    /// The packed state of a line.
+    pub(super) fn state(&self, line: Line) -> &[u8] {
+        let (page, seat) = place(line);
+        self.all[page].state(seat)
+    }
+
+    pub(super) fn set_state(&mut self, line: Line, state: &[u8]) {
+        let (page, seat) = self.page_mut(line);
+        page.set_state(seat, state);
+    }
+
     /// The page of a line, to be changed, and the line's seat in it.
     pub(super) fn page_mut(&mut self, line: Line) -> (&mut Page, usize) {
         let (page, seat) = place(line);
@@ -239,4 +302,37 @@ impl Pages {
 
 fn place(line: Line) -> (usize, usize) {
     (line.0 as usize / PAGE, line.0 as usize % PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn each_line_keeps_its_own_state(
+            lines in 1_usize..150,
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..3_000), 1..60),
+        ) {
+            let mut pages = Pages::new(0);
+            for _ in 0..lines {
+                pages.push(Seat::free());
+            }
+            let mut expected = vec![Vec::new(); lines];
+            for (number, (line, length)) in changes.iter().enumerate() {
+                let (line, state) = (line.index(lines), vec![u8::try_from(number).unwrap(); *length]);
+                pages.set_state(Line(u32::try_from(line).unwrap()), &state);
+                expected[line] = state;
+            }
+            for (line, state) in pages.lines().zip(&expected) {
+                prop_assert_eq!(pages.state(line), &state[..]);
+            }
+            for page in &pages.all {
+                prop_assert!(page.ends.len() == page.seats.len() && page.states.len() == page.ends[page.ends.len() - 1] as usize);
+                prop_assert!(page.states.capacity() <= page.states.len() + 4 * STATES_STEP);
+            }
+        }
+    }
 }

@@ -184,7 +184,7 @@ impl Engine {
                 organisation.members.insert(line.0);
                 organisation.moved += usize::from(seat.card.has_moved());
             }
-            let decisions = SubscriberState::decisions_of(&seat.state).ok_or(SnapshotError::Damaged)?;
+            let decisions = SubscriberState::decisions_of(pages.state(line)).ok_or(SnapshotError::Damaged)?;
             self.by_decision
                 .extend(decisions.into_iter().map(|decision: DecisionId| (decision, Line(line.0))));
         }

@@ -195,9 +195,9 @@ pub struct OpenSession {
 
 impl SubscriberState {
     /// As it is kept in memory and in snapshots.
-    pub(super) fn pack(&self, cards: &mut Cards) -> Box<[u8]> {
+    pub(super) fn pack(&self, cards: &mut Cards) -> Vec<u8> {
         if *self == Self::default() {
-            return Box::default();
+            return Vec::new();
         }
         let (mut of_plan, mut desired) = (Vec::new(), Vec::new());
         for (name, setting) in &self.desired {
@@ -222,7 +222,7 @@ impl SubscriberState {
             orders: self.orders.clone(),
             trips: self.trips.clone(),
         };
-        postcard::to_allocvec(&packed).expect("numbers, words and lists can be packed").into_boxed_slice()
+        postcard::to_allocvec(&packed).expect("numbers, words and lists can be packed")
     }
 
     /// The state that was packed.

@@ -43,8 +43,10 @@ impl Engine {
             Pages::restore(groups, pages.iter().map(|page| page.without_blocks(groups)).collect())
         };
         for line in pages.lines() {
-            let Some(seat) = pages.get(line) else { continue };
-            let state = SubscriberState::unpack(&seat.state, &self.cards);
+            if pages.get(line).is_none() {
+                continue;
+            }
+            let state = self.state(line);
             let phases = self.phases_under(&world, line, &state, windows_go_on);
             if pages.seat(line).phases != phases {
                 pages.seat_mut(line).phases = phases;
