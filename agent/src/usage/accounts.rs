@@ -451,7 +451,12 @@ impl Batches {
 
     fn add(&mut self, part: &telemetry::Batch) {
         let from = self.bytes.len();
-        part.encode(&mut self.bytes).expect("memory grows as it is needed");
+        encode(part, &mut self.bytes);
+        self.grew(from);
+    }
+
+    /// What begins at `from` was added; where that is too much, it begins another batch.
+    fn grew(&mut self, from: usize) {
         if self.grown && self.bytes.len() > BATCH_BYTES {
             let part = self.bytes.split_off(from);
             self.end();
@@ -466,12 +471,12 @@ impl Batches {
     }
 
     fn usage(&mut self, tell: impl FnOnce(&mut telemetry::Usage)) {
-        let mut row = std::mem::take(&mut self.row);
-        if let Some(usage) = row.usage.first_mut() {
+        if let Some(usage) = self.row.usage.first_mut() {
             tell(usage);
         }
-        self.add(&row);
-        self.row = row;
+        let from = self.bytes.len();
+        encode(&self.row, &mut self.bytes);
+        self.grew(from);
     }
 
     fn flow(&mut self, flow: telemetry::FlowNamed) {
@@ -482,6 +487,10 @@ impl Batches {
         self.end();
         self.done
     }
+}
+
+fn encode(part: &telemetry::Batch, bytes: &mut Vec<u8>) {
+    part.encode(bytes).expect("memory grows as it is needed");
 }
 
 /// Makes the prefixes those of a slot. Where a session has the same prefix as the anonymous, it is the session's.
@@ -519,24 +528,15 @@ fn tell_usage(
     cell: Cell,
     cap: Cap,
 ) {
-    let anew = |mut text: String, said: &str| {
-        text.clear();
-        text.push_str(said);
-        text
-    };
-    *row = telemetry::Usage {
-        session: anew(std::mem::take(&mut row.session), session),
-        class: telemetry::Class::from(class).into(),
-        direction: telemetry::Direction::from(direction).into(),
-        bytes: cell.bytes,
-        packets: cell.packets,
-        dropped_bytes: cell.dropped_bytes,
-        dropped_packets: cell.dropped_packets,
-        rate_bits_per_second: cap.map_or(0, |(rate, _)| rate.0),
-        at_cap: cap.map(|(_, share)| share),
-        anonymous: anew(std::mem::take(&mut row.anonymous), anonymous),
-        ..telemetry::Usage::default()
-    };
+    row.clear();
+    row.session.push_str(session);
+    row.anonymous.push_str(anonymous);
+    row.class = telemetry::Class::from(class).into();
+    row.direction = telemetry::Direction::from(direction).into();
+    (row.bytes, row.packets) = (cell.bytes, cell.packets);
+    (row.dropped_bytes, row.dropped_packets) = (cell.dropped_bytes, cell.dropped_packets);
+    row.rate_bits_per_second = cap.map_or(0, |(rate, _)| rate.0);
+    row.at_cap = cap.map(|(_, share)| share);
 }
 
 /// A rate that holds, and the share of the interval spent at it.
