@@ -106,6 +106,12 @@ pub fn median(mut measured: Vec<Duration>) -> Duration {
     measured.get(measured.len() / 2).copied().unwrap_or_default()
 }
 
+/// A count as a figure to print or to divide.
+#[expect(clippy::cast_precision_loss, reason = "a figure to print")]
+pub fn number(count: u64) -> f64 {
+    count as f64
+}
+
 /// Prints a line: what a bench is for.
 #[expect(clippy::print_stdout, reason = "a bench's result goes to the terminal")]
 pub fn say(line: &str) {

@@ -86,8 +86,8 @@ impl Lanes {
         })
     }
 
-    /// Puts enforcement of a slot in force; classes that shape it stay for now. A bucket of another rate begins empty: what was owed at the old rate would hold the
-    /// new one back.
+    /// Puts enforcement of a slot in force; classes that shape it stay for now. A bucket of another rate begins empty: what was owed at
+    /// the old rate would hold the new one back.
     pub(super) fn enforce(&self, slot: u32, enforcement: &Enforcement) -> Result<(), ProbeError> {
         self.check(slot)?;
         for (lane, rates) in enforcement.rates.iter().enumerate() {

@@ -84,11 +84,7 @@ fn main() -> anyhow::Result<()> {
         report.cases.push(measure(*size)?);
         print(&report);
     }
-    let folder = target_folder().join("bench");
-    std::fs::create_dir_all(&folder)?;
-    let path = folder.join("engine.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
-    say(&format!("written to {}", path.display()));
+    usher_benches::write("engine", &report)?;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 use usher_agent::probe::{Probe, Trial};
 use usher_agent::service::rate_of;
 use usher_benches::gateway::Gateway;
-use usher_benches::{say, write};
+use usher_benches::{number, say, write};
 use usher_models::units::BitsPerSecond;
 use usher_models::wire::{Cell, Class, Direction, Enforcement, Rate};
 use usher_tests::floods::{self, Flood, Servers};
@@ -237,9 +237,4 @@ fn table(figures: &[Figure]) -> Table {
         ]);
     }
     table
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a figure to print")]
-fn number(count: u64) -> f64 {
-    count as f64
 }

@@ -14,7 +14,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use usher_agent::probe::Probe;
 use usher_benches::gateway::Gateway;
-use usher_benches::{say, write};
+use usher_benches::{number, say, write};
 use usher_models::wire::{Class, Direction, Enforcement, Rate};
 use usher_tests::floods::{self, Flood, Servers};
 use usher_tests::netns::{Lab, Place};
@@ -229,9 +229,4 @@ fn table(figures: &[Figure]) -> Table {
         ]);
     }
     table
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a figure to print")]
-fn number(count: u64) -> f64 {
-    count as f64
 }

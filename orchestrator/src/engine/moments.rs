@@ -238,16 +238,15 @@ impl Engine {
         match (watermark, self.boundary) {
             // What came before the first report is nobody's to judge.
             (Some(watermark), None) => self.stand_at(watermark.get()),
-            (Some(watermark), Some(last)) if self.boundary_by(last, watermark).is_some() => {
-                self.look_at_those_due(usize::MAX, effects);
-                let mut last = self.skip_to(last, watermark);
+            (Some(watermark), Some(last)) => {
+                let mut last = self.skip_to(last, watermark, effects);
                 while let Some(next) = self.boundary_by(last, watermark) {
                     self.look_at_those_due(usize::MAX, effects);
                     self.begin_crossing(last, next);
                     last = next;
                 }
             }
-            _ => {}
+            (None, _) => {}
         }
         self.look_at_those_due(self.most_looks, effects);
     }
@@ -258,12 +257,13 @@ impl Engine {
 
     /// From where to walk on: where event time jumped, the oldest boundaries are left out, and no condition counts as
     /// having held over them.
-    fn skip_to(&mut self, last: i64, watermark: Micros) -> i64 {
+    fn skip_to(&mut self, last: i64, watermark: Micros, effects: &mut Vec<Effect>) -> i64 {
         let Some(step) = self.world.layout.grids.first().map(|grid| grid.step) else { return last };
         let from = watermark.get().saturating_sub(step.saturating_mul(MAX_BOUNDARIES));
         if last >= from {
             return last;
         }
+        self.look_at_those_due(usize::MAX, effects);
         self.counters.boundaries_skipped += u64::try_from((from - last) / step).unwrap_or(0);
         // What waits for a boundary that is left out has no room on the next: no window that it is in is known.
         if let Some(lost) = self.waiting.first().filter(|first| *first < from) {
