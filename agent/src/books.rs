@@ -15,7 +15,7 @@ use usher_models::wire::{ANONYMOUS, Class, Enforcement};
 use crate::dataplane::{Boot, DataPlaneError, Slots};
 use crate::store::{Store, StoreError};
 use crate::usage::quality::Sides;
-use crate::usage::{ANONYMOUS_SLOTS, Account, Accounts, Baseline, Drained, SessionFacts};
+use crate::usage::{ANONYMOUS_SLOTS, Account, Accounts, Baseline, Counted, Drained, SessionFacts};
 
 /// Why the books could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -74,9 +74,12 @@ impl Books {
         let mut failed = None;
         let restored = store.begin(boot, now, || {
             let all = ANONYMOUS..max_subscribers.saturating_add(1 + ANONYMOUS_SLOTS);
-            plane.moved(&Baseline::default(), all).unwrap_or_else(|error| {
+            let nothing = Baseline::default();
+            let slots = plane.moved(&nothing, all);
+            let counted = slots.and_then(|slots| Ok(Counted { slots, apps: plane.moved_apps(&nothing)? }));
+            counted.unwrap_or_else(|error| {
                 failed = Some(error);
-                Vec::new()
+                Counted::default()
             })
         })?;
         match failed {
@@ -110,9 +113,10 @@ impl Books {
         for slots in self.accounts.used_slots() {
             moved.extend(plane.moved(self.accounts.baseline(), slots)?);
         }
+        let apps = plane.moved_apps(self.accounts.baseline())?;
         let holds = |slot| if self.bypass { None } else { self.enforced.get(&slot) };
         let served = self.sides.take(now, &plane.measured(now));
-        let drained = self.accounts.drain(now, moved, &served, flows, holds);
+        let drained = self.accounts.drain(now, (moved, apps), &served, flows, holds);
         let bytes = self.store.drained(&drained, self.accounts.baseline())?;
         self.accounts.committed(&drained);
         let Drained { batches, backwards, masks, .. } = drained;

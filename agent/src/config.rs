@@ -26,6 +26,9 @@ const MAX_FILE: u64 = 1 << 20;
 /// Sessions at a time: as many as there are slots, less those of traffic of no session.
 const MAX_SUBSCRIBERS: u32 = FlowState::MAX_SLOTS - 1 - ANONYMOUS_SLOTS;
 
+/// Apps of sessions counted at a time: half a gigabyte of them.
+const MAX_APPS: u32 = 1 << 22;
+
 /// Prefixes of no session that are counted under a name, of all names together.
 pub const MAX_ANONYMOUS_PREFIXES: u32 = 256;
 
@@ -91,6 +94,9 @@ pub struct ProbeSource {
     /// Classes of sessions whose quality is measured at a time; beyond that, they are not measured.
     #[serde(default = "defaults::max_measured")]
     pub max_measured: u32,
+    /// Apps of sessions whose bytes are counted at a time; beyond that, they are counted by class alone.
+    #[serde(default = "defaults::max_apps")]
+    pub max_apps: u32,
     /// Packets above a rate wait in a queue; absent: they are dropped.
     pub shaping: Option<ShapingSource>,
 }
@@ -262,6 +268,10 @@ mod defaults {
         32_768
     }
 
+    pub(super) fn max_apps() -> u32 {
+        65_536
+    }
+
     pub(super) fn state_dir() -> PathBuf {
         "/var/lib/usher-agent".into()
     }
@@ -386,6 +396,12 @@ fn check_source(source: &Source) -> Result<(), String> {
             let uplinks = probe.shaping.iter().flat_map(|shaping| &shaping.uplinks);
             let mut names = probe.interfaces.iter().chain(uplinks);
             names.try_for_each(|interface| check_interface(&interface.to_string()))?;
+            if probe.max_apps > MAX_APPS {
+                return Err(format!(
+                    "`max_apps: {}` is out of range: expected 0 to {MAX_APPS}",
+                    probe.max_apps
+                ));
+            }
             if !probe.pin_dir.is_absolute() {
                 return Err("`pin_dir` must be an absolute path on a bpf file system".to_owned());
             }

@@ -17,6 +17,7 @@ use usher_models::wire::{
 use crate::capture::{self, BindingsFull, Capture, CaptureError, Source};
 use crate::config;
 use crate::probe::{self, Probe, ProbeConfig, ProbeError};
+use crate::usage::apps::AppMoved;
 use crate::usage::{ANONYMOUS_SLOTS, Baseline, Moved};
 
 /// How many prefixes the probe has room for, a session on the average.
@@ -87,6 +88,9 @@ pub trait Slots {
         Ok(moved)
     }
 
+    /// Bytes by app that are not where the baseline has them, in the order of lanes.
+    fn moved_apps(&mut self, baseline: &Baseline) -> Result<Vec<AppMoved>, DataPlaneError>;
+
     /// From now on the prefix counts for this slot. Doing it twice is doing it once.
     fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError>;
     /// The prefixes that count for a slot now.
@@ -150,6 +154,17 @@ pub struct ReasonCount {
     pub bytes: Option<u64>,
 }
 
+/// What became of a wish to count a flow's bytes for an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForApp {
+    /// They are.
+    Counted,
+    /// They are not, and should not be: the flow is of no app, nobody's, or not known any more.
+    Not,
+    /// They are not, for there is room for no other app of a slot.
+    Full,
+}
+
 /// What sees new flows and gives them their classes.
 #[derive(Debug)]
 pub enum Flows {
@@ -186,6 +201,14 @@ impl Flows {
         match self {
             Self::Probe(flows) => Ok(flows.name_flow(flow, class, sampling)?),
             Self::Capture(flows) => Ok(flows.name_flow(flow, class, sampling)),
+        }
+    }
+
+    /// Counts the bytes of a flow's further packets for an app of a slot, or for none.
+    pub fn count_for_app(&mut self, flow: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
+        match self {
+            Self::Probe(flows) => flows.count_for_app(flow, slot, app),
+            Self::Capture(flows) => flows.count_for_app(flow, slot, app),
         }
     }
 
@@ -313,6 +336,14 @@ impl DataPlane {
         }
     }
 
+    /// Apps of slots that are counted.
+    pub fn apps(&self) -> usize {
+        match self {
+            Self::Probe(probe) => probe.apps(),
+            Self::Capture(capture) => capture.apps(),
+        }
+    }
+
     /// Forgets idle flows; says how many are left.
     pub fn sweep(&mut self, now: Micros) -> Result<usize, DataPlaneError> {
         match self {
@@ -337,6 +368,7 @@ pub fn probe_config(source: &config::ProbeSource) -> ProbeConfig {
             .saturating_add(ANONYMOUS_SLOTS)
             .saturating_mul(PREFIXES_A_SESSION),
         max_measured: source.max_measured,
+        max_apps: source.max_apps,
         interfaces: source.interfaces.clone(),
         shaping: source.shaping.clone().map(Into::into),
         ..ProbeConfig::new("")
@@ -358,6 +390,13 @@ impl Slots for DataPlane {
                 Ok(slots.flat_map(|slot| baseline.moved(slot, &capture.usage(slot))).collect())
             }
         }
+    }
+
+    fn moved_apps(&mut self, baseline: &Baseline) -> Result<Vec<AppMoved>, DataPlaneError> {
+        Ok(match self {
+            Self::Probe(probe) => probe.moved_apps(baseline),
+            Self::Capture(capture) => capture.moved_apps(baseline),
+        })
     }
 
     fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError> {

@@ -143,6 +143,7 @@ impl Gateway {
                 confidence: named.confidence.get(),
                 first_packet_us: named.first_packet.get(),
                 verdict_us: named.at.get(),
+                counted: named.counted,
             });
         }
     }
@@ -172,6 +173,7 @@ impl Gateway {
         if let Some(shaped) = self.plane.shape_on() {
             self.metrics.shaped(&shaped);
         }
+        self.metrics.apps.set(i64::try_from(self.plane.apps()).unwrap_or(i64::MAX));
         if self.seconds.is_multiple_of(SWEEP_EVERY) {
             match self.plane.sweep(now) {
                 Ok(kept) => {

@@ -97,6 +97,8 @@ pub struct Metrics {
     pub flows_gone: Counter,
     /// Verdicts that could not be written to the data plane.
     pub naming_failures: Counter,
+    /// Verdicts about flows whose bytes are not counted for their app, for there is no room for another.
+    pub apps_full: Counter,
     /// What the classifier refused or gave up, by reason.
     pub classifier: Family<Reason, Counter>,
     /// Packets the data plane did less with.
@@ -105,6 +107,8 @@ pub struct Metrics {
     pub packet_bytes: Family<PacketLabels, Counter>,
     /// Flows the data plane remembers.
     pub flows: Gauge,
+    /// Apps of sessions that are counted.
+    pub apps: Gauge,
     /// Share of a class's flows that are measured at one time.
     pub measured_share: Family<ClassLabel, Gauge<f64, AtomicU64>>,
     /// Whether all enforcement is off.
@@ -170,10 +174,12 @@ impl Metrics {
             flows_untold: Counter::default(),
             flows_gone: Counter::default(),
             naming_failures: Counter::default(),
+            apps_full: Counter::default(),
             classifier: Family::default(),
             packets: Family::default(),
             packet_bytes: Family::default(),
             flows: Gauge::default(),
+            apps: Gauge::default(),
             measured_share: Family::default(),
             bypass: Gauge::default(),
             shaping_classes: Family::default(),
@@ -203,13 +209,14 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter); 16] = [
+        let counters: [(&str, &str, &Counter); 17] = [
             ("counters_backwards", "Counters found below what was told of them", &self.counters_backwards),
             ("samples", "First bytes looked at", &self.samples),
             ("no_verdict", "Flows that will never be named", &self.no_verdict),
             ("flows_untold", "Verdicts not told, too many in one second", &self.flows_untold),
             ("flows_gone", "Verdicts about flows that are not known any more", &self.flows_gone),
             ("naming_failures", "Verdicts that could not be written", &self.naming_failures),
+            ("apps_full", "Verdicts whose app found no room to be counted", &self.apps_full),
             ("pushes_dropped", "Push steps that came faster than they could be done", &self.pushes_dropped),
             ("reports_dropped", "Answers to push steps that found no way up", &self.reports_dropped),
             ("page_waited", "Visitors of the metrics page that waited for a place", &self.page_waited),
@@ -224,8 +231,9 @@ impl Metrics {
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
-        let gauges: [(&str, &str, &Gauge); 10] = [
+        let gauges: [(&str, &str, &Gauge); 11] = [
             ("flows", "Flows the data plane remembers", &self.flows),
+            ("apps", "Apps of sessions that are counted", &self.apps),
             ("interfaces", "Interfaces that carry the probe", &self.interfaces),
             ("interfaces_without", "Interfaces that should and do not", &self.interfaces_without),
             ("bypass", "1: all enforcement is off", &self.bypass),

@@ -13,7 +13,7 @@ use usher_models::units::Micros;
 use usher_models::wire::FlowKey;
 
 use crate::classify::{Catalogue, Classifier, Concluded, Confidence, Observation, Verdict, Via};
-use crate::dataplane::{DataPlaneError, Flows, Sample};
+use crate::dataplane::{DataPlaneError, Flows, ForApp, Sample};
 use crate::metrics::Metrics;
 
 /// Most samples looked at before orders and the clock have their turn.
@@ -41,10 +41,21 @@ pub struct Named {
     pub via: Via,
     /// How sure it is, 0 to 1.
     pub confidence: Confidence,
+    /// Whether its bytes are counted for the app from here on.
+    pub counted: bool,
     /// When the flow's first packet was seen.
     pub first_packet: Micros,
     /// When it was named.
     pub at: Micros,
+}
+
+/// What a verdict is told about.
+#[derive(Debug, Clone, Copy)]
+struct Subject {
+    slot: u32,
+    first_packet: Micros,
+    /// The flow's bytes are counted for its app.
+    counted: bool,
 }
 
 /// The state of the verdicts' thread.
@@ -108,27 +119,29 @@ impl Verdicts {
         let observation = self.classifier.observe(sample);
         // Not the observation itself: a host name does not leave the classifier, not even for a log.
         tracing::trace!(instruction = ?observation.instruction(), "sample");
-        self.instruct(&sample.flow, &observation);
+        let counted = self.instruct(&sample.flow, sample.slot, &observation);
+        let subject = Subject { slot: sample.slot, first_packet: sample.first_packet, counted };
         if let Observation::Named(_) = observation {
             let now = clock();
             self.metrics.decided(now.since(sample.seen));
             // A capture read fast is ahead of the clock.
-            self.tell(sample.slot, sample.first_packet, observation, now.max(sample.seen));
+            self.tell(subject, observation, now.max(sample.seen));
         } else {
-            self.tell(sample.slot, sample.first_packet, observation, sample.seen);
+            self.tell(subject, observation, sample.seen);
         }
     }
 
     fn conclude(&mut self, concluded: Vec<Concluded>, now: Micros) {
         for Concluded { flow, slot, first_packet, observation } in concluded {
-            self.instruct(&flow, &observation);
-            self.tell(slot, first_packet, observation, now);
+            let counted = self.instruct(&flow, slot, &observation);
+            self.tell(Subject { slot, first_packet, counted }, observation, now);
         }
     }
 
-    /// First of all the class is written to where the next packet is counted.
-    fn instruct(&mut self, flow: &FlowKey, observation: &Observation) {
-        let Some((class, sampling)) = observation.instruction() else { return };
+    /// First of all the class is written to where the next packet is counted, and the app. Whether the flow's bytes are counted for one
+    /// from here on.
+    fn instruct(&mut self, flow: &FlowKey, slot: u32, observation: &Observation) -> bool {
+        let Some((class, sampling)) = observation.instruction() else { return false };
         match self.flows.name_flow(flow, class, sampling) {
             Ok(true) => {}
             // Swept since, or its table was full: if a packet of it comes again, its sample brings the class again.
@@ -140,12 +153,20 @@ impl Verdicts {
                 tracing::warn!("a verdict could not be told to the data plane: {error}");
             }
         }
+        let app = match observation {
+            Observation::Named(verdict) | Observation::Upgraded(verdict) => verdict.app.clone(),
+            Observation::Again { .. } => self.classifier.app_told(flow),
+            Observation::NeedMore | Observation::GiveUp { .. } => None,
+        };
+        let for_app = self.flows.count_for_app(flow, slot, app.as_deref());
+        self.metrics.apps_full.inc_by(u64::from(for_app == ForApp::Full));
+        for_app == ForApp::Counted
     }
 
-    fn tell(&mut self, slot: u32, first_packet: Micros, observation: Observation, now: Micros) {
+    fn tell(&mut self, subject: Subject, observation: Observation, now: Micros) {
         match observation {
-            Observation::Named(verdict) => self.named(slot, first_packet, verdict, now),
-            Observation::Upgraded(verdict) => self.upgraded(slot, first_packet, verdict, now),
+            Observation::Named(verdict) => self.named(subject, verdict, now),
+            Observation::Upgraded(verdict) => self.upgraded(subject, verdict, now),
             Observation::GiveUp { .. } => {
                 self.metrics.no_verdict.inc();
             }
@@ -153,23 +174,23 @@ impl Verdicts {
         }
     }
 
-    fn named(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, at: Micros) {
-        let took = at.since(first_packet);
+    fn named(&mut self, subject: Subject, verdict: Verdict, at: Micros) {
+        let took = at.since(subject.first_packet);
         self.metrics.named(verdict.class, verdict.via.name(), took);
-        self.send(slot, first_packet, verdict, at);
+        self.send(subject, verdict, at);
     }
 
     /// Told once more, for packets to come; how long the first verdict took was told with it.
-    fn upgraded(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, at: Micros) {
+    fn upgraded(&mut self, subject: Subject, verdict: Verdict, at: Micros) {
         self.metrics.upgraded(verdict.class, verdict.via.name());
-        self.send(slot, first_packet, verdict, at);
+        self.send(subject, verdict, at);
     }
 
-    fn send(&mut self, slot: u32, first_packet: Micros, verdict: Verdict, at: Micros) {
+    fn send(&mut self, Subject { slot, first_packet, counted }: Subject, verdict: Verdict, at: Micros) {
         let Verdict { app, class, via, confidence, .. } = verdict;
         let age_ms = at.since(first_packet).as_millis();
         tracing::debug!(app = app.as_deref(), %class, %via, age_ms, "flow named");
-        let named = Named { slot, app, class, via, confidence, first_packet, at };
+        let named = Named { slot, app, class, via, confidence, counted, first_packet, at };
         if self.named.try_send(named).is_err() {
             self.metrics.flows_untold.inc();
         }

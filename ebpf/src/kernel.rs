@@ -15,9 +15,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, RingBuf};
 use usher_models::wire::{
-    ANONYMOUS, Action, Cell, Class, Config, Direction, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine,
-    FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally, Turn,
-    WAYS,
+    ANONYMOUS, Action, AppLane, Cell, Class, Config, Direction, Fingerprint, FirstBytes, Flow, FlowDetails,
+    FlowLine, FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally,
+    Turn, WAYS,
 };
 
 pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, measure, quality, quality_words};
@@ -38,6 +38,8 @@ static FLOWS: Array<FlowLine> = Array::with_max_entries(1, MMAPABLE);
 static DETAILS: Array<FlowDetails> = Array::with_max_entries(1, MMAPABLE);
 #[map(name = "usher_lanes")]
 static LANES: Array<Lane> = Array::with_max_entries(1, MMAPABLE);
+#[map(name = "usher_apps")]
+static APPS: Array<AppLane> = Array::with_max_entries(1, MMAPABLE);
 /// What is nobody's, by CPU: it comes on all of them.
 #[map(name = "usher_anonymous")]
 static ANONYMOUS_USAGE: PerCpuArray<SlotUsage> = PerCpuArray::with_max_entries(1, 0);
@@ -313,6 +315,21 @@ impl FlowEntry {
     #[inline(always)]
     fn details(&self) -> Option<*mut FlowDetails> {
         DETAILS.get_ptr_mut(self.place)
+    }
+
+    /// Counts a packet let through for the app that the flow is counted for, if that is an app of this slot: a flow that has
+    /// changed hands is counted for its new slot's when the agent comes to it.
+    #[inline(always)]
+    pub fn count_for_app(&self, slot: u32, direction: Direction, bytes: u32) {
+        let Some(details) = self.details() else { return };
+        let Some(lane) = APPS.get_ptr_mut(unsafe { addr_of!((*details).app).read_volatile() }) else {
+            return;
+        };
+        unsafe {
+            if addr_of!((*lane).slot).read_volatile() == slot && slot != ANONYMOUS {
+                add(addr_of_mut!((*lane).bytes).cast::<u64>().add(direction.index()), u64::from(bytes));
+            }
+        }
     }
 
     /// Takes a sample off a budget: when the flow's first packet was seen, or none where the budget is used up. Then the flow is settled,

@@ -176,6 +176,12 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, around: u32, directio
 
     let (bytes, packets) = on_the_wire(skb, packet);
     let (verdict, action) = account(config, slot, state.class(), direction, bytes, packets);
+    if state.is_for_app()
+        && verdict == Verdict::Pass
+        && let Some(flow) = flow
+    {
+        flow.count_for_app(slot, direction, bytes);
+    }
 
     // What is held back comes again; its sample is taken, and paid for, when it passes.
     if verdict == Verdict::Pass && packet.worth_a_sample && (packet.opens_connection || !state.settled()) {

@@ -24,6 +24,7 @@ fuzz_target!(|data: &[u8]| {
             let observation = classifier.observe(&sample);
             if let Some((class, sampling)) = observation.instruction() {
                 table.name_flow(&sample.flow, class, sampling);
+                table.count_for_app(&sample.flow, sample.slot, sampling.then_some("streams"));
             }
         }
         for sample in table.overdue_fragments(now) {

@@ -3,6 +3,7 @@
 //! Needs root and a kernel that takes BPF; without, each test says that it is skipped.
 
 mod accuracy;
+mod apps;
 mod enforcement;
 mod interfaces;
 mod life;

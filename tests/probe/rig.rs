@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use etherparse::PacketBuilder;
 use ipnet::IpNet;
-use usher_agent::dataplane::Sample;
+use usher_agent::dataplane::{ForApp, Sample};
 use usher_agent::probe::{Flows, Probe, ProbeConfig, ProbeError, Trial, Verdict};
 use usher_models::wire::{Cell, Class, Direction, FlowKey, Reason, Tally, TcpFlags};
 
@@ -36,6 +36,7 @@ impl Rig {
             max_subscribers: 16,
             max_prefixes: 16,
             max_measured: 64,
+            max_apps: 64,
             ring_bytes: 1 << 18,
             sample_packets: 4,
             ..ProbeConfig::new(&unique)
@@ -86,6 +87,10 @@ impl Whole {
         sampling: bool,
     ) -> Result<bool, ProbeError> {
         self.flows.name_flow(key, class, sampling)
+    }
+
+    pub(crate) fn count_for_app(&mut self, key: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
+        self.flows.count_for_app(key, slot, app)
     }
 
     pub(crate) async fn next_sample(&mut self) -> Option<Sample<'static>> {

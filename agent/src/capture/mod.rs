@@ -39,7 +39,9 @@ pub use self::source::{CaptureError, Source};
 use self::source::{Frame, Health, Reading};
 use self::table::Table;
 pub use self::table::{BindingsFull, TableLimits};
-use crate::dataplane::{Boot, Sample};
+use crate::dataplane::{Boot, ForApp, Sample};
+use crate::usage::Baseline;
+use crate::usage::apps::AppMoved;
 
 /// A capture that counts, samples and pretends to enforce.
 #[derive(Debug)]
@@ -120,6 +122,11 @@ impl Flows {
         hold(&self.table).name_flow(flow, class, sampling)
     }
 
+    /// Counts the bytes of a flow's further packets for an app of a slot, or for none.
+    pub fn count_for_app(&mut self, flow: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
+        hold(&self.table).count_for_app(flow, slot, app)
+    }
+
     /// Why the source ended before its end, if it did.
     pub fn broken(&self) -> Option<CaptureError> {
         self.reading.health.broken.lock().ok()?.clone()
@@ -156,6 +163,17 @@ impl Capture {
     /// A slot's counters, which only ever rise.
     pub fn usage(&self, slot: u32) -> SlotUsage {
         hold(&self.table).usage(slot)
+    }
+
+    /// The bytes by app that are not where the baseline has them, in the order of lanes. A lane that no flow has been counted in for two
+    /// sweeps is another app's from here on, if the baseline has all of it.
+    pub fn moved_apps(&mut self, baseline: &Baseline) -> Vec<AppMoved> {
+        hold(&self.table).moved_apps(baseline)
+    }
+
+    /// Apps of slots that are counted.
+    pub fn apps(&self) -> usize {
+        hold(&self.table).apps()
     }
 
     /// Binds a prefix to a slot; a narrower prefix wins over a wider one.

@@ -29,7 +29,9 @@ use super::plain;
 use super::slab::{Place, Slab};
 use crate::classify::Verdict;
 use crate::classify::packet::{self, Packet, Payload};
-use crate::dataplane::Sample;
+use crate::dataplane::{ForApp, Sample};
+use crate::usage::Baseline;
+use crate::usage::apps::{AppMoved, Pairs};
 
 /// Bounds of a [`Table`].
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +41,8 @@ pub struct TableLimits {
     pub flows: usize,
     /// Whether flows that had to go are kept for who lists them.
     pub keeps_given_up: bool,
+    /// Apps of slots whose bytes are counted at one time.
+    pub apps: u32,
     /// Prefixes bound to slots.
     pub bindings: usize,
     /// Packets of a connection handed to the classifier, unless it asks for more.
@@ -56,6 +60,7 @@ impl Default for TableLimits {
         Self {
             flows: 1_048_576,
             keeps_given_up: false,
+            apps: 65_536,
             bindings: 1_048_576,
             samples: 24,
             sample_bytes: MAX_FIRST_BYTES,
@@ -104,6 +109,8 @@ pub struct Flow {
     class: Class,
     sampling: bool,
     samples: u16,
+    /// The lane its bytes are counted in; 0: in none.
+    app: u32,
 }
 
 /// The slot a packet counts for, and its direction seen from there.
@@ -124,6 +131,9 @@ pub struct Table {
     sessions: bool,
     anonymous: Box<SlotUsage>,
     usage: HashMap<u32, Box<SlotUsage>, RandomState>,
+    apps: Pairs,
+    /// By lane: whose it is, and its bytes by direction.
+    app_bytes: Vec<(u32, [u64; 2])>,
     fragments: Fragments,
     refused: [Traffic; Refused::ALL.len()],
     flows_given_up: u64,
@@ -143,6 +153,8 @@ impl Table {
             sessions: false,
             anonymous: Box::default(),
             usage: HashMap::default(),
+            apps: Pairs::new(limits.apps),
+            app_bytes: Vec::new(),
             fragments: Fragments::new(limits.fragments),
             refused: [Traffic::default(); Refused::ALL.len()],
             flows_given_up: 0,
@@ -305,6 +317,55 @@ impl Table {
         true
     }
 
+    /// Counts the bytes of a flow's further packets for an app of a slot, or for none.
+    pub fn count_for_app(&mut self, key: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
+        let Some(place) = self.place(key) else { return ForApp::Not };
+        let app = app.filter(|_| slot != ANONYMOUS);
+        let lane = app.and_then(|app| self.app_lane(slot, app));
+        if let Some(flow) = self.flows.get_mut(place) {
+            flow.app = lane.unwrap_or_default();
+        }
+        match (app, lane) {
+            (_, Some(_)) => ForApp::Counted,
+            (Some(_), None) => ForApp::Full,
+            (None, None) => ForApp::Not,
+        }
+    }
+
+    fn app_lane(&mut self, slot: u32, app: &str) -> Option<u32> {
+        let (lane, _) = self.apps.lane(slot, app)?;
+        let place = usize::try_from(lane).unwrap_or(usize::MAX);
+        if self.app_bytes.len() <= place {
+            self.app_bytes.resize(place + 1, (ANONYMOUS, [0; 2]));
+        }
+        self.app_bytes[place].0 = slot;
+        Some(lane)
+    }
+
+    /// The bytes by app that are not where the baseline has them, in the order of lanes. What is told entirely and used no more is free from
+    /// here on.
+    pub fn moved_apps(&mut self, baseline: &Baseline) -> Vec<AppMoved> {
+        for lane in self.apps.unused() {
+            let counted = usize::try_from(lane).ok().and_then(|lane| self.app_bytes.get(lane));
+            if counted.is_some_and(|(_, bytes)| *bytes == baseline.app(lane)) {
+                self.apps.release(lane);
+            }
+        }
+        let lanes = (0_u32..).zip(&self.app_bytes);
+        let moved = lanes.filter(|(lane, (_, now))| *now != baseline.app(*lane));
+        moved
+            .filter_map(|(lane, (slot, now))| {
+                let app = Arc::clone(&self.apps.pair(lane)?.app);
+                Some(AppMoved { lane, slot: *slot, app, now: *now })
+            })
+            .collect()
+    }
+
+    /// Apps of slots that are counted.
+    pub fn apps(&self) -> usize {
+        self.apps.len()
+    }
+
     /// Keeps a flow's verdict with it, if it is still known.
     pub fn keep_verdict(&mut self, key: &FlowKey, verdict: Arc<Verdict>) {
         if let Some(flow) = self.flow(key) {
@@ -315,7 +376,15 @@ impl Table {
     /// Forgets flows silent for long, and returns them.
     pub fn sweep(&mut self, now: Micros) -> Vec<Flow> {
         let idle = self.limits.idle;
-        self.flows.extract(|flow| now.since(flow.last) > idle)
+        let swept = self.flows.extract(|flow| now.since(flow.last) > idle);
+        let mut used = vec![false; self.app_bytes.len()];
+        for flow in self.flows.iter() {
+            if let Some(used) = usize::try_from(flow.app).ok().and_then(|lane| used.get_mut(lane)) {
+                *used = true;
+            }
+        }
+        self.apps.swept(&used);
+        swept
     }
 
     /// Whether flows had to go since they were last taken.
@@ -397,10 +466,35 @@ impl Table {
     }
 
     fn flow(&mut self, key: &FlowKey) -> Option<&mut Flow> {
+        let place = self.place(key)?;
+        self.flows.get_mut(place)
+    }
+
+    fn place(&self, key: &FlowKey) -> Option<Place> {
         let sampled =
             self.sampled.filter(|place| self.flows.get(*place).is_some_and(|flow| flow.key == *key));
-        let place = sampled.or_else(|| self.flows.find(self.flows.hash(key), key))?;
-        self.flows.get_mut(place)
+        sampled.or_else(|| self.flows.find(self.flows.hash(key), key))
+    }
+
+    /// Adds to the app that a flow is counted for. One that has another slot than before is counted for that one's app from here on.
+    fn count_app(&mut self, place: Place, slot: u32, direction: Direction, sent: Traffic) {
+        let Some(mut lane) = self.flows.get(place).map(|flow| flow.app).filter(|lane| *lane != 0) else {
+            return;
+        };
+        if slot == ANONYMOUS {
+            return;
+        }
+        if self.app_bytes.get(lane as usize).is_none_or(|(of, _)| *of != slot) {
+            let app = self.apps.pair(lane).map(|pair| Arc::clone(&pair.app));
+            let Some(next) = app.and_then(|app| self.app_lane(slot, &app)) else { return };
+            lane = next;
+            if let Some(flow) = self.flows.get_mut(place) {
+                flow.app = lane;
+            }
+        }
+        if let Some((_, bytes)) = self.app_bytes.get_mut(lane as usize) {
+            bytes[direction.index()] += sent.bytes;
+        }
     }
 
     /// Counts a packet for the session whose side it shows, else for anonymous.
@@ -428,6 +522,9 @@ impl Table {
             }
             self.flows.insert(hash, Flow::new(turned(&up, direction), &found.layers, seen))
         };
+        if let Some(place) = place {
+            self.count_app(place, slot, direction, sent);
+        }
         let usage = if slot == ANONYMOUS { &mut self.anonymous } else { self.usage.entry(slot).or_default() };
         let Some((place, flow)) = place.and_then(|place| Some((place, self.flows.get_mut(place)?))) else {
             count_usage(usage, Class::Other, direction, sent);
@@ -479,6 +576,7 @@ impl Flow {
             class: Class::Other,
             sampling: true,
             samples: 0,
+            app: 0,
         }
     }
 

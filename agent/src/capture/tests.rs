@@ -302,6 +302,60 @@ fn an_address_that_moves_takes_no_usage_along() {
 }
 
 #[test]
+fn bytes_by_app_are_counted_for_who_has_the_address_now() {
+    let mut table = table(&[("10.0.0.2/32", 1)]);
+    let mut baseline = Baseline::default();
+    let told = |table: &mut Table, baseline: &mut Baseline| {
+        let moved = table.moved_apps(baseline);
+        let told = moved.iter().map(|moved| {
+            let before = baseline.app(moved.lane);
+            (moved.slot, moved.app.to_string(), [moved.now[0] - before[0], moved.now[1] - before[1]])
+        });
+        let told = told.collect::<Vec<_>>();
+        for moved in &moved {
+            baseline.set_app(moved.lane, moved.now);
+        }
+        told
+    };
+    let (up, down) = (udp(SUBSCRIBER, 1, SERVER, 2, b"x"), udp(SERVER, 2, SUBSCRIBER, 1, b"xyz"));
+    let key = frame(&mut table, &up).unwrap().flow;
+    assert_eq!(table.count_for_app(&key, 1, Some("streams")), ForApp::Counted);
+    assert_eq!(told(&mut table, &mut baseline), []);
+    frame(&mut table, &up);
+    frame(&mut table, &down);
+    assert_eq!(told(&mut table, &mut baseline), [(1, "streams".to_owned(), [29, 31])]);
+    table.bind(prefix("10.0.0.2/32"), 2).unwrap();
+    frame(&mut table, &up);
+    assert_eq!(told(&mut table, &mut baseline), [(2, "streams".to_owned(), [29, 0])]);
+    table.unbind(prefix("10.0.0.2/32"));
+    frame(&mut table, &up);
+    assert_eq!(told(&mut table, &mut baseline), [], "nobody's");
+    table.bind(prefix("10.0.0.2/32"), 2).unwrap();
+    assert_eq!(table.count_for_app(&key, 2, None), ForApp::Not);
+    frame(&mut table, &up);
+    assert_eq!(told(&mut table, &mut baseline), []);
+    // What no flow is counted for any more, and is told, makes room.
+    assert_eq!(table.apps(), 2);
+    for _ in 0..3 {
+        table.sweep(Micros::new(2));
+    }
+    assert_eq!((told(&mut table, &mut baseline), table.apps()), (vec![], 0));
+}
+
+#[test]
+fn where_no_app_finds_room_its_name_is_lost_alone() {
+    let mut table = Table::new(TableLimits { apps: 1, ..TableLimits::default() });
+    table.bind(prefix("10.0.0.2/32"), 1).unwrap();
+    let keys = [1, 2].map(|port| frame(&mut table, &udp(SUBSCRIBER, port, SERVER, 443, b"x")).unwrap().flow);
+    assert_eq!(table.count_for_app(&keys[0], 1, Some("streams")), ForApp::Counted);
+    assert_eq!(table.count_for_app(&keys[1], 1, Some("chat")), ForApp::Full);
+    assert_eq!(table.count_for_app(&keys[1], ANONYMOUS, Some("chat")), ForApp::Not);
+    frame(&mut table, &udp(SUBSCRIBER, 2, SERVER, 443, b"x"));
+    assert_eq!(table.moved_apps(&Baseline::default()), []);
+    assert_eq!(cell(&table.usage(1), Class::Other, Direction::Up), (87, 3));
+}
+
+#[test]
 fn the_subscribers_side_is_the_sessions_then_who_opened() {
     let mut table = table(&[("10.0.0.0/24", 1)]);
     let mut direction = |packet: &[u8]| {

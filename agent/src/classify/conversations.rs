@@ -1,5 +1,7 @@
 //! Flows of DNS: named by the question, heard for the answers, which name other flows.
 
+use std::sync::Arc;
+
 use usher_models::Class;
 use usher_models::wire::{Direction, FlowKey};
 
@@ -131,9 +133,10 @@ impl Classifier {
         sampling: bool,
     ) -> Observation {
         let told = Told::new(super::scene(sample), Class::System, Strength::Name, start);
-        self.tell(sample.flow, Told { sampling, ..told });
+        let app: Option<Arc<str>> = Some(DNS_APP.into());
+        self.tell(sample.flow, Told { sampling, app: app.clone(), ..told });
         Observation::Named(Verdict {
-            app: Some(DNS_APP.into()),
+            app,
             class: Class::System,
             via: Via::Dns,
             confidence: SURE,

@@ -47,6 +47,7 @@ mod verdict;
 mod waiting;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use usher_models::units::Micros;
@@ -364,6 +365,11 @@ impl Classifier {
             .beginnings
             .advance(sample, segment.flags.end(), |stream| stream.segment(sample.direction, segment));
         taken.map(|(proof, _)| proof)
+    }
+
+    /// The app that a flow was told to be of.
+    pub fn app_told(&self, flow: &FlowKey) -> Option<Arc<str>> {
+        self.told.get(flow)?.app.clone()
     }
 
     /// What was told about a flow, unless this sample shows that it is another flow by now.

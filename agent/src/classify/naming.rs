@@ -41,6 +41,7 @@ impl Classifier {
             .as_ref()
             .map_or((Class::Other, Strength::None), |proven| (proven.verdict.class, proven.strength));
         let mut told = Told::new(scene, class, strength, start);
+        told.app = proven.as_ref().and_then(|proven| proven.verdict.app.clone());
         told.signature = signature;
         let shared_by_datagrams = strength == Strength::SharedProtocol && scene.flow.protocol == packet::UDP;
         if goes_on && (proved_little || shared_by_datagrams) {
@@ -111,6 +112,7 @@ impl Classifier {
             verdict.class = told.class;
         }
         told.class = verdict.class;
+        told.app.clone_from(&verdict.app);
         verdict.keeps_sampling = told.wants_more();
         if let Some(watch) = &mut told.watch {
             watch.verdict = verdict.clone();

@@ -1,5 +1,7 @@
 //! What was told about a flow, and what may still be learnt of it.
 
+use std::sync::Arc;
+
 use usher_models::Class;
 use usher_models::units::Micros;
 
@@ -44,6 +46,7 @@ pub(crate) struct Told {
     /// Whose it is.
     pub(crate) slot: u32,
     pub(crate) class: Class,
+    pub(crate) app: Option<Arc<str>>,
     pub(crate) strength: Strength,
     /// The protocol that its bytes proved, whoever's it is.
     pub(crate) signature: Option<Signature>,
@@ -75,6 +78,7 @@ impl Told {
         Self {
             slot: scene.slot,
             class,
+            app: None,
             strength,
             signature: None,
             sampling: false,

@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{MapData, MapInfo};
 use usher_models::wire::{
-    Config, Direction, FlowDetails, FlowLine, LAYOUT, Lane, Quality, Reason, SLOT_LANES, SlotUsage, Tally,
-    WAYS,
+    AppLane, Config, Direction, FlowDetails, FlowLine, LAYOUT, Lane, Quality, Reason, SLOT_LANES, SlotUsage,
+    Tally, WAYS,
 };
 
 use super::attach::attached;
 use super::maps::{
-    ANONYMOUS_USAGE, CONFIG, DETAILS, FLOWS, LANES, QUALITY, RATIONS, SAMPLES, SESSIONS, TALLIES, kernel,
-    quality_records, remove,
+    ANONYMOUS_USAGE, APPS, CONFIG, DETAILS, FLOWS, LANES, QUALITY, RATIONS, SAMPLES, SESSIONS, TALLIES,
+    app_lanes, kernel, quality_records, remove,
 };
 use super::{ProbeConfig, ProbeError};
 
@@ -38,7 +38,7 @@ pub(super) struct Shape {
 }
 
 /// All pinned maps; `config` first, for the others mean nothing without it.
-pub(super) fn shapes(settings: &ProbeConfig) -> [Shape; 10] {
+pub(super) fn shapes(settings: &ProbeConfig) -> [Shape; 11] {
     let shape = |name, pin, key, value, entries, since| {
         let precious = matches!(pin, "sessions" | "lanes" | "anonymous");
         Shape { name, pin, key, value, entries, since, precious }
@@ -55,6 +55,7 @@ pub(super) fn shapes(settings: &ProbeConfig) -> [Shape; 10] {
         shape(DETAILS, "details", 4, size_of::<FlowDetails>(), lines.saturating_mul(ways), 2),
         shape(RATIONS, "rations", 4, 8, slots, 1),
         shape(LANES, "lanes", 4, size_of::<Lane>(), slots.saturating_mul(slot_lanes), 2),
+        shape(APPS, "apps", 4, size_of::<AppLane>(), app_lanes(settings.max_apps), 5),
         shape(ANONYMOUS_USAGE, "anonymous", 4, size_of::<SlotUsage>(), 1, 2),
         shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons, 4),
         shape(QUALITY, "quality", 4, size_of::<Quality>(), quality_records(settings.max_measured), 3),
@@ -152,7 +153,7 @@ fn taken_along(former: &[u8]) -> Option<Config> {
     // Up to `boot` the fields that go on lie where they lay.
     let keys = match (layout(former), former.len()) {
         (2, LAYOUT_2_BYTES) => former.get(80..)?,
-        (3, bytes) if bytes == size_of::<Config>() => former.get(offset_of!(Config, hash_keys)..)?,
+        (3 | 4, bytes) if bytes == size_of::<Config>() => former.get(offset_of!(Config, hash_keys)..)?,
         _ => return None,
     };
     let mut config = Config {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, LpmTrie, MapData, MapError, PerCpuArray, ProgramArray};
@@ -14,6 +15,7 @@ use usher_models::wire::{
     ANONYMOUS, Config, Direction, FlowLine, PREFIX_BITS, QUALITY_WAYS, Reason, SlotUsage, Tally,
 };
 
+use super::apps::AppLanes;
 use super::attach::{self, MEASURE};
 use super::error::errno;
 use super::lanes::Lanes;
@@ -27,6 +29,7 @@ pub(super) const SESSIONS: &str = "usher_sessions";
 pub(super) const FLOWS: &str = "usher_flows";
 pub(super) const DETAILS: &str = "usher_details";
 pub(super) const LANES: &str = "usher_lanes";
+pub(super) const APPS: &str = "usher_apps";
 pub(super) const ANONYMOUS_USAGE: &str = "usher_anonymous";
 pub(super) const RATIONS: &str = "usher_rations";
 pub(super) const TALLIES: &str = "usher_tallies";
@@ -57,6 +60,11 @@ record!(Config, SlotUsage, Tally);
 /// Records of quality there are where so many are wanted: a power of two, and a group at the least.
 pub(super) fn quality_records(wanted: u32) -> u32 {
     wanted.clamp(QUALITY_WAYS, 1 << 22).next_power_of_two()
+}
+
+/// Lanes of apps there are where so many are wanted: one more, the first of which stands for none.
+pub(super) fn app_lanes(wanted: u32) -> u32 {
+    wanted.saturating_add(1)
 }
 
 /// Removes a pin; one that is not there is no error.
@@ -94,6 +102,7 @@ pub(super) struct Maps {
     anonymous: PerCpuArray<MapData, Record<SlotUsage>>,
     tallies: PerCpuArray<MapData, Record<Tally>>,
     pub(super) lanes: Lanes,
+    pub(super) apps: Arc<AppLanes>,
     pub(super) qualities: Qualities,
     /// Measuring ends with it.
     _rest: ProgramArray<MapData>,
@@ -104,13 +113,15 @@ pub(super) fn flow_table(
     ebpf: &mut Ebpf,
     settings: &ProbeConfig,
     config: &Config,
+    apps: Arc<AppLanes>,
 ) -> Result<FlowTable, ProbeError> {
-    FlowTable::take(ebpf, [FLOWS, DETAILS], FlowLine::lines(settings.max_flows), config.hash_keys)
+    FlowTable::take(ebpf, [FLOWS, DETAILS], FlowLine::lines(settings.max_flows), config.hash_keys, apps)
 }
 
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf, settings: &ProbeConfig) -> Result<Self, ProbeError> {
         let lanes = Lanes::take(ebpf, LANES, settings.max_subscribers.max(1))?;
+        let apps = Arc::new(AppLanes::take(ebpf, APPS, app_lanes(settings.max_apps))?);
         let records = quality_records(settings.max_measured);
         let qualities = Qualities::take(ebpf, QUALITY, records, Micros::now())?;
         let rest = ebpf.take_map(REST).ok_or(ProbeError::NotInObject { name: REST })?;
@@ -126,6 +137,7 @@ impl Maps {
             anonymous: take(ANONYMOUS_USAGE)?.try_into().map_err(kernel(doing))?,
             tallies: take(TALLIES)?.try_into().map_err(kernel(doing))?,
             lanes,
+            apps,
             qualities,
             _rest: rest,
         })

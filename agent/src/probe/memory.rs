@@ -32,7 +32,7 @@ const SCRATCH: u64 = 72 + MAX_FIRST_BYTES as u64 + 4 * 80;
 
 /// What a probe of these sizes costs on a machine with so many CPUs, in the order in which people set them.
 pub fn memory(settings: &ProbeConfig, cpus: u64) -> Vec<Cost> {
-    let (mut flows, mut subscribers, mut prefixes, mut ring, mut measured) = (0, 0, 0, 0, 0);
+    let (mut flows, mut subscribers, mut prefixes, mut ring, mut measured, mut apps) = (0, 0, 0, 0, 0, 0);
     let mut fixed = cpus * SCRATCH;
     for shape in shapes(settings) {
         let value = (shape.value as u64).next_multiple_of(8);
@@ -45,6 +45,7 @@ pub fn memory(settings: &ProbeConfig, cpus: u64) -> Vec<Cost> {
                 prefixes += u64::from(shape.entries) * NODES_A_PREFIX * node.next_power_of_two();
             }
             "quality" => measured += all,
+            "apps" => apps += all,
             "samples" => ring += u64::from(shape.entries),
             "anonymous" | "tallies" => fixed += all * cpus,
             _ => fixed += all,
@@ -56,6 +57,7 @@ pub fn memory(settings: &ProbeConfig, cpus: u64) -> Vec<Cost> {
         cost("subscribers", u64::from(settings.max_subscribers.saturating_sub(1)), subscribers),
         cost("prefixes", u64::from(settings.max_prefixes), prefixes),
         cost("measured at one time", u64::from(settings.max_measured), measured),
+        cost("apps of subscribers at one time", u64::from(settings.max_apps), apps),
         cost("bytes of samples", ring, ring),
         cost("addresses a CPU", RECENT.0, RECENT.0 * RECENT.1 * cpus),
         cost("fragmented packets", FRAGMENTS.0, FRAGMENTS.0 * (FRAGMENTS.1 + HASH_ELEMENT)),
@@ -81,7 +83,7 @@ mod tests {
         let subscribers = of(65_536, 201_000, 2);
         assert_eq!(subscribers[1] - small[1], 200_000 * (18 * 64 + 8));
         let cpus = of(65_536, 1_000, 64);
-        assert_eq!(cpus[..5], small[..5], "counters do not grow with CPUs");
-        assert_eq!(cpus[5], 64 << 20);
+        assert_eq!(cpus[..6], small[..6], "counters do not grow with CPUs");
+        assert_eq!(cpus[6], 64 << 20);
     }
 }

@@ -4,9 +4,9 @@
 //! maps of another layout or size, and knows neither sessions nor settings: it is told prefixes, slots and enforcement.
 //!
 //! ```text
-//! pins      config  sessions  flows  details  lanes  quality  anonymous  rations  tallies  samples  link_up_N  link_down_N  tree_down_N_...
-//! agent      rw      rw        rw     w        rw     rw       r          -        r        r
-//! programs   r       r         rw     rw       rw     rw       w          rw       w        w
+//! pins      config  sessions  flows  details  lanes  apps  quality  anonymous  rations  tallies  samples  link_up_N  link_down_N  tree_down_N_...
+//! agent      rw      rw        rw     rw       rw     rw    rw       r          -        r        r
+//! programs   r       r         rw     rw       rw     rw    rw       w          rw       w        w
 //! ```
 //!
 //! One probe is on any number of interfaces, which come and go ([`Probe::follow_interfaces`]); all of them share its maps.
@@ -14,6 +14,7 @@
 //! Everything is pinned: dropping a [`Probe`] leaves counting and enforcement running, and the next [`Probe::load`] on the
 //! same directory takes over without losing or doubling a packet. [`Probe::detach`] ends it.
 
+mod apps;
 mod attach;
 mod clock;
 mod environment;
@@ -56,6 +57,7 @@ pub use shaping::{Leaf, MAX_CLASSES, Shaped, Shaping};
 pub use trial::{Trial, TrialOutcome, Verdict};
 
 use crate::dataplane::{Boot, Measured};
+use crate::usage::apps::AppMoved;
 use crate::usage::{Baseline, Moved};
 use attach::Attachments;
 use interfaces::{Choice, Interface, LeftOut};
@@ -78,6 +80,8 @@ pub struct ProbeConfig {
     pub max_prefixes: u32,
     /// Subscribers' classes whose quality is measured at one time. What does not fit is not measured.
     pub max_measured: u32,
+    /// Apps of subscribers whose bytes are counted at one time. Those of an app that does not fit are counted without it.
+    pub max_apps: u32,
     /// Bytes of the ring of first bytes; rounded up to a power of two of pages.
     pub ring_bytes: u32,
     /// Packets of a new flow handed to the classifier. Flows to port 53 are not held to it.
@@ -104,6 +108,7 @@ impl ProbeConfig {
             max_subscribers: 16_384,
             max_prefixes: 65_536,
             max_measured: 32_768,
+            max_apps: 65_536,
             ring_bytes: 16 << 20,
             sample_packets: 24,
             sample_bytes: 2_048,
@@ -211,7 +216,7 @@ impl Probe {
             let boot = *uuid::Uuid::new_v4().as_bytes();
             config = Config { layout: LAYOUT, boot, epoch: 1, hash_keys: hash_keys(), ..Config::default() };
         }
-        let table = Arc::new(maps::flow_table(&mut ebpf, &settings, &config)?);
+        let table = Arc::new(maps::flow_table(&mut ebpf, &settings, &config, Arc::clone(&maps.apps))?);
         let flows = Flows::take(&mut ebpf, Arc::clone(&table))?;
         config.line_mask = FlowLine::lines(settings.max_flows) - 1;
         config.slots = settings.max_subscribers;
@@ -412,6 +417,18 @@ impl Probe {
         Ok(moved)
     }
 
+    /// The bytes by app that are not where the baseline has them, in the order of lanes.
+    ///
+    /// A lane that no flow has been counted in for two sweeps is another app's from here on, if the baseline has all of it.
+    pub fn moved_apps(&self, baseline: &Baseline) -> Vec<AppMoved> {
+        self.maps.apps.moved(baseline)
+    }
+
+    /// Apps of slots that are counted.
+    pub fn apps(&self) -> usize {
+        self.maps.apps.counts().0
+    }
+
     /// What was measured since the last call, in no order.
     pub fn measured(&mut self, now: Micros) -> Vec<Measured> {
         self.maps.qualities.since_last(now)
@@ -446,8 +463,8 @@ impl Probe {
             self.generations.drain(..=last);
         }
         let swept = match (over, self.generations.front()) {
-            (Some(_), Some((oldest, _))) => self.flows.sweep(*oldest, self.config.generation),
-            _ => Swept { kept: self.flows.count(), forgotten: 0 },
+            (Some(_), Some((oldest, _))) => self.flows.sweep(Some(*oldest), self.config.generation),
+            _ => self.flows.sweep(None, self.config.generation),
         };
         self.maps.qualities.sweep(now, idle);
         let began = self.generations.back().map_or(now, |(_, began)| *began);

@@ -15,7 +15,7 @@ use super::ProbeError;
 use super::clock::Clock;
 use super::maps::SAMPLES;
 use super::table::FlowTable;
-use crate::dataplane::Sample;
+use crate::dataplane::{ForApp, Sample};
 
 /// What sees a probe's new flows and gives them their classes.
 pub struct Flows {
@@ -51,6 +51,11 @@ impl Flows {
     /// False where the flow is not known any more; then nothing is changed.
     pub fn name_flow(&mut self, flow: &FlowKey, class: Class, sampling: bool) -> Result<bool, ProbeError> {
         Ok(self.table.name(flow, class, sampling))
+    }
+
+    /// Counts the bytes of a flow's further packets for an app of a slot, or for none.
+    pub fn count_for_app(&mut self, flow: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
+        self.table.count_for_app(flow, slot, app)
     }
 }
 

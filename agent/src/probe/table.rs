@@ -1,15 +1,19 @@
-//! The flow table, in the memory the programs work on: naming flows and clearing idle ones.
+//! The flow table, in the memory the programs work on: naming flows, by class and app, and clearing idle ones.
 
 use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use aya::Ebpf;
 use usher_models::wire::{
-    Class, Fingerprint, Flow, FlowDetails, FlowKey, FlowLine, FlowState, HashKeys, WAYS,
+    ANONYMOUS, Class, Fingerprint, Flow, FlowDetails, FlowKey, FlowLine, FlowState, HashKeys, WAYS,
 };
 
+use super::apps::AppLanes;
 use super::mapped::Mapped;
 use super::{ProbeError, Swept};
+use crate::dataplane::ForApp;
 
 /// All places of the table.
 pub(super) struct FlowTable {
@@ -17,6 +21,7 @@ pub(super) struct FlowTable {
     details: Mapped,
     lines: u32,
     keys: HashKeys,
+    apps: Arc<AppLanes>,
 }
 
 impl FlowTable {
@@ -25,30 +30,49 @@ impl FlowTable {
         [table, details]: [&'static str; 2],
         lines: u32,
         keys: HashKeys,
+        apps: Arc<AppLanes>,
     ) -> Result<Self, ProbeError> {
         let table = Mapped::take::<FlowLine>(ebpf, table, lines)?;
         let details = Mapped::take::<[FlowDetails; WAYS]>(ebpf, details, lines)?;
-        Ok(Self { table, details, lines, keys })
+        Ok(Self { table, details, lines, keys, apps })
     }
 
     /// Gives a flow its class, and says whether more of its packets are wanted; false where it is not in the table.
     pub(super) fn name(&self, key: &FlowKey, class: Class, sampling: bool) -> bool {
+        let Some((flow, place)) = self.find(key) else { return false };
+        self.change(place, |state| state.is_of(flow).then(|| state.named(flow, class, sampling)))
+    }
+
+    /// Counts a flow's bytes for an app of a slot from now on, or for none.
+    pub(super) fn count_for_app(&self, key: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
+        let Some((flow, place)) = self.find(key) else { return ForApp::Not };
+        let lane = app.and_then(|app| self.apps.lane(slot, app));
+        if let (Some(lane), Some(word)) = (lane, self.app(place)) {
+            word.store(lane, Release);
+        }
+        let changed =
+            self.change(place, |state| state.is_of(flow).then(|| state.for_app(flow, lane.is_some())));
+        match (app, lane) {
+            (_, Some(_)) if changed => ForApp::Counted,
+            (Some(_), None) if slot != ANONYMOUS => ForApp::Full,
+            _ => ForApp::Not,
+        }
+    }
+
+    /// Where a flow is.
+    fn find(&self, key: &FlowKey) -> Option<(Fingerprint, usize)> {
         let flow = Fingerprint::of_key(&self.keys, key);
         let line = usize::try_from(flow.line(self.lines - 1)).unwrap_or(usize::MAX);
         let mut places =
             [line, line ^ 1].into_iter().flat_map(|line| (0..WAYS).map(move |way| line * WAYS + way));
-        let Some(place) = places.find(|place| self.fingerprint(*place) == flow.get()) else { return false };
-        self.change(place, |state| state.is_of(flow).then(|| state.named(flow, class, sampling)))
+        places.find(|place| self.fingerprint(*place) == flow.get()).map(|place| (flow, place))
     }
 
-    /// Flows known now.
-    pub(super) fn count(&self) -> usize {
-        self.places().filter(|place| self.fingerprint(*place) > Fingerprint::CLEARING).count()
-    }
-
-    /// Forgets flows last seen before generation `oldest`, in the generation `now`.
-    pub(super) fn sweep(&self, oldest: u32, now: u32) -> Swept {
+    /// Forgets flows last seen before generation `oldest`, if there is one, in the generation `now`; and looks which apps are still counted.
+    pub(super) fn sweep(&self, oldest: Option<u32>, now: u32) -> Swept {
         let mut swept = Swept::default();
+        let (_, lanes) = self.apps.counts();
+        let mut used = vec![false; lanes];
         for place in self.places() {
             let found = self.fingerprint(place);
             if found == Fingerprint::FREE {
@@ -60,14 +84,40 @@ impl FlowTable {
                 self.change(place, |state| (state.generation() == 0).then(|| state.seen(now)));
             }
             // An agent that ended while it cleared a place left it to the next one.
-            let idle = generation != 0 && age(generation, now) > age(oldest, now);
+            let idle =
+                generation != 0 && oldest.is_some_and(|oldest| age(generation, now) > age(oldest, now));
             if found == Fingerprint::CLEARING || idle {
                 swept.forgotten += usize::from(self.clear(place, found));
             } else {
                 swept.kept += 1;
+                let lane = usize::try_from(self.keep_app(place)).ok();
+                if let Some(used) = lane.and_then(|lane| used.get_mut(lane)) {
+                    *used = true;
+                }
             }
         }
+        self.apps.swept(&used);
         swept
+    }
+
+    /// The lane a flow is counted in; 0: none. A flow whose address has gone to another slot is counted for that one's app from here on.
+    fn keep_app(&self, place: usize) -> u32 {
+        let state = self.state(place);
+        let Some(word) = self.app(place).filter(|_| state.is_for_app()) else { return 0 };
+        let lane = word.load(Acquire);
+        let slot = state.last_slot();
+        if slot == ANONYMOUS || self.apps.slot(lane) == slot {
+            return lane;
+        }
+        match self.apps.lane_of_same_app(lane, slot) {
+            // Where it was given another app meanwhile, that one stays.
+            Some(next) if word.compare_exchange(lane, next, AcqRel, Acquire).is_ok() => next,
+            _ => lane,
+        }
+    }
+
+    fn app(&self, place: usize) -> Option<&AtomicU32> {
+        self.details.u32(place * size_of::<FlowDetails>() + offset_of!(FlowDetails, app))
     }
 
     /// Frees a place. Nobody finds the flow any more before the rest is zero, and nobody takes the place before that.

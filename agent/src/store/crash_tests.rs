@@ -115,6 +115,8 @@ impl redb::StorageBackend for OpenFile {
 struct Kernel {
     fuse: Fuse,
     counters: HashMap<u32, SlotUsage>,
+    /// Of one app, by lane, which here is the slot.
+    apps: BTreeMap<u32, [u64; 2]>,
     bound: HashMap<IpNet, u32>,
 }
 
@@ -122,6 +124,14 @@ impl Slots for Kernel {
     fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError> {
         self.fuse.step()?;
         Ok(self.counters.get(&slot).copied().unwrap_or_default())
+    }
+
+    fn moved_apps(&mut self, baseline: &Baseline) -> Result<Vec<AppMoved>, DataPlaneError> {
+        self.fuse.step()?;
+        let moved = self.apps.iter().filter(|(lane, now)| **now != baseline.app(**lane));
+        let moved =
+            moved.map(|(lane, now)| AppMoved { lane: *lane, slot: *lane, app: "streams".into(), now: *now });
+        Ok(moved.collect())
     }
 
     fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError> {
@@ -159,6 +169,7 @@ struct Orchestrator {
     last: HashMap<Vec<u8>, u64>,
     latest: Option<Vec<u8>>,
     sums: BTreeMap<String, u64>,
+    apps: BTreeMap<String, u64>,
     repeats: u64,
 }
 
@@ -174,6 +185,10 @@ impl Orchestrator {
         *last = batch.sequence;
         for usage in &batch.usage {
             *self.sums.entry(usage.session.clone()).or_default() += usage.bytes;
+        }
+        for usage in &batch.apps {
+            assert_eq!(usage.app, "streams");
+            *self.apps.entry(usage.session.clone()).or_default() += usage.bytes_up + usage.bytes_down;
         }
     }
 }
@@ -192,6 +207,7 @@ struct World {
     /// Who each slot belongs to, as the books have it.
     owners: HashMap<u32, String>,
     counted: BTreeMap<String, u64>,
+    counted_apps: BTreeMap<String, u64>,
     starts: u64,
 }
 
@@ -226,6 +242,10 @@ impl World {
             cell.bytes += bytes;
             cell.packets += 1;
             let owner = if slot == ANONYMOUS { String::new() } else { self.owners[&slot].clone() };
+            if slot != ANONYMOUS {
+                self.kernel.apps.entry(slot).or_default()[index % 2] += bytes / 2;
+                *self.counted_apps.entry(owner.clone()).or_default() += bytes / 2;
+            }
             *self.counted.entry(owner).or_default() += bytes;
         }
     }
@@ -342,6 +362,7 @@ fn no_byte_is_lost_or_told_twice_wherever_the_agent_is_killed() {
     let mut undisturbed = World::default();
     let steps = undisturbed.play(&[None]);
     assert_eq!(undisturbed.orchestrator.sums, undisturbed.counted);
+    assert_eq!(undisturbed.orchestrator.apps, undisturbed.counted_apps);
     assert!(undisturbed.counted.len() == 6 && steps > 150, "{steps} steps, {:?}", undisturbed.counted);
 
     let (mut repeats, mut starts) = (0, 0);
@@ -351,6 +372,7 @@ fn no_byte_is_lost_or_told_twice_wherever_the_agent_is_killed() {
             let mut world = World::default();
             world.play(&[Some(kill_at), again]);
             assert_eq!(world.orchestrator.sums, world.counted, "killed at {kill_at}, then at {again:?}");
+            assert_eq!(world.orchestrator.apps, world.counted_apps, "killed at {kill_at}, then at {again:?}");
             repeats += world.orchestrator.repeats;
             starts += world.starts;
         }

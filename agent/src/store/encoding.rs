@@ -45,6 +45,28 @@ pub(super) fn decode_page(page: u32, mut bytes: &[u8], to: &mut Vec<Moved>) -> O
     Some(())
 }
 
+/// A page of lanes of apps: each lane's place on it, then its bytes up and down; varints likewise.
+pub(super) fn encode_app_page(lanes: impl Iterator<Item = (u32, [u64; 2])>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (lane, [up, down]) in lanes {
+        for number in [u64::from(lane % PAGE), up, down] {
+            encode_varint(number, &mut bytes);
+        }
+    }
+    bytes
+}
+
+/// The reverse of [`encode_app_page`]; `None`: the entry is damaged.
+pub(super) fn decode_app_page(page: u32, mut bytes: &[u8], to: &mut Vec<(u32, [u64; 2])>) -> Option<()> {
+    let first = page.checked_mul(PAGE)?;
+    while !bytes.is_empty() {
+        let mut number = || decode_varint(&mut bytes).ok();
+        let within = u32::try_from(number()?).ok().filter(|within| *within < PAGE)?;
+        to.push((first.checked_add(within)?, [number()?, number()?]));
+    }
+    Some(())
+}
+
 /// Counters of a slot as a row of layout 1: a bit for each cell that is not zero, then those cells. Little endian. `None`: the entry
 /// is damaged.
 pub(super) fn decode_row(bytes: &[u8]) -> Option<SlotUsage> {
@@ -107,8 +129,37 @@ mod tests {
 
     use super::*;
     use crate::usage::Baseline;
+    use crate::usage::apps::AppMoved;
 
     proptest! {
+        #[test]
+        fn bytes_by_app_survive_the_file(
+            before in proptest::collection::btree_map(1..3 * PAGE, any::<[u64; 2]>(), 0..40),
+            after in proptest::collection::btree_map(1..3 * PAGE, any::<[u64; 2]>(), 0..40),
+        ) {
+            let moved = |bytes: &std::collections::BTreeMap<u32, [u64; 2]>| -> Vec<AppMoved> {
+                bytes.iter().map(|(lane, now)| AppMoved { lane: *lane, slot: 1, app: "a".into(), now: *now }).collect()
+            };
+            let mut pages = std::collections::BTreeMap::new();
+            let mut baseline = Baseline::default();
+            for bytes in [&before, &after] {
+                for (page, lanes) in baseline.app_pages(&moved(bytes)) {
+                    pages.insert(page, encode_app_page(lanes));
+                }
+                for (lane, now) in bytes {
+                    baseline.set_app(*lane, *now);
+                }
+            }
+            let mut read = Vec::new();
+            for (page, bytes) in &pages {
+                decode_app_page(*page, bytes, &mut read).unwrap();
+            }
+            let mut expected = before;
+            expected.extend(after);
+            expected.retain(|_, bytes| *bytes != [0; 2]);
+            prop_assert_eq!(read, expected.into_iter().collect::<Vec<_>>());
+        }
+
         #[test]
         fn counters_survive_the_file(
             page in 0..1_000_u32, counters in proptest::collection::btree_map((0..PAGE, 0..CELLS), any::<[u64; 4]>(), 0..40),
@@ -130,6 +181,7 @@ mod tests {
         #[test]
         fn reading_damaged_counters_never_panics(page: u32, bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = decode_page(page, &bytes, &mut Vec::new());
+            let _ = decode_app_page(page, &bytes, &mut Vec::new());
             let _ = decode_row(&bytes);
         }
     }

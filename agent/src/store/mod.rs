@@ -9,6 +9,7 @@
 //! | `meta` | name | layout, the store's id, the boot's generation, last sequence, last drain |
 //! | `boots` | generation | the boot's id as told |
 //! | `told` | page of slots | counters told so far |
+//! | `told_apps` | page of lanes | bytes by app told so far |
 //! | `sessions` | session | its slot, facts and times |
 //! | `batches` | generation, sequence | an encoded batch |
 //! | `settings` | session | confirmed settings |
@@ -35,7 +36,8 @@ pub use error::StoreError;
 use crate::config::Size;
 use crate::dataplane::Boot;
 use crate::uplink::settings::{Change, Kept, PushRecord};
-use crate::usage::{Account, Baseline, Drained, Moved, Restored};
+use crate::usage::apps::AppMoved;
+use crate::usage::{Account, Baseline, Counted, Drained, Moved, Restored};
 
 /// Version of the tables and of what is in them. Of version 1, which had a row for each slot, everything is taken over.
 const LAYOUT: u32 = 2;
@@ -46,6 +48,7 @@ const MAX_ENDED: usize = 4_096;
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const BOOTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("boots");
 const TOLD: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("told");
+const TOLD_APPS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("told_apps");
 const TOLD_IN_1: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("baseline");
 const SESSIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sessions");
 const BATCHES: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("batches");
@@ -137,6 +140,7 @@ impl Store {
             spooled = bytes;
             transaction.open_table(BOOTS)?;
             transaction.open_table(TOLD)?;
+            transaction.open_table(TOLD_APPS)?;
             transaction.open_table(SESSIONS)?;
             transaction.open_table(SETTINGS)?;
             transaction.open_table(PUSHES)?;
@@ -156,17 +160,21 @@ impl Store {
             moved.extend(Baseline::default().moved(slot.value(), &usage));
         }
         transaction.delete_table(TOLD_IN_1)?;
-        Self::write_told(transaction, &Baseline::default(), &moved)
+        Self::write_told(transaction, &Baseline::default(), (&moved, &[]))
     }
 
     fn write_told(
         transaction: &WriteTransaction,
         before: &Baseline,
-        moved: &[Moved],
+        (moved, apps): (&[Moved], &[AppMoved]),
     ) -> Result<(), StoreError> {
         let mut told = transaction.open_table(TOLD)?;
         for (page, slots) in before.pages(moved) {
             told.insert(page, encoding::encode_page(slots).as_slice())?;
+        }
+        let mut told = transaction.open_table(TOLD_APPS)?;
+        for (page, lanes) in before.app_pages(apps) {
+            told.insert(page, encoding::encode_app_page(lanes).as_slice())?;
         }
         Ok(())
     }
@@ -180,7 +188,7 @@ impl Store {
         &self,
         counters: Boot,
         now: Micros,
-        counted: impl FnOnce() -> Vec<Moved>,
+        counted: impl FnOnce() -> Counted,
     ) -> Result<Restored, StoreError> {
         let boot = Boot(std::array::from_fn(|byte| counters.0[byte] ^ self.id[byte]));
         let transaction = self.db.begin_write()?;
@@ -197,8 +205,10 @@ impl Store {
                 meta.insert("sequence", 0_u64.to_le_bytes().as_slice())?;
                 meta.insert("drained", now.get().to_le_bytes().as_slice())?;
                 transaction.open_table(TOLD)?.retain(|_, _| false)?;
+                transaction.open_table(TOLD_APPS)?.retain(|_, _| false)?;
                 if self.fresh {
-                    Self::write_told(&transaction, &Baseline::default(), &counted())?;
+                    let Counted { slots, apps } = counted();
+                    Self::write_told(&transaction, &Baseline::default(), (&slots, &apps))?;
                 }
                 self.generation.store(generation, Ordering::Relaxed);
             }
@@ -208,6 +218,12 @@ impl Store {
                 encoding::decode_page(page.value(), bytes.value(), &mut baseline)
                     .ok_or(StoreError::broken("told", page.value()))?;
             }
+            let mut apps = Vec::new();
+            for entry in transaction.open_table(TOLD_APPS)?.iter()? {
+                let (page, bytes) = entry?;
+                encoding::decode_app_page(page.value(), bytes.value(), &mut apps)
+                    .ok_or(StoreError::broken("told_apps", page.value()))?;
+            }
             let sessions = transaction.open_table(SESSIONS)?;
             restored = Restored {
                 boot,
@@ -216,6 +232,7 @@ impl Store {
                     encoding::number::<8>(&meta, "drained")?.map_or(now.get(), i64::from_le_bytes),
                 ),
                 baseline,
+                apps,
                 accounts: encoding::all(&sessions, "sessions")?
                     .into_iter()
                     .map(|(_, account)| account)
@@ -247,7 +264,7 @@ impl Store {
                 written += batch.bytes.len() as u64;
                 batches.insert((generation, batch.sequence), batch.bytes.as_slice())?;
             }
-            Self::write_told(&transaction, before, &drained.moved)?;
+            Self::write_told(&transaction, before, (&drained.moved, &drained.apps))?;
             let mut sessions = transaction.open_table(SESSIONS)?;
             for id in &drained.released {
                 sessions.remove(id.as_str())?;
@@ -388,6 +405,7 @@ mod tests {
         Drained {
             batches: vec![Encoded { sequence, bytes: batch.encode_to_vec() }],
             moved: vec![],
+            apps: vec![],
             released: vec![],
             until: Micros::new(1),
             backwards: 0,
@@ -407,12 +425,12 @@ mod tests {
     fn batches_of_an_earlier_boot_stay_before_those_of_the_next() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path());
-        let first = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap().boot;
+        let first = store.begin(Boot([1; 16]), Micros::new(0), Counted::default).unwrap().boot;
         told(&store, 1);
         told(&store, 2);
-        let again = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
+        let again = store.begin(Boot([1; 16]), Micros::new(0), Counted::default).unwrap();
         assert_eq!((again.boot, again.sequence), (first, 2));
-        let second = store.begin(Boot([2; 16]), Micros::new(0), Vec::new).unwrap();
+        let second = store.begin(Boot([2; 16]), Micros::new(0), Counted::default).unwrap();
         assert_eq!(second.sequence, 0);
         told(&store, 1);
         let places = |store: &Store| {
@@ -431,7 +449,7 @@ mod tests {
     fn the_spool_is_full_at_its_limit_and_has_room_again_after_an_acknowledgement() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path());
-        store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
+        store.begin(Boot([1; 16]), Micros::new(0), Counted::default).unwrap();
         let mut sequence = 0;
         while store.has_room() {
             sequence += 1;
@@ -450,14 +468,17 @@ mod tests {
     fn a_new_file_beside_counters_that_go_on_tells_another_boot_and_nothing_twice() {
         let counted = || {
             let now = Cell { bytes: 700, ..Cell::default() };
-            vec![Moved { slot: 3, class: Class::Video, direction: Direction::Down, now }]
+            Counted {
+                slots: vec![Moved { slot: 3, class: Class::Video, direction: Direction::Down, now }],
+                apps: vec![AppMoved { lane: 300, slot: 3, app: "streams".into(), now: [9, 0] }],
+            }
         };
         let one = tempfile::tempdir().unwrap();
         let two = tempfile::tempdir().unwrap();
-        let first = store(one.path()).begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
+        let first = store(one.path()).begin(Boot([1; 16]), Micros::new(0), Counted::default).unwrap();
         let second = store(two.path()).begin(Boot([1; 16]), Micros::new(0), counted).unwrap();
         assert_ne!(first.boot, second.boot);
-        assert_eq!(second.baseline, counted());
+        assert_eq!((second.baseline, second.apps), (counted().slots, vec![(300, [9, 0])]));
     }
 
     #[test]
@@ -485,7 +506,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let first = {
             let store = store(directory.path());
-            let first = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
+            let first = store.begin(Boot([1; 16]), Micros::new(0), Counted::default).unwrap();
             told(&store, 1);
             let transaction = store.db.begin_write().unwrap();
             {
@@ -505,7 +526,7 @@ mod tests {
         };
         for _ in 0..2 {
             let store = store(directory.path());
-            let again = store.begin(Boot([1; 16]), Micros::new(0), Vec::new).unwrap();
+            let again = store.begin(Boot([1; 16]), Micros::new(0), Counted::default).unwrap();
             assert_eq!((again.boot, again.sequence), (first.boot, 1));
             let told: Vec<_> = again.baseline.iter().map(|told| (told.slot, told.now.bytes)).collect();
             assert_eq!(told, [(0, 5), (3, 8), (700, 705)]);

@@ -21,6 +21,7 @@ use usher_models::telemetry;
 use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Cell, Class, Direction, Enforcement, SlotUsage};
 
+use super::apps::AppMoved;
 use super::quality::{RoundTrips, Served, ServedBySlot, masks};
 use super::{Baseline, Moved, at_cap, difference, qoo};
 use crate::dataplane::Boot;
@@ -84,6 +85,15 @@ pub struct Account {
     pub closing: Option<Micros>,
 }
 
+/// Counters as they are found: those that are not zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Of slots, in their order.
+    pub slots: Vec<Moved>,
+    /// Bytes by app, in the order of lanes.
+    pub apps: Vec<AppMoved>,
+}
+
 /// What the store gives back at the start.
 #[derive(Debug, Clone)]
 pub struct Restored {
@@ -95,6 +105,8 @@ pub struct Restored {
     pub drained: Micros,
     /// What was told.
     pub baseline: Vec<Moved>,
+    /// What was told of bytes by app, by lane and direction.
+    pub apps: Vec<(u32, [u64; 2])>,
     /// All sessions that hold a slot.
     pub accounts: Vec<Account>,
 }
@@ -130,6 +142,8 @@ pub struct Drained {
     pub batches: Vec<Encoded>,
     /// What moves the baseline, in the order of slots.
     pub moved: Vec<Moved>,
+    /// The same of bytes by app, in the order of lanes.
+    pub apps: Vec<AppMoved>,
     /// Sessions that are gone and whose slots are free.
     pub released: Vec<String>,
     /// The end of the interval.
@@ -174,6 +188,9 @@ impl Accounts {
         let mut baseline = Baseline::default();
         for told in restored.baseline.iter().filter(|told| told.slot <= end) {
             baseline.set(told);
+        }
+        for (lane, bytes) in restored.apps {
+            baseline.set_app(lane, bytes);
         }
         let mut by_slot = Vec::new();
         for account in accounts.values() {
@@ -297,11 +314,11 @@ impl Accounts {
     }
 
     /// What there is to tell of `[last drain, now)`. `moved` are the counters that are not where the baseline has them, in the order of
-    /// slots. `enforcement` is what holds for a slot; `None`: nothing.
+    /// slots, `apps` the bytes by app likewise, in the order of lanes. `enforcement` is what holds for a slot; `None`: nothing.
     pub fn drain<'a>(
         &self,
         now: Micros,
-        moved: Vec<Moved>,
+        (moved, apps): (Vec<Moved>, Vec<AppMoved>),
         served: &ServedBySlot,
         flows: &[telemetry::FlowNamed],
         enforcement: impl Fn(u32) -> Option<&'a Enforcement>,
@@ -347,6 +364,7 @@ impl Accounts {
                 }
             }
         }
+        backwards += self.drain_apps(&apps, &mut batches);
         for flow in flows {
             batches.flow(flow.clone());
         }
@@ -367,7 +385,30 @@ impl Accounts {
             released.push(account.facts.id.clone());
         }
         let masks = masks(&packets, interval);
-        Drained { batches: batches.done(), moved, released, until, backwards, masks }
+        Drained { batches: batches.done(), moved, apps, released, until, backwards, masks }
+    }
+
+    /// Tells bytes by app, session by session; what is no session's is told with no app. Counters found below their baseline.
+    fn drain_apps(&self, apps: &[AppMoved], batches: &mut Batches) -> u64 {
+        let mut backwards = 0;
+        let mut rows: Vec<(u32, &str, [u64; 2])> = Vec::with_capacity(apps.len());
+        for AppMoved { lane, slot, app, now } in apps {
+            let told = self.baseline.app(*lane);
+            let bytes = [0, 1].map(|way| {
+                backwards += u64::from(now[way] < told[way]);
+                now[way].saturating_sub(told[way])
+            });
+            rows.push((*slot, app, bytes));
+        }
+        rows.sort_unstable();
+        for (slot, app, [bytes_up, bytes_down]) in rows {
+            let session = self.session_of(slot);
+            if !session.is_empty() && !app.is_empty() && bytes_up + bytes_down > 0 {
+                let (session, app) = (session.to_owned(), app.to_owned());
+                batches.app(telemetry::AppUsage { session, app, bytes_up, bytes_down });
+            }
+        }
+        backwards
     }
 
     /// The drain is stored: its books hold now.
@@ -376,6 +417,9 @@ impl Accounts {
         self.drained = drained.until;
         for moved in &drained.moved {
             self.baseline.set(moved);
+        }
+        for moved in &drained.apps {
+            self.baseline.set_app(moved.lane, moved.now);
         }
         self.announce.clear();
         for id in &drained.released {
@@ -477,6 +521,10 @@ impl Batches {
         let from = self.bytes.len();
         encode(&self.row, &mut self.bytes);
         self.grew(from);
+    }
+
+    fn app(&mut self, usage: telemetry::AppUsage) {
+        self.add(&telemetry::Batch { apps: vec![usage], ..telemetry::Batch::default() });
     }
 
     fn flow(&mut self, flow: telemetry::FlowNamed) {
@@ -587,6 +635,7 @@ mod tests {
             sequence: 0,
             drained: Micros::new(0),
             baseline: Vec::new(),
+            apps: Vec::new(),
             accounts: Vec::new(),
         };
         Accounts::new(restored, 3)
@@ -625,9 +674,18 @@ mod tests {
     }
 
     fn tell(accounts: &mut Accounts, now: Micros, readings: &[(u32, SlotUsage)]) -> Vec<telemetry::Batch> {
+        tell_all(accounts, now, readings, &[])
+    }
+
+    fn tell_all(
+        accounts: &mut Accounts,
+        now: Micros,
+        readings: &[(u32, SlotUsage)],
+        apps: &[AppMoved],
+    ) -> Vec<telemetry::Batch> {
         let moved =
             readings.iter().flat_map(|(slot, usage)| accounts.baseline().moved(*slot, usage)).collect();
-        let drained = accounts.drain(now, moved, &ServedBySlot::new(), &[], |_| None);
+        let drained = accounts.drain(now, (moved, apps.to_vec()), &ServedBySlot::new(), &[], |_| None);
         accounts.committed(&drained);
         drained.batches.iter().map(decoded).collect()
     }
@@ -646,6 +704,29 @@ mod tests {
         let told: Vec<_> =
             batches[0].usage.iter().map(|usage| (usage.session.as_str(), usage.bytes)).collect();
         assert_eq!(told, [("a", 50), ("b", 7)]);
+    }
+
+    #[test]
+    fn bytes_by_app_are_told_of_sessions_alone_and_once() {
+        let mut accounts = accounts();
+        become_(&mut accounts, &[facts("a", "10.0.0.2/32"), facts("b", "10.0.0.3/32")], at(0));
+        let moved = |lane, slot, app: &str, now| AppMoved { lane, slot, app: app.into(), now };
+        let mut told = |seconds, apps: &[AppMoved]| {
+            let batches = tell_all(&mut accounts, at(seconds), &[], apps);
+            let rows = batches.into_iter().flat_map(|batch| batch.apps);
+            rows.map(|row| (row.session, row.app, row.bytes_up, row.bytes_down)).collect::<Vec<_>>()
+        };
+        let row = |session: &str, app: &str, up, down| (session.to_owned(), app.to_owned(), up, down);
+        let first =
+            [moved(1, 2, "streams", [5, 70]), moved(2, 1, "streams", [1, 0]), moved(3, 3, "chat", [9, 9])];
+        assert_eq!(
+            told(1, &first),
+            [row("a", "streams", 1, 0), row("b", "streams", 5, 70)],
+            "slot 3 is nobody's"
+        );
+        // The lane that was nobody's is an app's by now: it is told what came since.
+        let then = [moved(1, 2, "streams", [6, 70]), moved(3, 1, "chat", [9, 11])];
+        assert_eq!(told(2, &then), [row("a", "chat", 0, 2), row("b", "streams", 1, 0)]);
     }
 
     #[test]
@@ -794,6 +875,7 @@ mod tests {
             sequence: 0,
             drained: at(0),
             baseline: Vec::new(),
+            apps: Vec::new(),
             accounts: Vec::new(),
         }
     }

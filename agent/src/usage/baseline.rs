@@ -5,10 +5,12 @@
 
 use usher_models::wire::{Cell, Class, Direction, SlotUsage};
 
+use super::apps::AppMoved;
+
 /// Counters of a slot.
 pub const CELLS: usize = Class::COUNT * Direction::BOTH.len();
 
-/// Slots that are stored together.
+/// Slots, or lanes of apps, that are stored together.
 pub const PAGE: u32 = 256;
 
 /// The class and direction of each of a slot's counters, in their order.
@@ -33,6 +35,8 @@ pub struct Moved {
 #[derive(Debug, Clone, Default)]
 pub struct Baseline {
     lanes: [Vec<Cell>; CELLS],
+    /// Bytes by app, by lane and direction.
+    apps: Vec<[u64; 2]>,
 }
 
 impl Baseline {
@@ -63,6 +67,38 @@ impl Baseline {
             lane.resize(slot + 1, Cell::default());
         }
         lane[slot] = moved.now;
+    }
+
+    /// Bytes by direction of the app that is counted in a lane.
+    pub fn app(&self, lane: u32) -> [u64; 2] {
+        usize::try_from(lane).ok().and_then(|lane| self.apps.get(lane)).copied().unwrap_or_default()
+    }
+
+    /// Bytes of an app were told.
+    pub fn set_app(&mut self, lane: u32, bytes: [u64; 2]) {
+        let lane = usize::try_from(lane).unwrap_or(usize::MAX);
+        if self.apps.len() <= lane {
+            self.apps.resize(lane + 1, [0; 2]);
+        }
+        self.apps[lane] = bytes;
+    }
+
+    /// The pages of lanes that `moved`, which is in the order of lanes, touches, each with all its lanes that ever counted anything, as
+    /// they are after it.
+    pub fn app_pages(
+        &self,
+        moved: &[AppMoved],
+    ) -> impl Iterator<Item = (u32, impl Iterator<Item = (u32, [u64; 2])>)> {
+        moved.chunk_by(|one, next| one.lane / PAGE == next.lane / PAGE).filter_map(move |moved| {
+            let number = moved.first()?.lane / PAGE;
+            let mut moved = moved.iter().peekable();
+            let lanes = (0..PAGE).map(move |within| {
+                let lane = number * PAGE + within;
+                let now = moved.next_if(|moved| moved.lane == lane).map(|moved| moved.now);
+                (lane, now.unwrap_or_else(|| self.app(lane)))
+            });
+            Some((number, lanes.filter(|(_, bytes)| *bytes != [0; 2])))
+        })
     }
 
     /// The counters of `usage` that are not where this has them.

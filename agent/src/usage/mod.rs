@@ -9,12 +9,14 @@
 //! Refuses clocks, maps and files: readings and times come in, batches and the new baseline go out.
 
 mod accounts;
+pub mod apps;
 mod baseline;
 pub mod qoo;
 pub mod quality;
 
 pub use accounts::{
-    ANONYMOUS_SLOTS, Account, Accounts, Drained, Encoded, MAX_ANONYMOUS, Plan, Restored, SessionFacts,
+    ANONYMOUS_SLOTS, Account, Accounts, Counted, Drained, Encoded, MAX_ANONYMOUS, Plan, Restored,
+    SessionFacts,
 };
 pub use baseline::{Baseline, CELLS, Moved, PAGE, cells};
 

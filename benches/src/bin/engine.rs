@@ -294,6 +294,7 @@ fn batch(agent: u32, at: i64, subscribers: u32) -> telemetry::Batch {
         sessions: Vec::new(),
         usage,
         flows: Vec::new(),
+        apps: Vec::new(),
     }
 }
 

@@ -112,19 +112,20 @@ const fn is_mapped(address: &[u32; 4]) -> bool {
 /// once, with a part of the flow's fingerprint in it, so that a place in the table that went to another flow in this very moment changes
 /// nothing for either. Zero is a flow of which nothing is known yet.
 ///
-/// From the lowest bit: slot 24, epoch 20, generation 8, class 3, settled 1, fingerprint 8.
+/// From the lowest bit: slot 23, counted for an app 1, epoch 20, generation 8, class 3, settled 1, fingerprint 8.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct FlowState(pub u64);
 
 impl FlowState {
     /// The most slots that fit.
-    pub const MAX_SLOTS: u32 = 1 << 24;
+    pub const MAX_SLOTS: u32 = 1 << 23;
     /// Epochs count from 1 to this, and then from 1 again: an epoch of zero is before all of them.
     pub const LAST_EPOCH: u32 = (1 << 20) - 1;
     /// Generations likewise.
     pub const LAST_GENERATION: u32 = (1 << 8) - 1;
 
+    const FOR_APP: u64 = 1 << 23;
     const EPOCH: u32 = 24;
     const GENERATION: u32 = 44;
     const CLASS: u32 = 52;
@@ -142,9 +143,15 @@ impl FlowState {
 
     /// The subscriber slot, if it was looked up at that time.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "24 bits are the slot")]
     pub const fn slot(self, time: u64) -> Option<u32> {
-        if self.0 & Self::TIMES == time { Some(self.0 as u32 & (Self::MAX_SLOTS - 1)) } else { None }
+        if self.0 & Self::TIMES == time { Some(self.last_slot()) } else { None }
+    }
+
+    /// The subscriber slot that was looked up last, whenever that was.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "23 bits are the slot")]
+    pub const fn last_slot(self) -> u32 {
+        self.0 as u32 & (Self::MAX_SLOTS - 1)
     }
 
     /// Whether this is of that flow, or of none yet.
@@ -157,7 +164,7 @@ impl FlowState {
     #[inline]
     #[must_use]
     pub const fn bound(self, flow: Fingerprint, slot: u32, time: u64) -> Self {
-        let kept = self.0 & (7 << Self::CLASS | Self::SETTLED);
+        let kept = self.0 & (7 << Self::CLASS | Self::SETTLED | Self::FOR_APP);
         Self(flow.0 >> Self::OF << Self::OF | kept | time | (slot & (Self::MAX_SLOTS - 1)) as u64)
     }
 
@@ -167,6 +174,14 @@ impl FlowState {
         let kept = self.0 & !(7 << Self::CLASS | Self::SETTLED) & !(0xff << Self::OF);
         let settled = if sampling { 0 } else { Self::SETTLED };
         Self(flow.0 >> Self::OF << Self::OF | kept | (class as u64) << Self::CLASS | settled)
+    }
+
+    /// The same, its bytes counted for the app that [`FlowDetails::app`] names, or for none.
+    #[must_use]
+    pub const fn for_app(self, flow: Fingerprint, counted: bool) -> Self {
+        let kept = self.0 & !Self::FOR_APP & !(0xff << Self::OF);
+        let counted = if counted { Self::FOR_APP } else { 0 };
+        Self(flow.0 >> Self::OF << Self::OF | kept | counted)
     }
 
     /// The same with no more samples wanted.
@@ -201,6 +216,12 @@ impl FlowState {
     #[inline]
     pub const fn settled(self) -> bool {
         self.0 & Self::SETTLED != 0
+    }
+
+    /// Whether its bytes are counted for an app.
+    #[inline]
+    pub const fn is_for_app(self) -> bool {
+        self.0 & Self::FOR_APP != 0
     }
 
     /// The [`Config::generation`] in which the last packet was seen; 0 for none.
@@ -243,8 +264,8 @@ impl FlowLine {
     }
 }
 
-/// What else is kept about a flow, at the same place as it is: nothing that a packet of a settled flow needs. Written by the probe,
-/// cleared by the agent.
+/// What else is kept about a flow, at the same place as it is: nothing that a packet of a settled flow needs, unless it is counted for an
+/// app. Written by the probe, but for `app`, and cleared by the agent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct FlowDetails {
@@ -252,8 +273,8 @@ pub struct FlowDetails {
     pub first_packet_ns: u64,
     /// Packets handed to the agent so far.
     pub samples: u32,
-    /// Zero.
-    pub zero: u32,
+    /// The place of the [`super::AppLane`] that its bytes are counted in, where its state says that they are.
+    pub app: u32,
     /// What the programs measure of the flow, as they alone read it.
     pub quality: [u64; 6],
 }
@@ -408,17 +429,22 @@ mod tests {
         #[test]
         fn a_state_holds_for_its_flow_and_time_alone(
             epoch in 1..=FlowState::LAST_EPOCH, generation in 1..=FlowState::LAST_GENERATION,
-            slot in 0..FlowState::MAX_SLOTS, class in 0_u8..8, sampling: bool, ours: u64, other: u64,
+            slot in 0..FlowState::MAX_SLOTS, class in 0_u8..8, sampling: bool, for_app: bool, ours: u64, other: u64,
         ) {
             let (ours, other) = (Fingerprint(ours), Fingerprint(other));
             let time = FlowState::time(epoch, generation);
             let class = Class::from_u8(class);
             for state in [
-                FlowState::default().bound(ours, slot, time).named(ours, class, sampling),
-                FlowState::default().named(ours, class, sampling).bound(ours, slot, time),
-                FlowState::default().bound(ours, 1, FlowState::time(epoch, 1)).named(ours, class, sampling).bound(ours, slot, time),
+                FlowState::default().bound(ours, slot, time).named(ours, class, sampling).for_app(ours, for_app),
+                FlowState::default().for_app(ours, for_app).named(ours, class, sampling).bound(ours, slot, time),
+                FlowState::default()
+                    .bound(ours, 1, FlowState::time(epoch, 1))
+                    .named(ours, class, sampling)
+                    .for_app(ours, !for_app)
+                    .bound(ours, slot, time)
+                    .for_app(ours, for_app),
             ] {
-                prop_assert_eq!(state.slot(time), Some(slot));
+                prop_assert_eq!((state.slot(time), state.last_slot(), state.is_for_app()), (Some(slot), slot, for_app));
                 prop_assert_eq!((state.class(), state.settled(), state.generation()), (class, !sampling, generation));
                 prop_assert!(state.is_of(ours));
                 prop_assert_eq!(state.is_of(other), ours.0 >> 56 == other.0 >> 56);

@@ -5,6 +5,7 @@
 //!
 //! A change of layout changes [`LAYOUT`]: an agent never reads maps of another layout.
 
+mod app;
 mod dscp;
 mod flow;
 mod lane;
@@ -13,6 +14,7 @@ mod rate;
 mod reason;
 mod telling;
 
+pub use app::{AppLane, MAX_APP_NAME};
 pub use dscp::Dscp;
 pub use flow::{
     Config, Fingerprint, FirstBytes, Flow, FlowDetails, FlowLine, FlowState, HashKeys, KEY_WORDS,
@@ -25,7 +27,7 @@ pub use reason::{Reason, Tally};
 pub use telling::{TcpFlags, tells, tells_without_end};
 
 /// Version of every record below; kept in the pinned maps and compared before any of them is read.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Kinds of use, a small fixed set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -136,6 +136,7 @@ impl Stream {
             sessions: vec![session],
             usage: vec![usage],
             flows: Vec::new(),
+            apps: Vec::new(),
         };
         self.up
             .send(FromAgent { message: Some(from_agent::Message::Batch(batch.encode_to_vec())) })
