@@ -9,7 +9,7 @@ use crate::capture::file::CaptureFile;
 use crate::catalogue::{self, LoadError};
 use crate::config::{Config, ShapingSource, Size, Source};
 use crate::dataplane::probe_config;
-use crate::probe::{self, Leaf, ProbeError};
+use crate::probe::{self, Leaf, ProbeError, Xdp};
 use crate::sessions::{Sessions, SessionsError};
 use crate::uplink::{UplinkError, client};
 
@@ -92,6 +92,7 @@ pub fn check(config: &Config) -> Result<Summary, CheckError> {
             let meant: Vec<String> = probe.interfaces.iter().map(ToString::to_string).collect();
             let pins = probe.pin_dir.display();
             lines.push(("source", format!("probe on {on} ({}), pinned in {pins}", meant.join(", "))));
+            lines.push(("xdp", in_driver(probe.xdp).to_owned()));
             lines.push(("rates", rates(probe.shaping.as_ref())?));
             let costs = probe::memory(&probe_config(probe), possible_cpus());
             let all = Size(costs.iter().map(|cost| cost.bytes).sum());
@@ -127,6 +128,17 @@ pub fn check(config: &Config) -> Result<Summary, CheckError> {
         ("metrics", config.metrics.map_or("not served".to_owned(), |at| format!("http://{at}/metrics"))),
     ]);
     Ok(Summary { lines })
+}
+
+/// Where what subscribers send is met.
+const fn in_driver(xdp: Xdp) -> &'static str {
+    match xdp {
+        Xdp::Off => "off: what subscribers send is met by traffic control",
+        Xdp::Auto => {
+            "auto: what subscribers send is met in the driver where it can be, else by traffic control"
+        }
+        Xdp::Native => "native: what subscribers send is met in the driver",
+    }
 }
 
 /// How rates are kept.

@@ -16,7 +16,7 @@ use usher_models::wire::FlowState;
 
 pub use crate::capture::Pace;
 use crate::error::FileError;
-use crate::probe::{Leaf, Pattern, Shaping};
+use crate::probe::{Leaf, Pattern, Shaping, Xdp};
 use crate::service::{Effect, Service};
 use crate::usage::{ANONYMOUS_SLOTS, MAX_ANONYMOUS};
 
@@ -97,6 +97,9 @@ pub struct ProbeSource {
     /// Apps of sessions whose bytes are counted at a time; beyond that, they are counted by class alone.
     #[serde(default = "defaults::max_apps")]
     pub max_apps: u32,
+    /// Whether what subscribers send is met in the driver (XDP).
+    #[serde(default)]
+    pub xdp: Xdp,
     /// Packets above a rate wait in a queue; absent: they are dropped.
     pub shaping: Option<ShapingSource>,
 }

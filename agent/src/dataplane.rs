@@ -370,6 +370,7 @@ pub fn probe_config(source: &config::ProbeSource) -> ProbeConfig {
         max_measured: source.max_measured,
         max_apps: source.max_apps,
         interfaces: source.interfaces.clone(),
+        xdp: source.xdp,
         shaping: source.shaping.clone().map(Into::into),
         ..ProbeConfig::new("")
     }

@@ -121,6 +121,8 @@ pub struct Metrics {
     pub interfaces: Gauge,
     /// Interfaces configured or meant by a pattern that do not: gone, on top of another one, or refused.
     pub interfaces_without: Gauge,
+    /// Interfaces on which what subscribers send is met in the driver.
+    pub interfaces_in_driver: Gauge,
     /// Interfaces that came and went.
     pub interface_changes: Family<Outcome, Counter>,
     /// Interfaces that could not be attached to, and looks at them that failed.
@@ -186,6 +188,7 @@ impl Metrics {
             shaping_policed: Family::default(),
             interfaces: Gauge::default(),
             interfaces_without: Gauge::default(),
+            interfaces_in_driver: Gauge::default(),
             interface_changes: Family::default(),
             interface_failures: Counter::default(),
             push_steps: Family::default(),
@@ -231,11 +234,12 @@ impl Metrics {
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
-        let gauges: [(&str, &str, &Gauge); 11] = [
+        let gauges: [(&str, &str, &Gauge); 12] = [
             ("flows", "Flows the data plane remembers", &self.flows),
             ("apps", "Apps of sessions that are counted", &self.apps),
             ("interfaces", "Interfaces that carry the probe", &self.interfaces),
             ("interfaces_without", "Interfaces that should and do not", &self.interfaces_without),
+            ("interfaces_in_driver", "Interfaces with the probe in the driver", &self.interfaces_in_driver),
             ("bypass", "1: all enforcement is off", &self.bypass),
             ("uplink_connected", "1: the uplink is up", &self.uplink_connected),
             ("catalogue_rules", "Rules of the catalogue in force", &self.catalogue_rules),
@@ -323,6 +327,7 @@ impl Metrics {
     pub fn followed(&self, followed: &Followed) {
         self.interfaces.set(i64::try_from(followed.on).unwrap_or(i64::MAX));
         self.interfaces_without.set(i64::try_from(followed.without).unwrap_or(i64::MAX));
+        self.interfaces_in_driver.set(i64::try_from(followed.in_driver).unwrap_or(i64::MAX));
         self.interface_failures.inc_by(followed.failed.len() as u64);
         for (result, count) in [("came", followed.came), ("went", followed.went)] {
             self.interface_changes.get_or_create(&Outcome { result }).inc_by(count as u64);

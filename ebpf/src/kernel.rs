@@ -1,16 +1,19 @@
 //! The maps, the packet and the clocks: everything of the kernel's, behind functions that cannot be used wrongly.
 //!
-//! With [`skb`] the only place with raw pointers. What the agent or another CPU may write meanwhile is read and written word by word,
-//! never through a reference. Sizes of maps are the agent's to choose when it loads them.
+//! With [`skb`] and [`xdp`] the only place with raw pointers. What the agent or another CPU may write meanwhile is read and written word by
+//! word, never through a reference. Sizes of maps are the agent's to choose when it loads them.
 
+mod found;
 mod quality;
 mod skb;
+mod xdp;
 
 use core::arch::asm;
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut};
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, RingBuf};
@@ -20,9 +23,11 @@ use usher_models::wire::{
     Turn, WAYS,
 };
 
-pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, measure, quality, quality_words};
-pub use self::skb::{Covered, Skb, found, found_to_change, ports};
-use crate::parse::mapped;
+pub use self::found::{found, found_to_change, ports};
+pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, quality, quality_words};
+pub use self::skb::Skb;
+pub use self::xdp::{Xdp, counted_as};
+use crate::parse::{Frame, mapped};
 use crate::quality::Measured;
 
 /// BPF_F_MMAPABLE (linux/bpf.h): the agent sees the map as memory; and its values begin on a page, hence on a cache line.
@@ -75,6 +80,77 @@ struct Scratch {
     packet: [u8; MAX_FIRST_BYTES],
 }
 
+/// A frame at one of the kernel's hooks.
+pub trait Hook: Frame {
+    /// What the kernel hands to a program there.
+    type Context;
+
+    /// The frame of a context.
+    fn of(context: *mut Self::Context) -> Self;
+
+    /// The context of the frame.
+    fn raw(&self) -> *mut Self::Context;
+
+    /// Bytes of payload in each segment of a super-packet; 0 for a plain packet.
+    fn segment_bytes(&self) -> u32;
+
+    /// Segments of a super-packet as the kernel counted them; 0 where it did not.
+    fn segments(&self) -> u32;
+
+    /// Names the class of a queueing discipline that is to send the packet (tc-htb(8): its priority, where it has the major number of the
+    /// discipline).
+    fn set_priority(&self, class: u32);
+
+    /// Copies bytes from `at` on; false beyond the end.
+    ///
+    /// # Safety
+    ///
+    /// `to` is valid for writes of `length` bytes.
+    unsafe fn copy_to(&self, at: u32, to: *mut c_void, length: u32) -> bool;
+
+    /// `N` times four bytes from `at` on, each as it lies in memory; also after something was written, when [`Frame::words`] is over.
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        copied(self, at)
+    }
+
+    /// Four bytes from `at` on as two numbers, likewise.
+    #[inline(always)]
+    fn load_halves(&self, at: u32) -> Option<[u16; 2]> {
+        copied(self, at)
+    }
+
+    /// Writes words at `at`; false where the kernel refuses. A packet whose bytes others share gets its own first.
+    fn store<const N: usize>(&self, at: u32, words: &[u32; N], covered: Covered) -> bool;
+
+    /// Keeps the 16-bit checksum at `at` right when the first half of a word it covers goes from `before` to `after`; false, and nothing is
+    /// written, where that cannot be.
+    fn adjust(&self, at: u32, before: u32, after: u32) -> bool;
+
+    /// Goes on in the program that measures, of this hook. Comes back where there is none.
+    fn measure(&self);
+}
+
+/// Whether the one's complement sum over a packet is another one after a change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Covered {
+    /// No: a checksum within what is changed takes it up.
+    Balanced,
+    /// Yes.
+    Changed,
+}
+
+/// A copy of bytes from `at` on. Only numbers are read.
+#[inline(always)]
+fn copied<T: Copy>(frame: &(impl Hook + ?Sized), at: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: `value` has room for what is asked for, and all of it is filled where that is not refused.
+    unsafe {
+        let filled = frame.copy_to(at, value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        if filled { Some(value.assume_init()) } else { None }
+    }
+}
+
 /// What the agent tells about all packets.
 pub struct ConfigEntry(*const Config);
 
@@ -92,6 +168,13 @@ impl ConfigEntry {
         let epoch = unsafe { addr_of!((*self.0).epoch).read_volatile() };
         let generation = unsafe { addr_of!((*self.0).generation).read_volatile() };
         FlowState::time(epoch, generation)
+    }
+
+    /// What marks a word between programs as one of this probe's: of the random number that is its own.
+    #[inline(always)]
+    pub fn mark_of_words(&self) -> u32 {
+        // SAFETY: written once, before the programs are attached.
+        unsafe { addr_of!((*self.0).boot).cast::<u32>().read_volatile() }
     }
 
     /// The random numbers behind fingerprints.
@@ -551,7 +634,7 @@ pub struct Sample {
 
 /// Hands the beginning of a packet to the agent; false where that failed.
 #[inline(always)]
-pub fn sample(skb: &Skb, sample: &Sample, config: &ConfigEntry) -> bool {
+pub fn sample(frame: &impl Hook, sample: &Sample, config: &ConfigEntry) -> bool {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return false };
     let length = sample.ip_bytes.min(config.sample_bytes());
     if length < IP_BYTES || length > MAX_FIRST_BYTES as u32 {
@@ -561,7 +644,7 @@ pub fn sample(skb: &Skb, sample: &Sample, config: &ConfigEntry) -> bool {
     // refuses to read beyond the packet. The head is written field by field, for put together elsewhere first it would be on the stack.
     unsafe {
         let to = addr_of_mut!((*scratch).packet).cast();
-        if bpf_skb_load_bytes(skb.context.as_ptr(), sample.ip_at, to, length) != 0 {
+        if !frame.copy_to(sample.ip_at, to, length) {
             return false;
         }
         let head = addr_of_mut!((*scratch).head);

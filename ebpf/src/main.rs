@@ -1,7 +1,8 @@
 //! The probe: one program for each direction of a subscriber-facing interface, and one that measures for both; the same again for
 //! interfaces without a link-layer header: which of them an interface has is told when they are attached, and costs a packet nothing.
+//! Where the driver runs programs (XDP), what comes from subscribers can be met there already, by [`usher_xdp`].
 //!
-//! A packet's way, forwards: [`entry`] -> [`parse::plain`], or [`walk::walk`] where the frame is not plain -> [`carry`]: its
+//! A packet's way, forwards: [`entry`] or [`early`] -> [`decide`]: [`parse::plain`], or [`walk::walk`] where the frame is not plain -> [`carry`]: its
 //! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps
 //! [`mark::mark`] -> perhaps [`quality::measure`]. What goes wrong is counted by reason, and the packet passes: forwarding goes first.
 //!
@@ -18,26 +19,35 @@ mod police;
 mod quality;
 mod walk;
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use usher_models::wire::{
     ANONYMOUS, Action, Class, Direction, Fingerprint, FlowState, Reason, tells_without_end, tree,
 };
 
-use kernel::{ConfigEntry, Sample, Skb};
-use parse::{Frame as _, Packet};
+use kernel::{ConfigEntry, Hook, Sample, Skb, Xdp};
+use parse::Packet;
 
 /// The packet goes on: TCX_NEXT, which to clsact is TC_ACT_UNSPEC. Other programs still see it.
 const PASS: i32 = -1;
 /// The packet is held back: TCX_DROP, which to clsact is TC_ACT_SHOT.
 const DROP: i32 = 2;
 
-/// Packets from subscribers.
+/// Packets from subscribers, but for those that [`usher_xdp`] has counted.
 #[classifier]
 #[inline(always)]
 pub fn usher_up(context: TcContext) -> i32 {
-    entry(&Skb::new(context), Link::Ethernet, Direction::Up)
+    let skb = Skb::new(context);
+    if let Some(config) = kernel::config()
+        && let Some(class) = kernel::counted_as(&skb, &config)
+    {
+        if class != 0 {
+            skb.set_priority(class);
+        }
+        return PASS;
+    }
+    entry(&skb, Link::Ethernet, Direction::Up)
 }
 
 /// Packets to subscribers.
@@ -59,6 +69,20 @@ pub fn usher_ip_down(context: TcContext) -> i32 {
     entry(&Skb::new(context), Link::Ip, Direction::Down)
 }
 
+/// Packets from subscribers, in the driver. [`usher_up`] comes after it.
+#[xdp(frags)]
+#[inline(always)]
+pub fn usher_xdp(context: XdpContext) -> u32 {
+    early(context)
+}
+
+/// In the place of [`usher_xdp`] until what was sent before that was there has arrived: a virtual Ethernet's other end sends
+/// super-packets until then, and what they are made of is not to be seen in the driver.
+#[xdp(frags)]
+pub fn usher_xdp_wait(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
 /// What an interface's frames begin with.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Link {
@@ -74,6 +98,14 @@ pub fn usher_measure(context: TcContext) -> i32 {
     PASS
 }
 
+/// As [`usher_measure`], for [`usher_xdp`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn usher_measure_xdp(context: XdpContext) -> u32 {
+    quality::measure(&Xdp::of(context.ctx));
+    xdp_action::XDP_PASS
+}
+
 /// Whether a packet goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -87,33 +119,52 @@ enum Verdict {
 fn entry(skb: &Skb, link: Link, direction: Direction) -> i32 {
     // There always is one: an array's entries are there from its making.
     let Some(config) = kernel::config() else { return PASS };
-    let plain = if link == Link::Ethernet { parse::plain(skb) } else { None };
-    let verdict = match plain {
-        Some(packet) => carry(skb, &config, &packet, 0, direction),
-        None => search(skb, &config, link, direction),
-    };
-    match verdict {
+    match decide(skb, &config, link, direction) {
         Verdict::Pass => PASS,
         Verdict::Measure => {
             // Comes back only where there is no such program.
-            kernel::measure(skb);
+            skb.measure();
             PASS
         }
         Verdict::Drop => DROP,
     }
 }
 
+#[inline(always)]
+fn early(context: XdpContext) -> u32 {
+    // Where no word can be left for the program after, that one does all of it.
+    let Some(config) = kernel::config() else { return xdp_action::XDP_PASS };
+    let Some(frame) = Xdp::with_word(context.ctx, &config) else { return xdp_action::XDP_PASS };
+    match decide(&frame, &config, Link::Ethernet, Direction::Up) {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Measure => {
+            frame.measure();
+            xdp_action::XDP_PASS
+        }
+        Verdict::Drop => xdp_action::XDP_DROP,
+    }
+}
+
+#[inline(always)]
+fn decide(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direction) -> Verdict {
+    let plain = if link == Link::Ethernet { parse::plain(frame) } else { None };
+    match plain {
+        Some(packet) => carry(frame, config, &packet, 0, direction),
+        None => search(frame, config, link, direction),
+    }
+}
+
 /// Looks for the subscriber's packet in a frame that is not plain, and carries it.
 #[inline(always)]
-fn search(skb: &Skb, config: &ConfigEntry, link: Link, direction: Direction) -> Verdict {
+fn search(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direction) -> Verdict {
     let first = match link {
         Link::Ethernet => walk::ETHERNET_HEADER,
         Link::Ip => walk::IP_HEADER,
     };
-    let found = match walk::walk(skb, first) {
+    let found = match walk::walk(frame, first) {
         Ok(found) => found,
         Err(reason) => {
-            kernel::tally(reason, direction, skb.length());
+            kernel::tally(reason, direction, frame.length());
             return Verdict::Pass;
         }
     };
@@ -124,11 +175,11 @@ fn search(skb: &Skb, config: &ConfigEntry, link: Link, direction: Direction) -> 
     let Some(packet) = kernel::found_to_change(around) else { return Verdict::Pass };
     packet.ports = kernel::ports(packet);
     if let Some(trouble) = packet.trouble {
-        kernel::tally(trouble, direction, skb.length());
+        kernel::tally(trouble, direction, frame.length());
     }
     // What is around the innermost packet is around each of its segments.
     packet.header_bytes = headers_end - packet.ip_at;
-    carry(skb, config, packet, around, direction)
+    carry(frame, config, packet, around, direction)
 }
 
 /// Of packets in packets the place of the outermost that is a session's, for what is inside it is that subscriber's tunnel, whatever
@@ -151,7 +202,13 @@ fn subscribers(config: &ConfigEntry, found: u32, direction: Direction) -> u32 {
 /// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates or hands it to the class that
 /// shapes it, shows it to the agent if that asked, and marks it.
 #[inline(always)]
-fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, around: u32, direction: Direction) -> Verdict {
+fn carry<F: Hook>(
+    frame: &F,
+    config: &ConfigEntry,
+    packet: &Packet,
+    around: u32,
+    direction: Direction,
+) -> Verdict {
     // The time is read before the session table: a binding made meanwhile is then looked up again.
     let time = config.time();
     let ([subscriber, remote], [subscriber_port, remote_port]) = packet.ends_and_ports(direction);
@@ -168,13 +225,13 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, around: u32, directio
             let slot = kernel::session(config, time, &subscriber);
             match flow {
                 Some(flow) => flow.bind(state, slot, time),
-                None => kernel::tally(Reason::FlowTableFull, direction, skb.length()),
+                None => kernel::tally(Reason::FlowTableFull, direction, frame.length()),
             }
             slot
         }
     };
 
-    let (bytes, packets) = on_the_wire(skb, packet);
+    let (bytes, packets) = on_the_wire(frame, packet);
     let (verdict, action) = account(config, slot, state.class(), direction, bytes, packets);
     if state.is_for_app()
         && verdict == Verdict::Pass
@@ -193,19 +250,19 @@ fn carry(skb: &Skb, config: &ConfigEntry, packet: &Packet, around: u32, directio
             let place = u64::from(packet.ip_bytes) << 32 | u64::from(packet.ip_at);
             let whose = u64::from(slot) << 32 | u64::from(packet.protocol) << 8 | direction as u64;
             let ports = u32::from(subscriber_port) << 16 | u32::from(remote_port);
-            if !rationed(slot, skb.length(), packet.ip_bytes, direction as u32) {
-                show(skb.raw(), place, whose, ports, first_packet_ns);
+            if !rationed(slot, frame.length(), packet.ip_bytes, direction as u32) {
+                show::<F>(frame.raw(), place, whose, ports, first_packet_ns);
             }
         }
     }
     if verdict == Verdict::Pass && action.shaper() != 0 {
-        skb.set_priority(u32::from(tree(direction)) << 16 | u32::from(action.shaper()));
+        frame.set_priority(u32::from(tree(direction)) << 16 | u32::from(action.shaper()));
     }
     // From here on nothing looks into the packet: once something is written, what was found in the packet's memory is to be looked for again.
     if verdict == Verdict::Pass
         && let Some(dscp) = action.mark()
     {
-        mark::mark(skb.raw(), packet.ip_at, around, dscp, direction);
+        mark::mark::<F>(frame.raw(), packet.ip_at, around, dscp, direction);
     }
     // What is held back is lost to the path behind, and told by what is sent in its place.
     if verdict == Verdict::Pass
@@ -267,27 +324,27 @@ fn rationed(slot: u32, frame_bytes: u32, ip_bytes: u32, direction: u32) -> bool 
 ///
 /// `place` is where the IP header begins and, above it, how long the packet is; `whose` the slot and, below it, protocol and direction.
 #[inline(never)]
-fn show(context: *mut __sk_buff, place: u64, whose: u64, ports: u32, first_packet_ns: u64) {
-    let skb = Skb::new(TcContext::new(context));
+fn show<F: Hook>(context: *mut F::Context, place: u64, whose: u64, ports: u32, first_packet_ns: u64) {
+    let frame = F::of(context);
     let (ip_at, ip_bytes) = (place as u32, (place >> 32) as u32);
     let (slot, protocol) = ((whose >> 32) as u32, (whose >> 8) as u8);
     let direction = if whose & 1 == 0 { Direction::Up } else { Direction::Down };
     let Some(config) = kernel::config() else { return };
     let sample = Sample { ip_at, ip_bytes, protocol, ports, slot, direction, first_packet_ns };
-    if !kernel::sample(&skb, &sample, &config) {
-        kernel::tally(Reason::SampleLost, direction, skb.length());
+    if !kernel::sample(&frame, &sample, &config) {
+        kernel::tally(Reason::SampleLost, direction, frame.length());
     }
 }
 
 /// Bytes and packets as they are on the wire, where a super-packet's segments each have the headers.
 #[inline(always)]
-fn on_the_wire(skb: &Skb, packet: &Packet) -> (u32, u32) {
-    let segment_bytes = skb.segment_bytes();
+fn on_the_wire(frame: &impl Hook, packet: &Packet) -> (u32, u32) {
+    let segment_bytes = frame.segment_bytes();
     if segment_bytes == 0 {
         return (packet.ip_bytes, 1);
     }
     let payload_bytes = packet.ip_bytes - packet.header_bytes;
-    let segments = skb.segments().max(payload_bytes.div_ceil(segment_bytes)).max(1);
+    let segments = frame.segments().max(payload_bytes.div_ceil(segment_bytes)).max(1);
     (packet.ip_bytes + (segments - 1) * packet.header_bytes, segments)
 }
 

@@ -3,44 +3,42 @@
 //! Of packets in packets two are marked: the one that counts, which is the subscriber's, and the outermost, whose code point is the only
 //! one that routers see on the way (RFC 2983, 3.1: uniform). What lies between them keeps its own.
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::programs::TcContext;
 use usher_models::wire::{Direction, Dscp, Reason};
 
-use crate::kernel::{self, Covered, Skb};
-use crate::parse::{Frame as _, UDP};
+use crate::kernel::{self, Covered, Hook};
+use crate::parse::UDP;
 use crate::walk::{GRE, MAX_PACKETS};
 
 /// Marks a packet whose IP header is at `ip_at` and that lies in `around` others. A function of its own, with a stack of its own: all other
 /// packets need not make room for what it takes.
 #[inline(never)]
-pub fn mark(context: *mut __sk_buff, ip_at: u32, around: u32, dscp: Dscp, direction: Direction) {
-    let skb = &Skb::new(TcContext::new(context));
-    let mut marked = set(skb, ip_at, around, dscp);
+pub fn mark<F: Hook>(context: *mut F::Context, ip_at: u32, around: u32, dscp: Dscp, direction: Direction) {
+    let frame = &F::of(context);
+    let mut marked = set(frame, ip_at, around, dscp);
     if around > 0
         && let Some(outermost) = kernel::found(0)
     {
-        marked &= set(skb, outermost.ip_at, 0, dscp);
+        marked &= set(frame, outermost.ip_at, 0, dscp);
     }
     if !marked {
-        kernel::tally(Reason::Unmarked, direction, skb.length());
+        kernel::tally(Reason::Unmarked, direction, frame.length());
     }
 }
 
 /// Puts a code point into the IP header at `at`, unless it is there already; false where it could not be put there.
 #[inline(always)]
-fn set(skb: &Skb, at: u32, around: u32, dscp: Dscp) -> bool {
-    let Some(words @ [first, ..]) = skb.load::<3>(at) else { return false };
+fn set(frame: &impl Hook, at: u32, around: u32, dscp: Dscp) -> bool {
+    let Some(words @ [first, ..]) = frame.load::<3>(at) else { return false };
     if first.to_ne_bytes()[0] >> 4 == 4 {
         // The header's own checksum takes up the difference: no other one sees any.
-        return dscp.in_ipv4(words).is_none_or(|marked| skb.store(at, &marked, Covered::Balanced));
+        return dscp.in_ipv4(words).is_none_or(|marked| frame.store(at, &marked, Covered::Balanced));
     }
     let Some(marked) = dscp.in_ipv6(first) else { return true };
-    match checksum_around(skb, around) {
-        Around::None => skb.store(at, &[marked], Covered::Changed),
+    match checksum_around(frame, around) {
+        Around::None => frame.store(at, &[marked], Covered::Changed),
         Around::Unknown => false,
         Around::At(checksum) => {
-            skb.store(at, &[marked], Covered::Balanced) && skb.adjust(checksum, first, marked)
+            frame.adjust(checksum, first, marked) && frame.store(at, &[marked], Covered::Balanced)
         }
     }
 }
@@ -55,20 +53,20 @@ enum Around {
 }
 
 #[inline(always)]
-fn checksum_around(skb: &Skb, around: u32) -> Around {
+fn checksum_around(frame: &impl Hook, around: u32) -> Around {
     for outward in 1..MAX_PACKETS {
         let Some(place) = around.checked_sub(outward) else { break };
         let Some(tunnel) = kernel::found(place) else { break };
         let after = tunnel.ip_at + tunnel.header_bytes;
         if tunnel.protocol == UDP {
             // The second half of the word that ends the header; zero where the sender made none (RFC 768).
-            let Some([_, checksum]) = skb.load_halves(after - 4) else { return Around::Unknown };
+            let Some([_, checksum]) = frame.load_halves(after - 4) else { return Around::Unknown };
             if checksum != 0 {
                 return Around::At(after - 2);
             }
         } else if tunnel.protocol == GRE {
             // The first bit says that there is one (RFC 2784, 2.1).
-            match skb.load_halves(after) {
+            match frame.load_halves(after) {
                 Some([flags, _]) if u16::from_be(flags) & 0x8000 == 0 => {}
                 _ => return Around::Unknown,
             }

@@ -8,8 +8,8 @@ pub mod segments;
 
 use usher_models::wire::{Class, Direction, Reason};
 
-use crate::kernel::{self, ConfigEntry, FlowEntry, HandedOver, QualityWords, Skb};
-use crate::parse::{Fragment, Frame as _, Packet, TCP, UDP, tcp_flags};
+use crate::kernel::{self, ConfigEntry, FlowEntry, HandedOver, Hook, QualityWords};
+use crate::parse::{Fragment, Packet, TCP, UDP, tcp_flags};
 
 use self::datagrams::Datagram;
 pub use self::segments::Measured;
@@ -59,17 +59,17 @@ pub fn hand_over(packet: &Packet, flow: &FlowEntry, slot: u32, class: Class, dir
 /// Measures the packet that was handed over: a program of its own, for few packets come here, and what it needs of stack and instructions
 /// is not to be among those of all the others.
 #[inline(always)]
-pub fn measure(skb: &Skb) {
+pub fn measure(frame: &impl Hook) {
     let (Some(config), Some(packet)) = (kernel::config(), kernel::handed_over()) else { return };
     let class = Class::from_u8(packet.class as u8);
     let direction = if packet.direction == 0 { Direction::Up } else { Direction::Down };
     let Some(words) = kernel::quality_words(packet.flow) else { return };
     let answered = direction.opposite();
     if packet.kind != SEGMENT {
-        datagram(skb, &config, packet, &words, class, direction);
+        datagram(frame, &config, packet, &words, class, direction);
         return;
     }
-    let Some(segment) = segment(skb, packet) else { return };
+    let Some(segment) = segment(frame, packet) else { return };
     let waiting = words.half(answered);
     let other = Half::of(waiting);
     let before = words.half(direction);
@@ -82,7 +82,7 @@ pub fn measure(skb: &Skb) {
         return;
     }
     let Some(quality) = kernel::quality(&config, packet.slot, class) else {
-        kernel::tally(Reason::QualityFull, direction, skb.length());
+        kernel::tally(Reason::QualityFull, direction, frame.length());
         return;
     };
     if told.segments != 0 {
@@ -96,7 +96,7 @@ pub fn measure(skb: &Skb) {
 /// Measures a datagram, of QUIC or of a call.
 #[inline(always)]
 fn datagram(
-    skb: &Skb,
+    frame: &impl Hook,
     config: &ConfigEntry,
     packet: &HandedOver,
     words: &QualityWords,
@@ -108,7 +108,7 @@ fn datagram(
     let (own, told) = if packet.kind == CALL {
         datagrams::take_call(own, &config.turn(class), kernel::coarse_ns())
     } else {
-        let Some([first, second]) = skb.words(packet.transport_at + UDP_BYTES) else { return };
+        let Some([first, second]) = frame.words(packet.transport_at + UDP_BYTES) else { return };
         let ([first, a, b, c], [d, ..]) = (first.to_ne_bytes(), second.to_ne_bytes());
         let version = u32::from_be_bytes([a, b, c, d]);
         let datagram = Datagram { first, version, up: direction == Direction::Up };
@@ -120,7 +120,7 @@ fn datagram(
         return;
     }
     let Some(quality) = kernel::quality(config, packet.slot, class) else {
-        kernel::tally(Reason::QualityFull, direction, skb.length());
+        kernel::tally(Reason::QualityFull, direction, frame.length());
         return;
     };
     if told.windows != 0 {
@@ -133,11 +133,11 @@ fn datagram(
 
 /// The TCP segment a packet is.
 #[inline(always)]
-fn segment(skb: &Skb, packet: &HandedOver) -> Option<Segment> {
+fn segment(frame: &impl Hook, packet: &HandedOver) -> Option<Segment> {
     let at = packet.transport_at;
-    let [_, sequence, acknowledgement, offset] = skb.words(at)?;
+    let [_, sequence, acknowledgement, offset] = frame.words(at)?;
     let room = (offset.to_ne_bytes()[0] >> 4) as u32 * 4 >= STAMPED_BYTES;
-    let [first, value, echoed] = skb.words(at + TCP_BYTES).unwrap_or([0; 3]);
+    let [first, value, echoed] = frame.words(at + TCP_BYTES).unwrap_or([0; 3]);
     let there = room && first == TIME_STAMPS;
     let stamps = Stamps { there, value: u32::from_be(value), echoed: u32::from_be(echoed) };
     Some(Segment {
@@ -145,7 +145,7 @@ fn segment(skb: &Skb, packet: &HandedOver) -> Option<Segment> {
         acknowledgement: u32::from_be(acknowledgement),
         flags: tcp_flags(offset),
         payload_bytes: packet.payload_bytes,
-        segment_bytes: skb.segment_bytes(),
+        segment_bytes: frame.segment_bytes(),
         stamps,
     })
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use usher_agent::probe::{Leaf, Pattern, Probe, ProbeConfig, ProbeError, Shaping, Trial, Verdict};
+use usher_agent::probe::{Leaf, Pattern, Probe, ProbeConfig, ProbeError, Shaping, Trial, Verdict, Xdp};
 use usher_models::wire::{Class, Direction, Enforcement, Gate, LINE, Rate};
 use usher_tests::netns::{ACCESS, INTERNET, INTERNET6, Lab, Place, Side};
 use usher_tests::process;
@@ -478,6 +478,16 @@ fn each_subscriber_gets_the_rate_it_has_whatever_becomes_of_the_agent() {
 #[test]
 fn what_subscribers_send_is_shaped_where_it_leaves_for_the_internet() {
     on_a_kernel!("what_subscribers_send_is_shaped_where_it_leaves_for_the_internet");
+    what_subscribers_send_is_shaped(Xdp::Off);
+}
+
+#[test]
+fn what_was_met_in_the_driver_is_shaped_where_it_leaves_for_the_internet() {
+    on_a_kernel!("what_was_met_in_the_driver_is_shaped_where_it_leaves_for_the_internet");
+    what_subscribers_send_is_shaped(Xdp::Native);
+}
+
+fn what_subscribers_send_is_shaped(xdp: Xdp) {
     let lab = laboratory();
     let flood = |from, to, megabits| Flood {
         from: (Side::Subscribers, from),
@@ -486,7 +496,7 @@ fn what_subscribers_send_is_shaped_where_it_leaves_for_the_internet() {
     };
     let floods = [flood("10.77.0.11", INTERNET, 25), flood("fd77::12", INTERNET6, 50)];
     Floods::during(&lab, &floods, |floods| {
-        let settings = shaping_in(&lab, &["core"]);
+        let settings = ProbeConfig { xdp, ..shaping_in(&lab, &["core"]) };
         fs::write(FORWARDING, "1").expect("sets");
         let refused = Whole::load(settings.clone()).expect_err("forwarding forgets").to_string();
         assert!(refused.contains("net.ipv4.ip_forward_update_priority"), "{refused}");

@@ -6,7 +6,7 @@
 //! end was full, are in the books: the interface tells how many they were, not how long.
 //!
 //! With offloads on, the probe sees super-packets both ways, and the interface still counts what is on the wire: it cuts up what it
-//! sends, and counts what it receives before joining it.
+//! sends, and counts what it receives before joining it. So it does with the probe in its driver, which sees frames; what goes on is joined.
 
 use std::time::Duration;
 
@@ -36,6 +36,9 @@ pub enum Offloads {
     Off,
     /// The probe sees super-packets: the internet's server sends them, and what subscribers send is joined on its way in.
     On,
+    /// The same, and what subscribers send is met in the driver (XDP): before it is joined, and cut up by their end, whose kernel would send
+    /// super-packets if it were let.
+    InDriver,
 }
 
 impl Offloads {
@@ -43,9 +46,13 @@ impl Offloads {
         if self == Self::Off {
             return Ok(());
         }
-        for (side, interface, cut) in
-            [(Side::Internet, "net", "on"), (Side::Gateway, "core", "on"), (Side::Gateway, ACCESS, "off")]
-        {
+        let line = if self == Self::InDriver { "on" } else { "off" };
+        for (side, interface, cut) in [
+            (Side::Internet, "net", "on"),
+            (Side::Gateway, "core", "on"),
+            (Side::Gateway, ACCESS, "off"),
+            (Side::Subscribers, "line", line),
+        ] {
             let words = ["-K", interface, "tso", cut, "gso", cut, "gro", "on"];
             process::run(&mut lab.inside(side, "ethtool", words))?;
         }
@@ -58,7 +65,7 @@ impl Offloads {
     const fn uncounted_header(self) -> u64 {
         match self {
             Self::Off => 0,
-            Self::On => ETHERNET,
+            Self::On | Self::InDriver => ETHERNET,
         }
     }
 }
@@ -149,12 +156,17 @@ subscribers:
 ";
 
 /// A site with those sessions, its daemons running and the line plugged in.
-pub fn site(lab: Lab) -> Result<Site> {
+pub fn site(lab: Lab, offloads: Offloads) -> Result<Site> {
     let mut site = Site::new(Ground::Lab(lab), &Variant::default())?;
     site.edit("sessions.yaml", |_| sessions(Behind::A))?;
     site.edit("profiles.yaml", |_| PROFILES.to_owned())?;
     site.edit("agent.yaml", |text| {
-        text.replace("home: {down: 6 Mbit/s}", "home: {up: 20 Mbit/s, down: 6 Mbit/s}")
+        let text = text.replace("home: {down: 6 Mbit/s}", "home: {up: 20 Mbit/s, down: 6 Mbit/s}");
+        if offloads == Offloads::InDriver {
+            text.replace("{probe: {", "{probe: {xdp: native, ")
+        } else {
+            text
+        }
     })?;
     site.start_orchestrator()?;
     site.start_agent()?;
@@ -185,7 +197,7 @@ pub fn run(offloads: Offloads) -> Result<Outcome> {
     offloads.set(&lab)?;
     let nginx = Nginx::start(&lab)?;
     let mut servers = Servers::start(&lab, 6)?;
-    let mut site = site(lab)?;
+    let mut site = site(lab, offloads)?;
     let outcome = load(&mut site, &nginx, &mut servers).and_then(|()| reconcile(&mut site, offloads));
     outcome.map_err(|error| error.context(site.last_words()))
 }

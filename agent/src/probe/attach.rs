@@ -1,4 +1,5 @@
-//! The programs and where they hang: on each interface TCX links, pinned, where the kernel has them (6.6), else filters of a clsact qdisc.
+//! The programs and where they hang: on each interface TCX links, pinned, where the kernel has them (6.6), else filters of a clsact qdisc; and
+//! before them, where that is wanted and can be, [`super::early`]'s in the driver.
 //!
 //! A pin is named by the interface's number, which is its own for as long as it is there, whatever its name becomes.
 
@@ -13,6 +14,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, tc};
 use aya::util::KernelVersion;
 use usher_models::wire::Direction;
 
+use super::early::{Early, Xdp};
 use super::interfaces::{Interface, Link};
 use super::maps::{kernel, remove};
 use super::{ProbeConfig, ProbeError, interfaces, netlink};
@@ -25,6 +27,14 @@ pub enum Attach {
     Auto,
     /// Filters of a clsact qdisc, on any kernel.
     Clsact,
+}
+
+impl Attach {
+    /// Whether TCX is used.
+    pub(super) fn has_tcx(self) -> bool {
+        let kernel_has = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
+        self == Self::Auto && kernel_has
+    }
 }
 
 /// The programs that every probe has in the kernel, so that what is loaded is known to be taken. Those for frames without a link-layer
@@ -73,12 +83,17 @@ enum Kind {
 
 const KINDS: [Kind; 2] = [Kind::Link, Kind::Filter];
 
+/// The pin of the link to the program in the driver of an interface.
+fn early_pin(directory: &Path, index: u32) -> PathBuf {
+    directory.join(format!("xdp_up_{index}"))
+}
+
 /// The interfaces on which programs of this directory hang.
 pub(super) fn attached(directory: &Path) -> BTreeSet<u32> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let index = |name: &str| {
         let (stem, index) = name.rsplit_once('_')?;
-        let is_ours = matches!(stem, "link_up" | "link_down" | "filter_up" | "filter_down");
+        let is_ours = matches!(stem, "link_up" | "link_down" | "filter_up" | "filter_down" | "xdp_up");
         if is_ours { index.parse().ok() } else { None }
     };
     entries.filter_map(|entry| entry.file_name().to_str().and_then(index)).collect()
@@ -107,23 +122,28 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), ProbeError
 }
 
 /// The interfaces that carry the programs.
-#[derive(Debug)]
 pub(super) struct Attachments {
     pins: PathBuf,
     tcx: bool,
+    early: Early,
     on: BTreeMap<u32, Interface>,
 }
 
 impl Attachments {
     /// None yet.
-    pub(super) fn new(pins: &Path, attach: Attach) -> Self {
-        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
-        Self { pins: pins.to_owned(), tcx: attach == Attach::Auto && has_tcx, on: BTreeMap::new() }
+    pub(super) fn new(pins: &Path, attach: Attach, xdp: Xdp) -> Self {
+        let early = Early::new(xdp, attach);
+        Self { pins: pins.to_owned(), tcx: attach.has_tcx(), early, on: BTreeMap::new() }
     }
 
     /// Those that carry them, by index.
     pub(super) fn on(&self) -> &BTreeMap<u32, Interface> {
         &self.on
+    }
+
+    /// How many of them have a program in the driver.
+    pub(super) fn in_driver(&self) -> usize {
+        self.early.on.len()
     }
 
     /// Hangs the programs where an interface's packets are. A pinned link of a former agent gets the new program in one step: no packet
@@ -150,11 +170,13 @@ impl Attachments {
             }
         }
         self.on.insert(interface.index, interface.clone());
-        Ok(())
+        // After those that know what to make of its word, whether it comes or goes.
+        self.early.attach(ebpf, interface, &early_pin(&self.pins, interface.index))
     }
 
     /// Takes the programs off an interface that should not carry them any more, or forgets one that is gone.
     pub(super) fn detach(&mut self, index: u32, present: &[Interface]) -> Result<(), ProbeError> {
+        self.early.detach(index, &early_pin(&self.pins, index))?;
         if let Some(interface) = present.iter().find(|interface| interface.index == index) {
             take_off_filters(interface);
         }
@@ -177,7 +199,7 @@ impl Attachments {
 /// Takes the programs off all interfaces, whichever way they hang.
 pub(super) fn detach_all(settings: &ProbeConfig) -> Result<(), ProbeError> {
     let present = netlink::interfaces().map_err(kernel("list the interfaces"))?;
-    let mut attachments = Attachments::new(&settings.pin_dir, settings.attach);
+    let mut attachments = Attachments::new(&settings.pin_dir, settings.attach, settings.xdp);
     let mut indices = attached(&settings.pin_dir);
     // Filters of the time before these were pinned.
     indices.extend(interfaces::choose(&settings.interfaces, &present).chosen.into_keys());

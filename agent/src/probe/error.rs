@@ -36,6 +36,16 @@ pub enum ProbeError {
         /// The other one.
         other: String,
     },
+    /// The program cannot be in the driver of an interface.
+    #[error(
+        "attach in the driver of `{name}` (XDP): {why}; or set `xdp` to `auto`, and traffic control counts where the driver cannot"
+    )]
+    NotInDriver {
+        /// The interface.
+        name: String,
+        /// What is against it.
+        why: String,
+    },
     /// The kernel refused.
     #[error(
         "{doing}: not permitted; run the agent as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"

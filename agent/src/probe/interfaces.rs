@@ -19,6 +19,9 @@ pub(super) struct Interface {
     pub(super) master: Option<u32>,
     /// The interface it is made on: that of a VLAN's tags or a tunnel's packets.
     pub(super) over: Option<u32>,
+    /// Whether a program in its driver sees what comes in as it was on the wire, all of it and nothing else: so do network hardware and a
+    /// veth. Interfaces of user space hand in joined packets, and the program of a bond is run by its ports.
+    pub(super) frames_of_the_wire: bool,
 }
 
 /// What an interface's frames begin with, by its ARPHRD number (linux/if_arp.h).
@@ -220,7 +223,14 @@ mod tests {
     use super::*;
 
     fn interface(index: u32, name: &str) -> Interface {
-        Interface { index, name: name.to_owned(), link: Link::Ethernet, master: None, over: None }
+        Interface {
+            index,
+            name: name.to_owned(),
+            link: Link::Ethernet,
+            master: None,
+            over: None,
+            frames_of_the_wire: true,
+        }
     }
 
     fn patterns(texts: &[&str]) -> Vec<Pattern> {

@@ -36,6 +36,7 @@ pub(super) const TALLIES: &str = "usher_tallies";
 pub(super) const QUALITY: &str = "usher_quality";
 /// Not pinned: it belongs to the programs that were loaded with it.
 const REST: &str = "usher_rest";
+pub(super) const REST_XDP: &str = "usher_rest_xdp";
 pub(super) const SAMPLES: &str = "usher_samples";
 
 /// The compiled programs, as `scripts/probe.sh` left them.

@@ -4,7 +4,7 @@
 //! maps of another layout or size, and knows neither sessions nor settings: it is told prefixes, slots and enforcement.
 //!
 //! ```text
-//! pins      config  sessions  flows  details  lanes  apps  quality  anonymous  rations  tallies  samples  link_up_N  link_down_N  tree_down_N_...
+//! pins      config  sessions  flows  details  lanes  apps  quality  anonymous  rations  tallies  samples  link_up_N  link_down_N  xdp_up_N  tree_down_N_...
 //! agent      rw      rw        rw     rw       rw     rw    rw       r          -        r        r
 //! programs   r       r         rw     rw       rw     rw    rw       w          rw       w        w
 //! ```
@@ -17,6 +17,7 @@
 mod apps;
 mod attach;
 mod clock;
+mod early;
 mod environment;
 mod error;
 mod interfaces;
@@ -48,6 +49,7 @@ use usher_models::wire::{
 };
 
 pub use attach::Attach;
+pub use early::Xdp;
 pub use error::ProbeError;
 pub use interfaces::Pattern;
 pub use memory::{Cost, memory};
@@ -94,6 +96,8 @@ pub struct ProbeConfig {
     pub flow_idle: Duration,
     /// Which hook of the kernel to use.
     pub attach: Attach,
+    /// Whether what subscribers send is met in the driver.
+    pub xdp: Xdp,
     /// Rates are kept by queues; `None`: by dropping what is above them.
     pub shaping: Option<Shaping>,
 }
@@ -115,6 +119,7 @@ impl ProbeConfig {
             sample_rate: BitsPerSecond(40_000_000),
             flow_idle: Duration::from_mins(5),
             attach: Attach::Auto,
+            xdp: Xdp::Off,
             shaping: None,
         }
     }
@@ -171,6 +176,13 @@ fn look(settings: &ProbeConfig) -> Result<(Choice, Vec<Interface>), ProbeError> 
     }
     if let Some(left_out) = choice.left_out.iter().find(|left_out| left_out.named) {
         return Err(left_out.error());
+    }
+    if settings.xdp == Xdp::Native {
+        for interface in choice.chosen.values() {
+            if let Some(why) = early::refusal(interface, settings.attach) {
+                return Err(ProbeError::NotInDriver { name: interface.name.clone(), why });
+            }
+        }
     }
     if let Some(shaping) = &settings.shaping {
         let carrying: Vec<&Interface> = choice.chosen.values().collect();
@@ -229,7 +241,7 @@ impl Probe {
         shaping::end(&settings.pin_dir, settings.shaping.as_ref(), &maps.lanes)?;
         let adopt = |shaping| Shaper::adopt(&settings.pin_dir, shaping, &maps.lanes);
         let shaper = settings.shaping.as_ref().map(adopt).transpose()?;
-        let attachments = Attachments::new(&settings.pin_dir, settings.attach);
+        let attachments = Attachments::new(&settings.pin_dir, settings.attach, settings.xdp);
         let generations = VecDeque::from([(config.generation, Micros::now())]);
         let without = Without::default();
         let mut probe = Self {
@@ -292,6 +304,12 @@ impl Probe {
                     tracing::info!(interface = interface.name, "the probe is on an interface");
                     followed.came += 1;
                 }
+                Err(error @ ProbeError::NotInDriver { .. }) => {
+                    // Traffic control counts all of it.
+                    tracing::error!(interface = interface.name, "{error}");
+                    followed.came += 1;
+                    followed.failed.push(Failed { index: *index, error });
+                }
                 Err(error) => {
                     // Half attached would be half counted.
                     self.attachments.detach(*index, present)?;
@@ -323,6 +341,7 @@ impl Probe {
             shaper.follow(&carrying, present, &self.maps.lanes);
         }
         followed.on = self.attachments.on().len();
+        followed.in_driver = self.attachments.in_driver();
         followed.without = without.missing.len() + without.left_out.len() + without.failed;
         self.without = without;
         Ok(followed)
@@ -552,6 +571,8 @@ impl Without {
 pub struct Followed {
     /// Interfaces that carry the programs now.
     pub on: usize,
+    /// Those of them on which what subscribers send is met in the driver.
+    pub in_driver: usize,
     /// How many have come.
     pub came: usize,
     /// How many have gone.

@@ -11,7 +11,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage as Route;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
 use netlink_packet_route::tc::{TcHandle, TcMessage};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
@@ -43,6 +43,8 @@ pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
 fn interface(message: &LinkMessage) -> Option<Interface> {
     let mut name = None;
     let (mut master, mut over, mut elsewhere, mut pair) = (None, None, false, false);
+    // Of a kind is what software makes.
+    let mut frames_of_the_wire = true;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(it) => name = Some(it.clone()),
@@ -55,6 +57,7 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
                     _ => None,
                 });
                 // A pair's other end is no layer below it.
+                frames_of_the_wire = kind.is_none_or(|kind| *kind == InfoKind::Veth);
                 pair = matches!(kind, Some(InfoKind::Veth | InfoKind::Netkit | InfoKind::Vxcan));
             }
             _ => {}
@@ -67,7 +70,27 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
         link: Link::of(message.header.link_layer_type.into()),
         master: master.filter(|master| *master != 0),
         over: over.filter(|over| *over != 0 && *over != index && !elsewhere && !pair),
+        frames_of_the_wire,
     })
+}
+
+/// The number of the program in an interface's driver (native XDP).
+pub(super) fn program_in_driver(interface: u32) -> io::Result<Option<u32>> {
+    let mut message = LinkMessage::default();
+    message.header.index = interface;
+    let mut program = None;
+    ask(Route::GetLink(message), NLM_F_ACK, |answer| {
+        let Route::NewLink(link) = answer else { return };
+        let parts = link.attributes.iter().filter_map(|attribute| match attribute {
+            LinkAttribute::Xdp(parts) => Some(parts),
+            _ => None,
+        });
+        program = parts.flatten().fold(program, |found, part| match part {
+            LinkXdp::DrvProgId(id) => Some(*id),
+            _ => found,
+        });
+    })?;
+    Ok(program)
 }
 
 /// Removes the clsact qdisc of an interface if no filter is left in it.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, TestRun, TestRunOptions};
 use usher_models::wire::Direction;
 
 use super::ProbeError;
 use super::attach::program_name;
+use super::early::EARLY;
 use super::interfaces::Link;
 use super::maps::kernel;
 
@@ -20,6 +21,9 @@ pub struct Trial<'a> {
     pub frame: &'a [u8],
     /// Whether it goes through the program for interfaces without a link-layer header.
     pub no_link_layer: bool,
+    /// Whether it goes through the program in the driver, which a probe has from its first interface on that is met there. It knows one
+    /// direction, and no super-packets.
+    pub in_driver: bool,
     /// How often to run it; the outcome is the last run's, the time the mean.
     pub repeat: u32,
     /// Bytes a segment carries, for a super-packet; 0 for none.
@@ -29,7 +33,7 @@ pub struct Trial<'a> {
 impl<'a> Trial<'a> {
     /// One run of `frame` in `direction`.
     pub fn once(direction: Direction, frame: &'a [u8]) -> Self {
-        Self { direction, frame, no_link_layer: false, repeat: 1, segment_bytes: 0 }
+        Self { direction, frame, no_link_layer: false, in_driver: false, repeat: 1, segment_bytes: 0 }
     }
 }
 
@@ -65,6 +69,9 @@ const DROP: u32 = 2;
 
 pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeError> {
     let doing = "run a program on a frame";
+    if trial.in_driver {
+        return run_in_driver(ebpf, trial);
+    }
     let link = if trial.no_link_layer { Link::Ip } else { Link::Ethernet };
     let name = program_name(link, trial.direction);
     let program = ebpf.program(name).ok_or(ProbeError::NotInObject { name })?;
@@ -85,5 +92,34 @@ pub(super) fn run(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeE
         DROP => Verdict::Drop,
         other => Verdict::Other(other),
     };
+    Ok(TrialOutcome { verdict, duration: result.duration, frame })
+}
+
+/// XDP_DROP and XDP_PASS (linux/bpf.h).
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+/// Room for what the program leaves before the frame.
+const METADATA_BYTES: usize = 32;
+
+fn run_in_driver(ebpf: &Ebpf, trial: &Trial<'_>) -> Result<TrialOutcome, ProbeError> {
+    let doing = "run the driver's program on a frame";
+    let program = ebpf.program(EARLY).ok_or(ProbeError::NotInObject { name: EARLY })?;
+    let program: &Xdp = program.try_into().map_err(kernel(doing))?;
+    let mut out = vec![0; METADATA_BYTES + trial.frame.len()];
+    let options = TestRunOptions {
+        data_in: Some(trial.frame),
+        data_out: Some(&mut out),
+        repeat: trial.repeat,
+        ..TestRunOptions::default()
+    };
+    let result = program.test_run(options).map_err(kernel(doing))?;
+    let verdict = match result.return_value {
+        XDP_PASS => Verdict::Pass,
+        XDP_DROP => Verdict::Drop,
+        other => Verdict::Other(other),
+    };
+    let written = usize::try_from(result.data_size_out).unwrap_or(usize::MAX).min(out.len());
+    // The frame is the last of what is written.
+    let frame = out.get(written.saturating_sub(trial.frame.len())..written).unwrap_or_default().to_vec();
     Ok(TrialOutcome { verdict, duration: result.duration, frame })
 }

@@ -3,18 +3,14 @@
 use core::ptr::{addr_of, addr_of_mut};
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::{Array, PerCpuArray};
 use usher_models::wire::{Class, Direction, QUALITY_WAYS, Quality, QualityCounts, ROUND_TRIP_BUCKETS};
 
-use super::{ConfigEntry, DETAILS, MMAPABLE, Skb, believed, compare_exchange};
+use super::{ConfigEntry, DETAILS, MMAPABLE, believed, compare_exchange};
 
 #[map(name = "usher_quality")]
 static QUALITY: Array<Quality> = Array::with_max_entries(1, MMAPABLE);
 
-/// What is left to do with a packet: the program that measures it. Each version of the programs has its own, which is empty once no agent
-/// is there to read what is measured.
-#[map(name = "usher_rest")]
-static REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// The packet that is to be measured, on each CPU. Not shared between runs.
 #[map(name = "usher_handed_over")]
 static HANDED_OVER: PerCpuArray<HandedOver> = PerCpuArray::with_max_entries(1, 0);
@@ -51,13 +47,6 @@ pub fn hand_over(packet: HandedOver) -> bool {
 #[inline(always)]
 pub fn handed_over() -> Option<&'static HandedOver> {
     HANDED_OVER.get_ptr(0).map(|packet| unsafe { &*packet })
-}
-
-/// Goes on in the program that measures. Comes back where there is none.
-#[inline(always)]
-pub fn measure(skb: &Skb) {
-    // SAFETY: the program that may be there takes packets of the same kind.
-    let _ = unsafe { REST.tail_call(&skb.context, 0) };
 }
 
 /// The words that a flow's measurement is kept in.

@@ -1,0 +1,87 @@
+//! The packets found in a frame, and the ports of those of which this is a later part.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+
+use crate::parse::{Fragment, Packet};
+use crate::walk::MAX_PACKETS;
+
+/// The packets found in a frame, on each CPU, and where numbers are put to be forgotten. Not shared between runs.
+#[map(name = "usher_found")]
+static FOUND: PerCpuArray<Packet> = PerCpuArray::with_max_entries(MAX_PACKETS, 0);
+#[map(name = "usher_forget")]
+static FORGET: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// The ports of packets whose first fragment has passed; the longest unused go when it is full. Not shared between runs.
+#[map(name = "usher_fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2]> = LruHashMap::with_max_entries(8_192, 0);
+
+/// Where a key of theirs is put together, on each CPU: the stack has no room for it. Not shared between runs.
+#[map(name = "usher_fragment")]
+static KEY: PerCpuArray<FragmentKey> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the fragments of a packet have in common (RFC 791, 3.2; RFC 8200, 4.5).
+#[repr(C)]
+struct FragmentKey {
+    ends: [[u32; 4]; 2],
+    identification: u32,
+    protocol: u32,
+}
+
+/// The same number, of which the verifier knows nothing.
+#[inline(always)]
+pub fn forget(number: u32) -> u32 {
+    let Some(place) = FORGET.get_ptr_mut(0) else { return number };
+    // SAFETY: valid for the length of a run, and this CPU's alone.
+    unsafe {
+        place.write_volatile(number);
+        place.read_volatile()
+    }
+}
+
+/// Keeps a packet found in a frame.
+#[inline(always)]
+pub fn keep(place: u32, packet: &Packet) {
+    if let Some(kept) = FOUND.get_ptr_mut(place) {
+        // SAFETY: as above.
+        unsafe { kept.write(*packet) };
+    }
+}
+
+/// A packet that was kept.
+#[inline(always)]
+pub fn found(place: u32) -> Option<&'static Packet> {
+    // SAFETY: kept by this CPU in this run, which writes none of them from here on; none outlives the run.
+    FOUND.get_ptr(place).map(|packet| unsafe { &*packet })
+}
+
+/// The same, to be changed: once in a run, and by who looks at no other reference to it.
+#[inline(always)]
+pub fn found_to_change(place: u32) -> Option<&'static mut Packet> {
+    // SAFETY: this CPU's alone, and of the references to it none is used from here on.
+    FOUND.get_ptr_mut(place).map(|packet| unsafe { &mut *packet })
+}
+
+/// The ports of a packet, of which a later fragment shows none: those of the first one, if that has passed.
+#[inline(always)]
+pub fn ports(packet: &Packet) -> [u16; 2] {
+    let (identification, first) = match packet.fragment {
+        Fragment::Whole => return packet.ports,
+        Fragment::First(identification) => (identification, true),
+        Fragment::Later(identification) => (identification, false),
+    };
+    let Some(key) = KEY.get_ptr_mut(0) else { return packet.ports };
+    // SAFETY: valid for the length of a run, and this CPU's alone.
+    let key = unsafe {
+        (*key).ends = packet.ends;
+        (*key).identification = identification;
+        (*key).protocol = u32::from(packet.protocol);
+        &*key
+    };
+    if first {
+        // Where this fails the later ones are another flow: a label.
+        let _ = FRAGMENTS.insert(key, &packet.ports, 0);
+        return packet.ports;
+    }
+    // SAFETY: read at once, as one word.
+    unsafe { FRAGMENTS.get(key) }.copied().unwrap_or([0; 2])
+}
