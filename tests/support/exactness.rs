@@ -46,13 +46,16 @@ impl Offloads {
         if self == Self::Off {
             return Ok(());
         }
-        let line = if self == Self::InDriver { "on" } else { "off" };
-        for (side, interface, cut) in [
-            (Side::Internet, "net", "on"),
-            (Side::Gateway, "core", "on"),
-            (Side::Gateway, ACCESS, "off"),
-            (Side::Subscribers, "line", line),
-        ] {
+        if self == Self::InDriver {
+            process::run(&mut lab.inside(
+                Side::Subscribers,
+                "ethtool",
+                ["-K", "line", "tso", "on", "gso", "on"],
+            ))?;
+        }
+        for (side, interface, cut) in
+            [(Side::Internet, "net", "on"), (Side::Gateway, "core", "on"), (Side::Gateway, ACCESS, "off")]
+        {
             let words = ["-K", interface, "tso", cut, "gso", cut, "gro", "on"];
             process::run(&mut lab.inside(side, "ethtool", words))?;
         }

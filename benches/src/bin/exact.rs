@@ -1,5 +1,5 @@
-//! The books against the wire, twenty times: real floods, agents killed and sessions moved in the middle, offloads off and on in
-//! turns. Fails where a single byte or frame is missing or too many. `exact [RUNS]`; needs root.
+//! The books against the wire, twenty times: real floods, agents killed and sessions moved in the middle, offloads off and on and the
+//! probe in the driver in turns. Fails where a single byte or frame is missing or too many. `exact [RUNS]`; needs root.
 
 use std::process::ExitCode;
 
