@@ -13,8 +13,9 @@ use aya::programs::tc::TcAttachType;
 use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
-use plan::Plan;
 pub use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, SUBSCRIBER};
+use plan::{Plan, REMOTE};
+use usher_models::wire::FlowKey;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/usher-probe-bench.o");
 
@@ -26,6 +27,9 @@ pub fn attached(interface: &str, hook: TcAttachType) -> anyhow::Result<ProgramFd
     let (_, programs) = SchedClassifier::query_tcx(interface, hook)?;
     Ok(programs.first().context("the probe is not attached by TCX: Linux 6.6 has it")?.fd()?)
 }
+
+/// The ports of every segment, whichever way it goes.
+const PORTS: [u16; 2] = [443, 4_000];
 
 /// Which packets are driven.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +84,19 @@ impl Driver {
     /// What is driven.
     pub fn packets(&self) -> &Packets {
         &self.packets
+    }
+
+    /// The flow of a number, as the probe tells it from others: of IPv4, seen down.
+    pub fn flow(&self, number: u32) -> FlowKey {
+        let mapped = |address: u32| std::net::Ipv4Addr::from(address).to_ipv6_mapped().octets();
+        FlowKey {
+            subscriber: mapped(SUBSCRIBER + number % self.packets.subscribers),
+            remote: mapped(REMOTE + number),
+            subscriber_port: PORTS[1],
+            remote_port: PORTS[0],
+            protocol: 6,
+            zero: [0; 3],
+        }
     }
 
     /// Drives the probe through the next `runs` packets; nanoseconds of each. They go on where the last ones were, as connections do.
@@ -153,7 +170,8 @@ fn frame(shape: u32, payload: bool) -> Vec<u8> {
     } else {
         ipv4(&mut inner, 6, said_bytes);
     }
-    inner.extend([0x01, 0xbb, 0x0f, 0xa0, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    inner.extend(PORTS.map(u16::to_be_bytes).as_flattened());
+    inner.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x80, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
     inner.extend([1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0]);
     inner.resize(inner_bytes, 0);
 

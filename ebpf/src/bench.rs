@@ -12,14 +12,12 @@ mod plan;
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::{Array, HashMap, ProgramArray};
 use aya_ebpf::programs::TcContext;
-use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, SUBSCRIBER};
+use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, REMOTE, SUBSCRIBER};
 use usher_models::wire::FlowKey;
 
 /// TCX_NEXT.
 const PASS: i32 = -1;
 const TCP: u8 = 6;
-/// The server of the flow with number 0, 198.18.0.0, to which the number is added. In IPv6 it is the last word.
-const REMOTE: u32 = 0xc612_0000;
 /// Where the TCP header's timestamp is, after two bytes of padding, kind and length.
 const TIMESTAMP_AT: usize = 24;
 /// Where its sequence number is, and the acknowledgement after it.

@@ -31,3 +31,5 @@ pub const PLAIN_AT: usize = 14;
 pub const GTPU_AT: usize = 14 + 20 + 8 + 8;
 /// The subscriber with number 0, 10.0.0.1, to which the number is added. In IPv6 it has 2001:db8:NUMBER::/64.
 pub const SUBSCRIBER: u32 = 0x0a00_0001;
+/// The server of the flow with number 0, 198.18.0.0, to which the number is added. In IPv6 it is the last word.
+pub const REMOTE: u32 = 0xc612_0000;

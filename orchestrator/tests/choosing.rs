@@ -148,6 +148,7 @@ fn live(policy: Policy) -> Run {
         sessions: sessions.collect(),
         usage: Vec::new(),
         named: Vec::new(),
+        apps: Vec::new(),
     };
     let mut effects = engine.step(start, Input::Observed(observed));
     // Every three hours, so that everybody's mornings come by.

@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use usher_models::units::Bytes;
 
 use crate::netns::Side;
 use crate::packets::{Packets, Who};
@@ -119,17 +121,22 @@ impl Story {
         let measured = self.packets.rate(&self.site, Who::A, (started, 3), about(SD));
         self.report.video_bps.before =
             self.report.step("A streams at the plan's SD rate", measured.map(|rate| (rate, of(rate, SD))))?;
-        let named = wait::until("a verdict on A's flow", Duration::from_secs(10), || {
+        let named = wait::until("a verdict on A's flow, and bytes counted for its app", Duration::from_secs(10), || {
             let apps = self.site.apps("sub-a")?;
-            let video = apps.iter().find(|app| text(app, "/app") == "streams").cloned();
+            let is_counted = |app: &&Value| {
+                text(app, "/app") == "streams" && app["bytes"].as_u64().is_some_and(|bytes| bytes > 0)
+            };
+            let video = apps.iter().find(is_counted).cloned();
             Ok(video.map_or_else(|| Seen::NotYet(format!("{apps:?}")), Seen::Done))
         })
         .and_then(|app| {
             let verdict_ms = app["verdict_us"].as_f64().context("a verdict without its time")? / 1e3;
             let (name, class, via) = (text(&app, "/app"), text(&app, "/class"), text(&app, "/via"));
             ensure!(class == "video", "the app {name} is of class {class}");
-            let seen =
-                format!("app {name}, class {class}, by {via}, {verdict_ms:.1} ms after the first packet");
+            let bytes = Bytes(app["bytes"].as_u64().unwrap_or_default());
+            let seen = format!(
+                "app {name}, class {class}, by {via}, {verdict_ms:.1} ms after the first packet, {bytes} so far"
+            );
             Ok((verdict_ms, seen))
         });
         self.report.verdict_ms = self.report.step("the agent names the flow from its first bytes", named)?;

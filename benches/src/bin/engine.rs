@@ -348,6 +348,7 @@ fn observed(agent: u32, sessions: Vec<SessionSeen>) -> Observed {
         sessions,
         usage: Vec::new(),
         named: Vec::new(),
+        apps: Vec::new(),
     }
 }
 

@@ -17,7 +17,8 @@ use aya::programs::tc::TcAttachType;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use usher_agent::dataplane::Measured;
-use usher_agent::probe::{Probe, ProbeConfig};
+use usher_agent::probe::{Flows, Probe, ProbeConfig};
+use usher_agent::usage::Baseline;
 use usher_agent::usage::quality::masks;
 use usher_benches::drive::{Driver, GTPU, IPV4, IPV6, Packets, attached, prefix};
 use usher_benches::{say, write};
@@ -27,11 +28,14 @@ use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Rate, Reason}
 /// What a full table may cost, in times of what the same flows cost in one that has room for them.
 const FULL_MOST: f64 = 1.5;
 const ROUNDS: usize = 11;
+/// Bytes of a packet from its IP header on, without a tunnel.
+const IP_BYTES: u64 = 114;
 /// Runs of a target in a round, at the least.
 const RUNS: u32 = 1 << 18;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "any of them may go with any other")]
 struct Case {
     name: &'static str,
     shape: u32,
@@ -42,6 +46,8 @@ struct Case {
     full: bool,
     /// Every flow is measured all the time, as on a gateway with little to do.
     measured: bool,
+    /// Every flow is counted for an app, a subscriber's all for the same.
+    named: bool,
     /// The highest median ratio that `--check` lets pass.
     limit: Option<f64>,
 }
@@ -54,13 +60,15 @@ const TCP4_64K: Case = Case {
     both: false,
     full: false,
     measured: false,
+    named: false,
     limit: Some(1.6),
 };
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     Case { name: "tcp4-1", flows: 1, subscribers: 1, limit: Some(2.2), ..TCP4_64K },
     TCP4_64K,
     Case { name: "tcp4-1m", flows: 1 << 20, subscribers: 100_000, limit: None, ..TCP4_64K },
+    Case { name: "apps-64k", named: true, limit: None, ..TCP4_64K },
     Case { name: "tcp6-64k", shape: IPV6, limit: None, ..TCP4_64K },
     Case { name: "gtpu-64k", shape: GTPU, limit: None, ..TCP4_64K },
     Case { name: "rtt-64k", both: true, measured: true, limit: None, ..TCP4_64K },
@@ -171,7 +179,7 @@ fn measure(case: &Case) -> anyhow::Result<Figure> {
     let interface = Interface::make()?;
     // As a gateway of that size is configured; the default where it is the larger.
     let base = ProbeConfig::new(&interface.name);
-    let (mut probe, _flows) = Probe::load(ProbeConfig {
+    let (mut probe, mut flows) = Probe::load(ProbeConfig {
         pin_dir: format!("/sys/fs/bpf/{}", interface.name).into(),
         max_flows: if case.full { 1_024 } else { base.max_flows.max(case.flows) },
         max_subscribers: base.max_subscribers.max(case.subscribers + 1),
@@ -183,12 +191,17 @@ fn measure(case: &Case) -> anyhow::Result<Figure> {
         sample_rate: BitsPerSecond(8_000),
         ..base.clone()
     })?;
-    let figure = compare(case, &mut probe, &interface.name, base.max_flows.max(case.flows));
+    let figure = compare(case, (&mut probe, &mut flows), &interface.name, base.max_flows.max(case.flows));
     probe.detach()?;
     figure
 }
 
-fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -> anyhow::Result<Figure> {
+fn compare(
+    case: &Case,
+    (probe, named): (&mut Probe, &mut Flows),
+    interface: &str,
+    lookup_flows: u32,
+) -> anyhow::Result<Figure> {
     let fast = Rate::per_second(1_000_000_000_000, 0);
     let lane = Class::Other.index();
     let limited =
@@ -213,10 +226,18 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
     }
     driver.probe([&probed[0], &probed[1]], all * 2)?;
 
+    if case.named {
+        for flow in 0..flows {
+            // One in a hundred found its lines full.
+            named.count_for_app(&driver.flow(flow), flow % subscribers + 1, Some("streams"));
+        }
+        ensure!(probe.apps() == subscribers as usize, "{} apps of {subscribers} subscribers", probe.apps());
+    }
     let runs = RUNS.max(all);
     let whole = driver.probe([&probed[0], &probed[1]], runs)?;
     let mask = if case.measured { 0 } else { mask(whole) };
     let before = packets(probe, case.subscribers)?;
+    let app_bytes = by_app(probe);
     let _ = probe.measured(Micros::now());
     let mut rounds: [Vec<f64>; 4] = Default::default();
     for _ in 0..ROUNDS {
@@ -245,6 +266,10 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
     let most = if case.full { u64::MAX } else { counted / 50 };
     let least = if case.full { counted * 9 / 10 } else { 0 };
     ensure!((least..=most).contains(&full), "{full} of {counted} packets found the flow table full");
+    // Flows without a place in the table are of no app either.
+    let of_apps = (by_app(probe) - app_bytes) / IP_BYTES;
+    let (least, most) = if case.named { (counted - counted / 50, counted) } else { (0, 0) };
+    ensure!((least..=most).contains(&of_apps), "{of_apps} of {counted} packets counted for an app");
     let trips =
         |measured: &Measured| measured.counts.iter().map(|counts| u64::from(counts.round_trips)).sum::<u64>();
     let round_trips: u64 = probe.measured(Micros::now()).iter().map(trips).sum();
@@ -259,6 +284,11 @@ fn compare(case: &Case, probe: &mut Probe, interface: &str, lookup_flows: u32) -
         measured_one_in: u32::from(mask) + 1,
         round_trips_per_1000: per_thousand(round_trips, counted),
     })
+}
+
+/// Bytes down of all apps.
+fn by_app(probe: &Probe) -> u64 {
+    probe.moved_apps(&Baseline::default()).iter().map(|moved| moved.now[1]).sum()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure to print")]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prost::Message as _;
+use smol_str::SmolStr;
 use usher_models::telemetry;
 use usher_models::units::Micros;
 use usher_models::{Class, Direction};
@@ -22,6 +23,8 @@ pub const BOOT_LENGTH: usize = 16;
 const SESSIONS_MAX: usize = 1 << 18;
 /// Most usage records in one batch.
 const USAGE_MAX: usize = 1 << 20;
+/// Most records of bytes by app in one batch.
+const APPS_MAX: usize = 1 << 20;
 /// Most verdicts in one batch.
 const FLOWS_MAX: usize = 1 << 18;
 /// Longest session id, bytes.
@@ -98,6 +101,8 @@ pub struct Batch {
     pub words: String,
     /// Verdicts.
     pub flows: Vec<Flow>,
+    /// Bytes by app.
+    pub apps: Vec<AppUsage>,
     /// Records left out or set right, by reason.
     pub ignored: BTreeMap<&'static str, u64>,
 }
@@ -177,13 +182,26 @@ pub struct Flow {
     pub at: Micros,
     /// From the first packet to the verdict.
     pub took: Duration,
+    /// Whether its bytes are told as its app's from then on.
+    pub counted: bool,
+}
+
+/// What a session moved in one app, both directions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AppUsage {
+    /// Its id.
+    pub session: SmolStr,
+    /// Which app.
+    pub app: SmolStr,
+    /// Let through.
+    pub bytes: u64,
 }
 
 /// The batch of `agent` that `encoded` is, which arrived at `now`.
 pub fn decode(agent: &str, encoded: &[u8], now: Micros) -> Result<Batch, Refused> {
     let mut batch = Batch { agent: agent.to_owned(), timed: true, ..Batch::default() };
     let (mut start_us, mut end_us) = (0, 0);
-    let (mut sessions, mut usage, mut flows) = (0, 0, 0);
+    let (mut sessions, mut usage, mut flows, mut apps) = (0, 0, 0, 0);
     let mut fields = Fields::new(encoded);
     while let Some((field, value)) = fields.next()? {
         match field {
@@ -194,10 +212,11 @@ pub fn decode(agent: &str, encoded: &[u8], now: Micros) -> Result<Batch, Refused
             5 => sessions += 1,
             6 => usage += 1,
             7 => flows += 1,
+            8 => apps += 1,
             _ => {}
         }
     }
-    check_shape(&batch.mark, sessions, usage, flows)?;
+    check_shape(&batch.mark, [sessions, usage, flows, apps])?;
     (batch.start, batch.end) = (Micros::new(start_us), Micros::new(end_us));
     if start_us < 0 || end_us < start_us {
         batch.distrust_times("interval", now);
@@ -218,13 +237,14 @@ pub fn decode(agent: &str, encoded: &[u8], now: Micros) -> Result<Batch, Refused
                 let flow = telemetry::FlowNamed::decode(value.bytes()?);
                 batch.flow(flow.map_err(|_| Malformed)?, now);
             }
+            8 => batch.app(value.bytes()?)?,
             _ => {}
         }
     }
     Ok(batch)
 }
 
-fn check_shape(mark: &BatchMark, sessions: usize, usage: usize, flows: usize) -> Result<(), Refused> {
+fn check_shape(mark: &BatchMark, [sessions, usage, flows, apps]: [usize; 4]) -> Result<(), Refused> {
     if mark.boot.len() != BOOT_LENGTH {
         return Err(Refused::Boot(mark.boot.len()));
     }
@@ -235,6 +255,7 @@ fn check_shape(mark: &BatchMark, sessions: usize, usage: usize, flows: usize) ->
         ("sessions", sessions, SESSIONS_MAX),
         ("usage records", usage, USAGE_MAX),
         ("verdicts", flows, FLOWS_MAX),
+        ("records of bytes by app", apps, APPS_MAX),
     ] {
         if count > max {
             return Err(Refused::TooMany { what, count, max });
@@ -414,12 +435,27 @@ impl Batch {
         self
     }
 
+    fn app(&mut self, encoded: &[u8]) -> Result<(), Refused> {
+        let (mut session, mut app, mut bytes) = ("", "", 0_u64);
+        let mut fields = Fields::new(encoded);
+        while let Some((field, value)) = fields.next()? {
+            match field {
+                1 => session = value.text()?,
+                2 => app = value.text()?,
+                3 | 4 => bytes = bytes.saturating_add(value.number()?),
+                _ => {}
+            }
+        }
+        if !is_word(session, SESSION_ID_MAX) || !is_name(app) || bytes > AMOUNT_MAX {
+            self.ignore("app_usage");
+            return Ok(());
+        }
+        self.apps.push(AppUsage { session: session.into(), app: app.into(), bytes });
+        Ok(())
+    }
+
     fn flow(&mut self, flow: telemetry::FlowNamed, now: Micros) {
-        let name = |word: &str| {
-            is_word(word, WORD_MAX)
-                && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
-        };
-        if !name(&flow.app) || !name(&flow.via) || !(0.0..=1.0).contains(&flow.confidence) {
+        if !is_name(&flow.app) || !is_name(&flow.via) || !(0.0..=1.0).contains(&flow.confidence) {
             return self.ignore("flow");
         }
         let (first, verdict) = (Micros::new(flow.first_packet_us), Micros::new(flow.verdict_us));
@@ -429,7 +465,15 @@ impl Batch {
         let class = self.class(flow.class, "flow_class");
         let session = self.word(flow.session, "flow_session", |session| is_word(session, SESSION_ID_MAX));
         let took = verdict.since(first);
-        self.flows.push(Flow { session, app: flow.app, class, via: flow.via, at: verdict, took });
+        self.flows.push(Flow {
+            session,
+            app: flow.app,
+            class,
+            via: flow.via,
+            at: verdict,
+            took,
+            counted: flow.counted,
+        });
     }
 
     /// A class this build does not know is `other`: a newer agent may have more.
@@ -454,6 +498,12 @@ fn median(encoded: &[u8]) -> Result<f64, Refused> {
         }
     }
     Ok(median)
+}
+
+/// Whether it can be the id of an app, or what a verdict rests on.
+fn is_name(word: &str) -> bool {
+    is_word(word, WORD_MAX)
+        && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
 }
 
 /// Whether it can be the name of anonymous traffic: what an agent's configuration takes, and no subscriber's id.
@@ -636,6 +686,7 @@ mod tests {
             records in proptest::collection::vec(foreign_usage(), 0..20),
             times in any::<(i64, i64)>(),
             verdict in any::<(String, f64, i64, i64)>(),
+            (session, used, bytes) in ("[a-z]{0,130}|.{0,9}", "[a-z-]{0,66}|.{0,9}", any::<(u64, u64)>()),
         ) {
             let (app, confidence, first_packet_us, verdict_us) = verdict;
             let foreign = telemetry::Batch {
@@ -645,6 +696,7 @@ mod tests {
                     app, confidence, first_packet_us, verdict_us, ..telemetry::FlowNamed::default()
                 }],
                 usage: records.clone(),
+                apps: vec![telemetry::AppUsage { session: session.clone(), app: used, bytes_up: bytes.0, bytes_down: bytes.1 }],
                 ..batch()
             };
             let decoded = taken(&foreign).unwrap();
@@ -652,6 +704,11 @@ mod tests {
             let left_out = decoded.ignored.get("usage_direction").copied().unwrap_or(0)
                 + decoded.ignored.get("usage_amount").copied().unwrap_or(0);
             prop_assert_eq!(decoded.usage.len() as u64 + left_out, records.len() as u64);
+            prop_assert_eq!(decoded.apps.len() as u64 + decoded.ignored.get("app_usage").copied().unwrap_or(0), 1);
+            for usage in &decoded.apps {
+                prop_assert_eq!(usage.bytes, bytes.0 + bytes.1);
+                prop_assert!(usage.bytes <= AMOUNT_MAX && is_name(&usage.app) && usage.session.len() <= SESSION_ID_MAX);
+            }
             for usage in &decoded.usage {
                 prop_assert!(usage.bytes <= AMOUNT_MAX && usage.session(&decoded.words).len() <= SESSION_ID_MAX);
                 prop_assert!(usage.at_cap.is_none_or(|share| (0.0..=1.0).contains(&share)));

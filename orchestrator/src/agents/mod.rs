@@ -20,7 +20,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{BOOT_LENGTH, Batch, Flow, Refused, Usage, decode};
+pub use decode::{AppUsage, BOOT_LENGTH, Batch, Flow, Refused, Usage, decode};
 pub use fields::Malformed;
 pub use links::{Connected, Links};
 pub use service::{ServeError, Service};

@@ -143,11 +143,12 @@ pub(super) fn apps(items: &[App]) -> String {
             Field::text(item.class.name()),
             Field::text(&item.via),
             Field::number(item.flows),
+            Field::number(Bytes(item.bytes)),
             Field::text(when(item.last)),
             Field::number(format!("{} ms", item.verdict_us / 1000)),
         ]
     });
-    table(&["APP", "CLASS", "VIA", "FLOWS", "LAST", "VERDICT AFTER"], rows.collect(), "none seen")
+    table(&["APP", "CLASS", "VIA", "FLOWS", "BYTES", "LAST", "VERDICT AFTER"], rows.collect(), "none seen")
 }
 
 pub(super) fn moments(items: &[FiredMoment]) -> String {

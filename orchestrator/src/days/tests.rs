@@ -40,6 +40,7 @@ fn recorded() -> Vec<u8> {
         sessions: vec![abroad],
         usage: Vec::new(),
         named: Vec::new(),
+        apps: Vec::new(),
     };
     for (position, input) in [(8, Input::Observed(observed)), (9, Input::Tick), (10, Input::Tick)] {
         let now = at(i64::try_from(position).unwrap());

@@ -12,7 +12,7 @@ use usher_models::units::Micros;
 
 use super::Engine;
 use super::clock::Verdict;
-use super::io::{DirectionName, Effect, Line, NamedSeen, Observed, UsageSeen};
+use super::io::{AppUsageSeen, DirectionName, Effect, Line, NamedSeen, Observed, UsageSeen};
 use super::layout::{HEADER, Layout};
 use super::pages::Page;
 use super::trips::price_of_a_byte;
@@ -41,7 +41,14 @@ struct Batch {
     start: i64,
     end: i64,
     usage: Vec<UsageSeen>,
+    apps: Vec<AppUsageSeen>,
     abroad: Abroad,
+}
+
+impl Batch {
+    fn records(&self) -> usize {
+        self.usage.len() + self.apps.len()
+    }
 }
 
 /// Who was abroad when a batch came, by line, and what a byte cost there.
@@ -75,14 +82,14 @@ impl Engine {
                     self.name(named);
                 }
                 let reach = self.reach();
-                let batch = Batch { start, end, abroad: self.abroad(&usage), usage };
+                let batch = Batch { start, end, abroad: self.abroad(&usage), usage, apps: observed.apps };
                 self.apply(&batch, (start, reach), true);
                 if reach < end {
                     self.wait(reach.max(start), batch);
                 }
             }
             // A batch of sessions alone may have an empty interval; nothing is lost with it.
-            Verdict::Empty if observed.usage.is_empty() => {}
+            Verdict::Empty if observed.usage.is_empty() && observed.apps.is_empty() => {}
             Verdict::Empty | Verdict::Ahead => self.counters.misdated += 1,
         }
     }
@@ -112,7 +119,7 @@ impl Engine {
     }
 
     fn wait(&mut self, from: i64, batch: Batch) {
-        self.waiting.records += batch.usage.len();
+        self.waiting.records += batch.records();
         self.waiting.next += 1;
         self.waiting.batches.insert((from, self.waiting.next), batch);
         // Whether that is enough shows when the boundaries are crossed: if not, the next batch moves it on again.
@@ -135,14 +142,14 @@ impl Engine {
             if reach < batch.end {
                 self.waiting.batches.insert((reach, number), batch);
             } else {
-                self.waiting.records -= batch.usage.len();
+                self.waiting.records -= batch.records();
             }
         }
     }
 
     /// Applies what of a batch lies in `[from, to)`.
     fn apply(&mut self, batch: &Batch, (from, to): (i64, i64), fresh: bool) {
-        let (usage, abroad) = (&batch.usage, &batch.abroad);
+        let (usage, apps, abroad) = (&batch.usage, &batch.apps, &batch.abroad);
         let batch = (batch.start, batch.end);
         let layout = &self.world.layout;
         let closed = self.boundary.unwrap_or(i64::MIN);
@@ -213,6 +220,16 @@ impl Engine {
             }
             self.listed.insert(line, grids);
         }
+        for AppUsageSeen { line, app, bytes } in apps {
+            let groups = layout.of_app.get(app.as_str());
+            let Some(groups) = groups.filter(|_| self.pages.get(*line).is_some()) else { continue };
+            let report = Report { bytes: amount(bytes.0), ..Report::default() };
+            let (page, seat) = self.pages.page_mut(*line);
+            for group in groups {
+                add(layout, page, seat, *group, &report, &spreads, last_use);
+                self.listed.insert(*line, layout.groups[*group].grids);
+            }
+        }
     }
 
     /// An app that was recognised.
@@ -238,10 +255,16 @@ impl Engine {
             let mut touched = false;
             for index in &layout.groups[*group].facts {
                 let placed = &layout.facts[*index];
-                if placed.fact.measure == Measure::Flows || matches!(placed.fact.source, Source::App(_)) {
+                let is_told = placed.fact.measure == Measure::Flows;
+                if is_told || matches!(placed.fact.source, Source::App(_)) && !named.counted {
                     let words = &mut block[placed.offset..placed.offset + placed.words()];
                     let number = u32::try_from(at.div_euclid(placed.step)).unwrap_or_default();
-                    Area { placed, words }.add_app(number, hash);
+                    let mut area = Area { placed, words };
+                    if is_told {
+                        area.add_app(number, hash);
+                    } else {
+                        area.lose(number);
+                    }
                     touched = true;
                 }
             }
@@ -292,15 +315,13 @@ fn add(
 
 impl Report {
     fn take(&mut self, seen: &UsageSeen) {
-        #[expect(clippy::cast_precision_loss, reason = "a second's traffic is far below 2^53")]
-        let number = |count: u64| count as f64;
-        let bytes = number(seen.bytes.0);
+        let bytes = amount(seen.bytes.0);
         self.bytes += bytes;
         if seen.direction == DirectionName::Up {
             self.up_bytes += bytes;
         }
-        self.packets += number(seen.packets);
-        self.drops += number(seen.dropped_packets);
+        self.packets += amount(seen.packets);
+        self.drops += amount(seen.dropped_packets);
         self.at_cap = self.at_cap.max(f64::from(seen.at_cap.unwrap_or(0.0).clamp(0.0, 1.0)));
         for (sum, value) in [(&mut self.rtt, seen.quality.rtt_ms), (&mut self.loss, seen.quality.loss)] {
             if let Some(value) = value {
@@ -311,6 +332,11 @@ impl Report {
             self.qoo = Some(self.qoo.map_or(qoo, |least| least.min(qoo)));
         }
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a second's traffic is far below 2^53")]
+const fn amount(count: u64) -> f64 {
+    count as f64
 }
 
 /// How many lines the records are of.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use smol_str::SmolStr;
 use usher_models::setting::Settings;
 use usher_models::units::{Bytes, Micros, SubscriberId};
 use usher_models::{Class, Direction};
@@ -99,6 +100,9 @@ pub struct Observed {
     /// Flows of known subscribers that were recognised.
     #[serde(default)]
     pub named: Vec<NamedSeen>,
+    /// Bytes by app of known subscribers: one record for each line and app, those of one line together.
+    #[serde(default)]
+    pub apps: Vec<AppUsageSeen>,
 }
 
 /// The number of a subscriber's line in an engine: see [`Engine::line`](super::Engine::line).
@@ -117,6 +121,20 @@ pub struct NamedSeen {
     pub class: Class,
     /// When, event time.
     pub at: Micros,
+    /// Whether its bytes are told as its app's from then on.
+    #[serde(default)]
+    pub counted: bool,
+}
+
+/// What a subscriber moved in one app.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AppUsageSeen {
+    /// Whose it is.
+    pub line: Line,
+    /// Which app.
+    pub app: SmolStr,
+    /// Let through, both directions.
+    pub bytes: Bytes,
 }
 
 /// A session of a known subscriber.

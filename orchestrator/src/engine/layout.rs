@@ -238,8 +238,6 @@ fn place(fact: &Fact, steps: &[i64], reach: i64, remembered: bool) -> Placed {
     let step = micros(fact.window.every());
     let sampled = fact.measure.is_sampled();
     let keeps = match fact.stat {
-        // Flows of it are told of, amounts are not.
-        Stat::Sum if matches!(fact.source, Source::App(_)) => Keeps::Count,
         Stat::Mean | Stat::Sum if sampled => Keeps::SumAndSeconds,
         Stat::Ewma { .. } => Keeps::SumAndSeconds,
         Stat::Mean | Stat::Sum => Keeps::Sum,

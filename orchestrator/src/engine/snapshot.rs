@@ -31,7 +31,7 @@ use crate::policy::{Policy, PolicyErrors};
 /// What a snapshot begins with.
 const MAGIC: &[u8; 8] = b"USHRSNAP";
 /// Rises with each change of what is written.
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 /// No part is longer: a page is some 30 kB, what waits may be more.
 const PART_MAX: usize = 1 << 30;
 

@@ -4,7 +4,8 @@ use usher_models::Class;
 use usher_models::units::Bytes;
 
 use super::io::{
-    Candidate, Decision, Desire, DirectionName, Gate, Mode, NamedSeen, Observed, Quality, Say, UsageSeen,
+    AppUsageSeen, Candidate, Decision, Desire, DirectionName, Gate, Mode, NamedSeen, Observed, Quality, Say,
+    UsageSeen,
 };
 use super::*;
 
@@ -132,6 +133,7 @@ fn second(
         sessions,
         usage,
         named: Vec::new(),
+        apps: Vec::new(),
     };
     engine.step(s(second + 1).after(std::time::Duration::from_millis(500)), Input::Observed(observed))
 }
@@ -281,6 +283,7 @@ fn late_usage_is_counted_and_never_applied() {
             sessions: Vec::new(),
             usage: seen,
             named: Vec::new(),
+            apps: Vec::new(),
         };
         assert_eq!(engine.step(s(20), Input::Observed(observed)), []);
     }
@@ -311,6 +314,7 @@ fn usage_from_the_future_is_not_believed() {
         sessions: Vec::new(),
         usage: Vec::new(),
         named: Vec::new(),
+        apps: Vec::new(),
     };
     engine.step(s(1), Input::Observed(observed));
     assert_eq!(engine.counters().misdated, 1);

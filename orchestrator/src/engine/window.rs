@@ -170,6 +170,15 @@ impl Area<'_> {
         }
     }
 
+    /// Notes that some of an amount was not told: the pane's is unknown.
+    pub(super) fn lose(&mut self, pane: u32) {
+        if self.placed.keeps == Keeps::Sum
+            && let Some(pane) = self.pane(pane)
+        {
+            set(&mut pane[0], f64::NAN);
+        }
+    }
+
     /// The words of a pane; older ones make room for it. `None`: it is older than all there is room for.
     fn pane(&mut self, pane: u32) -> Option<&mut [u32]> {
         let (room, size) = (self.placed.room, self.placed.pane_words);
@@ -482,8 +491,9 @@ impl Total {
         let sampled = placed.fact.measure.is_sampled();
         match placed.fact.stat {
             Stat::Mean if sampled => (self.seconds > 0.0).then(|| self.sum / self.seconds),
+            // Where some of it was not told, it is no number.
+            Stat::Mean | Stat::Sum if self.sum.is_nan() => None,
             Stat::Mean => Some(self.sum / length),
-            Stat::Sum if placed.keeps == Keeps::Count => (self.count <= 0.0).then_some(0.0),
             Stat::Sum => Some(self.sum),
             Stat::Min if sampled => self.min.is_finite().then_some(self.min),
             Stat::Min if self.seconds < length * MIN_COVER => Some(0.0),

@@ -14,9 +14,11 @@ use usher_models::{Class, Direction};
 
 use crate::agents::{Batch, Usage};
 use crate::engine::Engine;
-use crate::engine::io::{Line, NamedSeen, Observed, Quality, SessionSeen, UsageSeen};
+use crate::engine::io::{AppUsageSeen, Line, NamedSeen, Observed, Quality, SessionSeen, UsageSeen};
 use crate::identity::{Directory, Resolved as Lookup};
-use crate::ledger::{AppRecord, BatchMark, BatchRecord, Reassigned, SessionRecord, SessionRow, UsageRecord};
+use crate::ledger::{
+    AppBytes, AppRecord, BatchMark, BatchRecord, Reassigned, SessionRecord, SessionRow, UsageRecord,
+};
 
 /// Sessions known of one agent, closed ones included. Usage of further ones counts as anonymous.
 const SESSIONS_MAX: usize = 1 << 21;
@@ -79,6 +81,7 @@ pub struct Kept {
     /// Of anonymous traffic that has a name.
     anonymous: Vec<UsageRecord>,
     apps: Vec<(Line, AppRecord)>,
+    app_bytes: Vec<AppUsageSeen>,
 }
 
 impl Kept {
@@ -95,6 +98,11 @@ impl Kept {
             dropped_packets: total.dropped_packets,
         });
         let apps = self.apps.into_iter();
+        let app_bytes = self.app_bytes.into_iter().map(|seen| AppBytes {
+            subscriber: engine.id_of(seen.line),
+            app: seen.app,
+            bytes: seen.bytes.0,
+        });
         BatchRecord {
             agent: self.agent,
             mark: self.mark,
@@ -103,6 +111,7 @@ impl Kept {
             sessions: self.sessions,
             usage: usage.chain(self.anonymous).collect(),
             apps: apps.map(|(line, app)| AppRecord { subscriber: engine.id_of(line), ..app }).collect(),
+            app_bytes: app_bytes.collect(),
         }
     }
 
@@ -208,7 +217,8 @@ impl Sessions {
             verdicts.push(flow.took);
             let line = of_agent.whose(&flow.session, &mut ignored);
             if line != NOBODY && batch.timed {
-                named.push(NamedSeen { line, app: flow.app.clone(), class: flow.class, at: flow.at });
+                let (app, class) = (flow.app.clone(), flow.class);
+                named.push(NamedSeen { line, app, class, at: flow.at, counted: flow.counted });
             }
             let record = AppRecord {
                 subscriber: None,
@@ -220,6 +230,14 @@ impl Sessions {
             };
             apps.push((line, record));
         }
+        let mut app_bytes = Vec::with_capacity(batch.apps.len());
+        for usage in batch.apps {
+            let line = of_agent.whose(&usage.session, &mut ignored);
+            if line != NOBODY {
+                app_bytes.push(AppUsageSeen { line, app: usage.app, bytes: Bytes(usage.bytes) });
+            }
+        }
+        let app_bytes = by_app(app_bytes);
         of_agent.forget_closed(batch.end);
         let known = totals.iter().take_while(|total| total.line != NOBODY);
         let usage = if batch.timed { known.map(Total::seen).collect() } else { Vec::new() };
@@ -231,6 +249,7 @@ impl Sessions {
                 sessions: seen,
                 usage,
                 named,
+                apps: if batch.timed { app_bytes.clone() } else { Vec::new() },
             },
             kept: Kept {
                 agent: batch.agent,
@@ -241,6 +260,7 @@ impl Sessions {
                 usage: totals,
                 anonymous: named_anonymous,
                 apps,
+                app_bytes,
             },
             ignored,
             verdicts,
@@ -277,7 +297,15 @@ impl Sessions {
         }
         let observed = by_agent.into_iter().filter(|(_, seen)| !seen.is_empty()).map(|(agent, mut seen)| {
             seen.sort_by(|a, b| (a.open, &a.session).cmp(&(b.open, &b.session)));
-            Observed { agent, start: at, end: at, sessions: seen, usage: Vec::new(), named: Vec::new() }
+            Observed {
+                agent,
+                start: at,
+                end: at,
+                sessions: seen,
+                usage: Vec::new(),
+                named: Vec::new(),
+                apps: Vec::new(),
+            }
         });
         (reassigned, observed.collect())
     }
@@ -485,9 +513,24 @@ fn together(mut totals: Vec<Total>) -> Vec<Total> {
     totals
 }
 
+/// One record for each line and app, in their order.
+fn by_app(mut records: Vec<AppUsageSeen>) -> Vec<AppUsageSeen> {
+    records.sort_by(|a, b| (a.line, &a.app).cmp(&(b.line, &b.app)));
+    records.dedup_by(|later, earlier| {
+        let same = (later.line, &later.app) == (earlier.line, &earlier.app);
+        if same {
+            // As much as the ledger can store.
+            earlier.bytes.0 = earlier.bytes.0.saturating_add(later.bytes.0).min(i64::MAX.unsigned_abs());
+        }
+        same
+    });
+    records
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::AppUsage;
     use crate::policy::Policy;
 
     const POLICY: &str = include_str!("../../../tests/demo/policy.yaml");
@@ -604,6 +647,31 @@ mod tests {
         let (record, observed, _) = rig.resolve(batch(1, open, used));
         assert_eq!(bytes(&record), [(Some("a"), 18)]);
         assert_eq!(observed.usage[0].at_cap, Some(0.9));
+    }
+
+    #[test]
+    fn bytes_by_app_are_the_subscribers_whatever_the_session() {
+        let mut rig = Rig::new(PROFILES);
+        let open = vec![session("s1", &["imsi:2"], true), session("s2", &["imsi:1"], true)];
+        let used =
+            |session: &str, app: &str, bytes| AppUsage { session: session.into(), app: app.into(), bytes };
+        let mut told = batch(1, open, Vec::new());
+        told.apps = vec![
+            used("s1", "chat", 5),
+            used("s2", "streams", 70),
+            used("s9", "streams", 9),
+            used("s1", "chat", u64::MAX),
+            used("s2", "chat", 1),
+        ];
+        let (record, observed, ignored) = rig.resolve(told);
+        let seen =
+            |line, app: &str, bytes| AppUsageSeen { line: Line(line), app: app.into(), bytes: Bytes(bytes) };
+        let most = i64::MAX.unsigned_abs();
+        assert_eq!(observed.apps, [seen(0, "chat", 1), seen(0, "streams", 70), seen(1, "chat", most)]);
+        assert_eq!(ignored, BTreeMap::from([("session_unknown", 1)]));
+        let kept: Vec<_> =
+            record.app_bytes.iter().map(|kept| (kept.subscriber.clone().unwrap().0, kept.bytes)).collect();
+        assert_eq!(kept, [("a".into(), 1), ("a".into(), 70), ("b".into(), most)]);
     }
 
     #[test]

@@ -32,11 +32,12 @@ pub use overview::Overview;
 pub use policies::{AppliedPolicy, PolicyChange};
 pub use read::{AgentSeen, AppSeen, DecisionRow, MessageRow, MessageState, SessionRow, UsageTotal};
 pub use record::{
-    AppRecord, Applied, BatchMark, BatchRecord, InputRecord, Reassigned, SessionRecord, UsageRecord, holder,
+    AppBytes, AppRecord, Applied, BatchMark, BatchRecord, InputRecord, Reassigned, SessionRecord,
+    UsageRecord, holder,
 };
 
 /// Layout this build writes, kept in the file's `user_version`.
-pub const LAYOUT: i64 = 4;
+pub const LAYOUT: i64 = 5;
 
 /// Why the ledger could not do what was asked. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

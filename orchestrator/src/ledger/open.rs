@@ -11,11 +11,12 @@ use super::{LAYOUT, LedgerError, journal, policies, pushes, record, remedy};
 const APPLICATION: i64 = 0x5553_4852;
 
 /// A step from one layout to the next. The first makes an empty file a ledger.
-const STEPS: [&[&str]; 4] = [
+const STEPS: [&[&str]; 5] = [
     &[include_str!("schema.sql"), pushes::SCHEMA],
     &[journal::SCHEMA],
     &[record::DECLINES],
     &[journal::EFFECTS, policies::SCHEMA],
+    &["ALTER TABLE apps ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0"],
 ];
 
 /// Longest wait for another process (a backup) that holds the file.
@@ -83,7 +84,7 @@ mod tests {
         Connection::open(&path).unwrap().pragma_update(None, "user_version", LAYOUT + 1).unwrap();
         let error = Ledger::open(&path).unwrap_err();
         assert!(matches!(error, LedgerError::Newer { found, .. } if found == LAYOUT + 1), "{error}");
-        assert!(error.to_string().contains("this build knows up to 4"), "{error}");
+        assert!(error.to_string().contains("this build knows up to 5"), "{error}");
         let layout: i64 = Connection::open(&path)
             .unwrap()
             .pragma_query_value(None, "user_version", |row| row.get(0))

@@ -68,6 +68,8 @@ pub struct AppSeen {
     pub via: String,
     /// Flows so far.
     pub flows: u64,
+    /// Innermost IP bytes let through so far, both directions, from each flow's verdict on.
+    pub bytes: Bytes,
     /// When the last verdict came.
     pub last: Micros,
     /// Microseconds from the last such flow's first packet to its verdict.
@@ -287,7 +289,7 @@ impl Ledger {
     pub fn apps_of(&self, subscriber: &SubscriberId) -> Result<Vec<AppSeen>, LedgerError> {
         let reader = self.reader();
         let mut query = reader.prepare_cached(
-            "SELECT app, class, via, flows, last_us, verdict_us FROM apps WHERE subscriber = ?1 ORDER BY last_us DESC, app",
+            "SELECT app, class, via, flows, last_us, verdict_us, bytes FROM apps WHERE subscriber = ?1 ORDER BY last_us DESC, app",
         )?;
         let mut rows = query.query([&subscriber.0])?;
         let mut apps = Vec::new();
@@ -299,6 +301,7 @@ impl Ledger {
                 flows: count(row, 3)?,
                 last: micros(row, 4)?,
                 verdict_us: count(row, 5)?,
+                bytes: Bytes(count(row, 6)?),
             });
         }
         Ok(apps)

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
+use smol_str::SmolStr;
 use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
@@ -90,6 +91,8 @@ pub struct BatchRecord {
     pub usage: Vec<UsageRecord>,
     /// Flows that got their verdict.
     pub apps: Vec<AppRecord>,
+    /// What it adds to the bytes of apps.
+    pub app_bytes: Vec<AppBytes>,
 }
 
 /// A session, its subscriber resolved.
@@ -153,6 +156,17 @@ pub struct AppRecord {
     pub at: Micros,
     /// Microseconds from the flow's first packet to the verdict.
     pub verdict_us: u64,
+}
+
+/// What is added to the bytes of one app of a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppBytes {
+    /// Whose.
+    pub subscriber: Option<SubscriberId>,
+    /// Which app.
+    pub app: SmolStr,
+    /// Let through, innermost IP bytes, both directions.
+    pub bytes: u64,
 }
 
 /// What became work for the shells by [`Ledger::apply`].
@@ -303,6 +317,9 @@ fn write_batch(transaction: &Transaction<'_>, at: Micros, batch: &BatchRecord) -
     for app in &batch.apps {
         write_app(transaction, app)?;
     }
+    for bytes in &batch.app_bytes {
+        add_app_bytes(transaction, bytes)?;
+    }
     Ok(())
 }
 
@@ -397,6 +414,20 @@ fn write_app(transaction: &Transaction<'_>, app: &AppRecord) -> Result<(), Ledge
                 APPS_KEPT
             ])?;
     }
+    Ok(())
+}
+
+/// Of apps that a verdict was told of: others are beyond those that are kept.
+fn add_app_bytes(transaction: &Transaction<'_>, add: &AppBytes) -> Result<(), LedgerError> {
+    transaction
+        .prepare_cached(
+            "UPDATE apps SET bytes = min(bytes + ?3, 9223372036854775807) WHERE subscriber = ?1 AND app = ?2",
+        )?
+        .execute(params![
+            name_or_anonymous(add.subscriber.as_ref()),
+            add.app.as_str(),
+            stored(add.bytes, "bytes of an app")?
+        ])?;
     Ok(())
 }
 

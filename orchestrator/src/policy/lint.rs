@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ranges::{Range, bounds, can_hold};
-use super::types::{Action, ActionKind, Amount, Fact, Measure, Source, Stat};
+use super::types::{Action, ActionKind, Amount, Fact, Measure, Stat};
 use super::{Expression, Policy, Read};
 use crate::document::{self, Issue, Kind, Node, Span};
 use crate::identity::Plan;
@@ -180,8 +180,6 @@ impl Lint<'_> {
             return Range::Never;
         }
         let most = match (fact.measure, fact.stat) {
-            // It is known only where it is zero.
-            _ if matches!(fact.source, Source::App(_)) && fact.measure.is_amount() => 0.0,
             (_, Stat::Sum | Stat::Count | Stat::Distinct) => f64::INFINITY,
             (Measure::AtCap | Measure::Loss, _) => 1.0,
             (Measure::Qoo, _) => 100.0,

@@ -128,10 +128,10 @@ impl Reading<'_> {
         node: &Node,
     ) -> Option<(Source, Measure)> {
         let message = match (measure, stat) {
-            (Measure::Bytes | Measure::Packets, stat)
-                if matches!(source, Source::App(_)) && stat != Stat::Sum =>
+            (Measure::Bytes, stat)
+                if matches!(source, Source::App(_)) && !matches!(stat, Stat::Sum | Stat::Mean) =>
             {
-                "agents tell which flows are an app's, not how much they move: expected `sum`, which is zero or unknown"
+                "of an app's bytes there is a `sum` and a `mean`, nothing else"
             }
             (Measure::Flows, Stat::Count | Stat::Distinct) | (Measure::Spend, Stat::Sum) => {
                 return Some((source, measure));
@@ -199,8 +199,15 @@ impl Reading<'_> {
             ) => "has no meaning: of use abroad there is `bytes`, `packets`, `drops` and `spend`",
             (
                 Source::App(_),
-                Measure::AtCap | Measure::Loss | Measure::RttMs | Measure::Qoo | Measure::Drops,
-            ) => "has no meaning: agents tell that of classes, as `video.rtt_ms`",
+                Measure::AtCap
+                | Measure::Loss
+                | Measure::RttMs
+                | Measure::Qoo
+                | Measure::Packets
+                | Measure::Drops,
+            ) => {
+                "has no meaning: agents tell that of classes, as `video.rtt_ms`; of apps, `bytes` and `flows`"
+            }
             _ => return Some((whose, *of)),
         };
         self.issues.push(Issue::new(node.span, format!("`{found}` {message}")));

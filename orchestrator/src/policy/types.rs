@@ -31,8 +31,7 @@ pub enum Source {
     Class(Class),
     /// What is used while a foreign network serves the subscriber.
     Roaming,
-    /// One app. Agents tell which flows are its, not how much they move: an amount is zero where there was no flow, else
-    /// unknown.
+    /// One app. Its bytes are those from each flow's verdict on; unknown where a flow was told of whose bytes are not.
     App(String),
 }
 

@@ -50,7 +50,7 @@ fn listings_are_narrowed_and_paged() {
 fn one_thing_is_described_whole_even_with_an_awkward_name() {
     let site = Site::new(false);
     let sheet = site.says(&["describe", "subscriber", "line-a"]);
-    for part in ["Plan:", "basic", "10.0.0.2/32", "streams", "hd_starved", "1.5 MB"] {
+    for part in ["Plan:", "basic", "10.0.0.2/32", "streams", "1.4 MB", "hd_starved", "1.5 MB"] {
         assert!(sheet.contains(part), "{part} in\n{sheet}");
     }
     assert!(site.says(&["describe", "subscriber", "line c/ü"]).contains("service no, advice no"));

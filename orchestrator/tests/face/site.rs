@@ -23,7 +23,7 @@ use usher_orchestrator::engine::io::{
 };
 use usher_orchestrator::identity::{Consent, Profile};
 use usher_orchestrator::ledger::{
-    AppRecord, BatchMark, BatchRecord, InputRecord, Ledger, SessionRecord, UsageRecord,
+    AppBytes, AppRecord, BatchMark, BatchRecord, InputRecord, Ledger, SessionRecord, UsageRecord,
 };
 use usher_orchestrator::pki;
 
@@ -291,6 +291,11 @@ fn batch(at: Micros) -> BatchRecord {
         end: at,
         sessions: vec![session("s1", "line-a", false), session("s2", "line-b", true)],
         usage: vec![usage(Some("line-a"), 1_500_000), usage(None, 42)],
+        app_bytes: vec![AppBytes {
+            subscriber: Some(SubscriberId("line-a".into())),
+            app: "streams".into(),
+            bytes: 1_400_000,
+        }],
         apps: vec![AppRecord {
             subscriber: Some(SubscriberId("line-a".into())),
             app: "streams".into(),

@@ -373,6 +373,9 @@ pub struct App {
     pub via: String,
     /// Flows so far.
     pub flows: u64,
+    /// Innermost IP bytes let through so far, both directions, from each flow's verdict on.
+    #[serde(default)]
+    pub bytes: u64,
     /// When the last verdict came.
     pub last: Time,
     /// From the last such flow's first packet to its verdict.
@@ -386,6 +389,7 @@ impl From<AppSeen> for App {
             class: seen.class,
             via: seen.via,
             flows: seen.flows,
+            bytes: seen.bytes.0,
             last: seen.last.into(),
             verdict_us: seen.verdict_us,
         }

@@ -294,7 +294,7 @@ proptest! {
                     let sessions = vec![session(&format!("p{who:03}"), true, "26201")];
                     let (start, end) = (s(now - 1), at);
                     let observed =
-                        Observed { agent: "gw".into(), start, end, sessions, usage: Vec::new(), named: Vec::new() };
+                        Observed { agent: "gw".into(), start, end, sessions, usage: Vec::new(), named: Vec::new(), apps: Vec::new() };
                     (Input::Observed(observed), None)
                 }
                 (1, false) => {

@@ -64,6 +64,7 @@ fn inputs(day: &[Happening]) -> Vec<(Micros, Input)> {
                 sessions,
                 usage,
                 named: Vec::new(),
+                apps: Vec::new(),
             })
         };
         let input = match happening {

@@ -16,7 +16,15 @@ guard: {mode: plan}
 
 fn told(engine: &mut Engine, agent: &str, from: i64, to: i64, usage: Vec<UsageSeen>) {
     let (start, end, sessions) = (s(from), s(to), Vec::new());
-    let observed = Observed { agent: agent.to_owned(), start, end, sessions, usage, named: Vec::new() };
+    let observed = Observed {
+        agent: agent.to_owned(),
+        start,
+        end,
+        sessions,
+        usage,
+        named: Vec::new(),
+        apps: Vec::new(),
+    };
     engine.step(s(20), Input::Observed(observed));
 }
 
@@ -51,8 +59,15 @@ fn a_sum_that_lost_a_part_of_a_long_report_is_unknown_and_never_low() {
     let mut tells = |from: i64, to: i64| {
         let bytes = u64::try_from(to - from).unwrap() * 1_000;
         let (start, end, usage) = (s(from), s(to), vec![video("a", None, bytes)]);
-        let observed =
-            Observed { agent: "gw".into(), start, end, sessions: Vec::new(), usage, named: Vec::new() };
+        let observed = Observed {
+            agent: "gw".into(),
+            start,
+            end,
+            sessions: Vec::new(),
+            usage,
+            named: Vec::new(),
+            apps: Vec::new(),
+        };
         engine.step(end, Input::Observed(observed));
         engine.facts_of(&id("a"), end)["used"]
     };
@@ -80,7 +95,18 @@ fn a_mean_that_fades_keeps_what_was_told_before_the_first_boundary() {
     );
     let sessions = vec![session("a", true, "00101")];
     let (agent, usage, named) = ("gw".to_owned(), Vec::new(), Vec::new());
-    engine.step(s(0), Input::Observed(Observed { agent, start: s(-1), end: s(-1), sessions, usage, named }));
+    engine.step(
+        s(0),
+        Input::Observed(Observed {
+            agent,
+            start: s(-1),
+            end: s(-1),
+            sessions,
+            usage,
+            named,
+            apps: Vec::new(),
+        }),
+    );
     told(&mut engine, "gw", -1, 7, vec![video("a", None, 8_000)]);
     told(&mut engine, "gw", 7, 13, vec![video("a", None, 0)]);
     told(&mut engine, "gw", 13, 22, Vec::new());

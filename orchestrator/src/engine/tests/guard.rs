@@ -174,6 +174,7 @@ fn on_two_gateways(elements: Elements, text: &str) -> Vec<Decision> {
             sessions: sessions.to_vec(),
             usage: Vec::new(),
             named: Vec::new(),
+            apps: Vec::new(),
         };
         let effects = engine.step(s(1), Input::Observed(observed));
         made.extend(of_moment(&effects, "abroad").into_iter().cloned());

@@ -210,7 +210,15 @@ impl Both {
         let (start, agent) = (Micros::new(self.at), "gw".to_owned());
         self.at = end;
         self.account.now = end + 500_000;
-        let observed = Observed { agent, start, end: Micros::new(end), sessions, usage, named: Vec::new() };
+        let observed = Observed {
+            agent,
+            start,
+            end: Micros::new(end),
+            sessions,
+            usage,
+            named: Vec::new(),
+            apps: Vec::new(),
+        };
         let effects = self.engine.step(Micros::new(self.account.now), Input::Observed(observed));
         assert_eq!(decisions(&effects), Vec::<&Decision>::new());
     }

@@ -25,8 +25,10 @@ enum Event {
         back: i64,
         length: i64,
         used: Vec<Used>,
-        /// Whose flows of `hdtv` were recognised, and how long before the end, quarters of a second.
-        named: Vec<(usize, i64)>,
+        /// Whose flows of `hdtv` were recognised, how long before the end, quarters of a second, and whether their bytes are told.
+        named: Vec<(usize, i64, bool)>,
+        /// Who used how much of `hdtv`, or of another app, units of 1024 bytes.
+        apps: Vec<(usize, bool, u64)>,
     },
     Opens {
         agent: usize,
@@ -80,9 +82,12 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         20 => (
             0_usize..3, back, length, proptest::collection::vec(used(), 0..4),
-            proptest::collection::vec((0_usize..3, 1_i64..=4), 0..2),
+            proptest::collection::vec((0_usize..3, 1_i64..=4, proptest::bool::weighted(0.8)), 0..2),
+            proptest::collection::vec((0_usize..3, proptest::bool::weighted(0.8), 0_u64..64), 0..3),
         )
-            .prop_map(|(agent, back, length, used, named)| Event::Tells { agent, back, length, used, named }),
+            .prop_map(|(agent, back, length, used, named, apps)| {
+                Event::Tells { agent, back, length, used, named, apps }
+            }),
         2 => (0_usize..3, 0_usize..3, any::<bool>())
             .prop_map(|(agent, who, abroad)| Event::Opens { agent, who, abroad }),
         1 => (0_usize..3, 0_usize..3).prop_map(|(agent, who)| Event::Closes { agent, who }),
@@ -92,7 +97,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// Facts to choose from, and thresholds that divide their values.
-const FACTS: [(&str, &str); 22] = [
+const FACTS: [(&str, &str); 24] = [
     ("{of: video.at_cap, stat: mean, over: 8s, every: 2s}", "0.125"),
     ("{of: video.at_cap, stat: max, over: 4s, every: 4s}", "0.5"),
     ("{of: video.at_cap, stat: min, over: 2s, every: 1s}", "0.125"),
@@ -113,6 +118,8 @@ const FACTS: [(&str, &str); 22] = [
     ("{of: video.rtt_ms, stat: ewma, half_life: 10s}", "40.0"),
     ("{of: hdtv.flows, stat: count, over: 16s, every: 4s}", "1.0"),
     ("{of: hdtv.bytes, stat: sum, over: 8s, every: 2s}", "0.0"),
+    ("{of: hdtv.bytes, stat: mean, over: 8s, every: 4s}", "8000.0"),
+    ("{of: hdtv.bytes, stat: sum, over: 16s}", "60000.0"),
     ("{of: roaming.bytes, stat: sum, over: 16s, every: 4s}", "60000.0"),
     ("{of: roaming.spend, stat: sum, over: bill_cycle}", "100.0"),
 ];
@@ -163,6 +170,7 @@ struct Taken {
     start: i64,
     end: i64,
     usage: Vec<UsageSeen>,
+    apps: Vec<AppUsageSeen>,
     /// What was closed when it came.
     closed: i64,
     /// The subscriber was abroad then.
@@ -172,8 +180,8 @@ struct Taken {
 struct Reference {
     policy: Policy,
     taken: Vec<Taken>,
-    /// Flows of `hdtv`: whose, and when.
-    named: Vec<(usize, i64)>,
+    /// Flows of `hdtv`: whose, when, and whether their bytes are told.
+    named: Vec<(usize, i64, bool)>,
     /// Who has a session abroad, on which agent.
     abroad: BTreeSet<(usize, usize)>,
     agents: BTreeMap<usize, Heard>,
@@ -205,7 +213,9 @@ impl Reference {
         }
     }
 
-    fn tells(&mut self, agent: usize, start: i64, end: i64, usage: &[UsageSeen], named: &[NamedSeen]) {
+    fn tells(&mut self, agent: usize, told: &Observed) {
+        let Observed { usage, named, apps, .. } = told;
+        let (start, end) = (told.start.get(), told.end.get());
         if start < 0 || start >= end || end > self.now + 60 * SECOND {
             return;
         }
@@ -221,14 +231,16 @@ impl Reference {
             steps.map(|step| (boundary.div_euclid(step) + 1) * step).min().unwrap() + 8 * SECOND
         });
         for named in named.iter().filter(|named| named.at.get() >= closed) {
-            self.named.push((named.line.0 as usize, named.at.get().min(reach - 1)));
+            self.named.push((named.line.0 as usize, named.at.get().min(reach - 1), named.counted));
         }
         for who in 0..NAMES.len() {
             let usage: Vec<UsageSeen> =
                 usage.iter().filter(|seen| seen.line.0 as usize == who).copied().collect();
-            if !usage.is_empty() {
+            let apps: Vec<AppUsageSeen> =
+                apps.iter().filter(|seen| seen.line.0 as usize == who).cloned().collect();
+            if !usage.is_empty() || !apps.is_empty() {
                 let abroad = self.abroad.iter().any(|(other, _)| *other == who);
-                self.taken.push(Taken { who, start, end, usage, closed, abroad });
+                self.taken.push(Taken { who, start, end, usage, apps, closed, abroad });
             }
         }
     }
@@ -337,6 +349,18 @@ impl Reference {
     fn told(&self, who: usize, fact: &Fact) -> Vec<(&Taken, f64, f64, bool)> {
         let mut told = Vec::new();
         for taken in self.taken.iter().filter(|taken| taken.who == who) {
+            let seconds = (taken.end - taken.start) as f64 / 1e6;
+            if let Source::App(name) = &fact.source {
+                let of_app: Vec<_> = taken.apps.iter().filter(|seen| seen.app == *name).collect();
+                let bytes: f64 = of_app.iter().map(|seen| seen.bytes.0 as f64).sum();
+                if !of_app.is_empty() {
+                    told.push((taken, bytes, bytes / seconds, bytes > 0.0));
+                }
+                continue;
+            }
+            if taken.usage.is_empty() {
+                continue;
+            }
             let of = |seen: &&UsageSeen| match &fact.source {
                 Source::All => true,
                 Source::Roaming => taken.abroad,
@@ -347,7 +371,6 @@ impl Reference {
             if usage.is_empty() && fact.source != Source::All {
                 continue;
             }
-            let seconds = (taken.end - taken.start) as f64 / 1e6;
             let bytes: f64 = usage.iter().map(|seen| seen.bytes.0 as f64).sum();
             let packets: f64 = usage.iter().map(|seen| seen.packets as f64).sum();
             let up = usage.iter().filter(|seen| seen.direction == DirectionName::Up);
@@ -379,10 +402,17 @@ impl Reference {
 
     fn number(&self, who: usize, fact: &Fact, from: i64, at: i64, step: i64) -> Option<f64> {
         if let Source::App(_) = fact.source {
-            let flows =
-                self.named.iter().filter(|(other, time)| *other == who && from <= *time && *time < at);
-            let flows = flows.count();
-            return if fact.stat == Stat::Count { Some(flows as f64) } else { (flows == 0).then_some(0.0) };
+            let flows: Vec<_> = self
+                .named
+                .iter()
+                .filter(|(other, time, _)| *other == who && from <= *time && *time < at)
+                .collect();
+            if fact.stat == Stat::Count {
+                return Some(flows.len() as f64);
+            }
+            if flows.iter().any(|(_, _, counted)| !counted) {
+                return None;
+            }
         }
         let told = self.told(who, fact);
         let sampled = fact.measure.is_sampled();
@@ -556,7 +586,7 @@ proptest! {
             }
             reference.from = engine.crossing.as_ref().map(|crossing| crossing.from);
             let input = match event {
-                Event::Tells { agent, back, length, used, named } => {
+                Event::Tells { agent, back, length, used, named, apps } => {
                     let (from, to) = (times[*agent] - back * SECOND, times[*agent] + (length - back) * SECOND);
                     times[*agent] = times[*agent].max(to);
                     now = now.max(to + SECOND / 2);
@@ -571,21 +601,29 @@ proptest! {
                         quality: Quality { rtt_ms: used.rtt.map(|dozens| f32::from(dozens) * 12.0), ..Quality::default() },
                     }).collect();
                     reference.now = reference.now.max(now);
-                    let named: Vec<NamedSeen> = named.iter().map(|(who, quarters)| NamedSeen {
+                    let named: Vec<NamedSeen> = named.iter().map(|(who, quarters, counted)| NamedSeen {
                         line: Line(u32::try_from(*who).unwrap()),
                         app: "hdtv".into(),
                         class: Class::Video,
                         at: Micros::new(to - quarters * SECOND / 4),
+                        counted: *counted,
                     }).collect();
-                    reference.tells(*agent, from, to, &usage, &named);
-                    Input::Observed(Observed {
+                    let apps = apps.iter().map(|(who, is_hdtv, kilobytes)| AppUsageSeen {
+                        line: Line(u32::try_from(*who).unwrap()),
+                        app: if *is_hdtv { "hdtv" } else { "chat" }.into(),
+                        bytes: Bytes(kilobytes * 1024),
+                    }).collect();
+                    let told = Observed {
                         agent: AGENTS[*agent].into(),
                         start: Micros::new(from),
                         end: Micros::new(to),
                         sessions: Vec::new(),
                         usage,
                         named,
-                    })
+                        apps,
+                    };
+                    reference.tells(*agent, &told);
+                    Input::Observed(told)
                 }
                 Event::Opens { agent, who, .. } | Event::Closes { agent, who } => {
                     let opens = matches!(event, Event::Opens { .. });
@@ -617,7 +655,7 @@ proptest! {
                         end: Micros::new(at),
                         sessions: vec![seen],
                         usage: Vec::new(),
-                        named: Vec::new(),
+                        named: Vec::new(), apps: Vec::new(),
                     })
                 }
                 Event::Restarts => {

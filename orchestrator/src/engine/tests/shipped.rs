@@ -50,7 +50,8 @@ impl World {
     fn tells(&mut self, seconds: i64, sessions: Vec<SessionSeen>, usage: Vec<UsageSeen>) -> Vec<Effect> {
         let (start, end) = (s(self.now), s(self.now + seconds));
         self.now += seconds;
-        let observed = Observed { agent: "gw".into(), start, end, sessions, usage, named: Vec::new() };
+        let observed =
+            Observed { agent: "gw".into(), start, end, sessions, usage, named: Vec::new(), apps: Vec::new() };
         self.engine.step(end.after(std::time::Duration::from_millis(500)), Input::Observed(observed))
     }
 
@@ -303,7 +304,7 @@ fn near_quota_is_told_to_whom_another_plan_would_suit_and_once() {
 }
 
 #[test]
-fn an_add_on_is_idle_when_no_flow_of_it_was_recognised_in_a_month() {
+fn an_add_on_is_idle_when_no_byte_of_it_was_used_in_a_month() {
     let profile = ", addons: [hdtv], offer: {partner: example-tv, partner_fit: 0.7}";
     let mut world = World::new(profile);
     let effects = months(&mut world, 31, 1_000_000);
@@ -318,22 +319,36 @@ fn an_add_on_is_idle_when_no_flow_of_it_was_recognised_in_a_month() {
     let mut swaps = swaps.filter(|candidate| candidate.action == "swap_addon");
     assert!(swaps.any(|swap| gate(swap) == Some(Gate::Partner)));
     assert!(says(&effects).iter().all(|say| say.action != "swap_addon"));
-    // A flow in that time, and it is in use.
-    let mut world = World::new(profile);
-    months(&mut world, 10, 1_000_000);
-    let named = vec![NamedSeen { line: Line(0), app: "hdtv".into(), class: Class::Video, at: s(world.now) }];
-    let observed = Observed {
-        agent: "gw".into(),
-        start: s(world.now),
-        end: s(world.now + 1),
-        sessions: Vec::new(),
-        usage: Vec::new(),
-        named,
+    // A byte in that time, and it is in use; a flow whose bytes the agent does not tell, and nobody knows. Another app changes nothing.
+    let flow = |app: &str| NamedSeen {
+        line: Line(0),
+        app: app.into(),
+        class: Class::Video,
+        at: s(0),
+        counted: false,
     };
-    world.now += 1;
-    world.engine.step(s(world.now), Input::Observed(observed));
-    let effects = world.goes_on(MIDNIGHT + 35 * DAY, 2 * HOUR, &[]);
-    assert!(decisions(&effects).iter().all(|it| it.moment != "hdtv_idle"), "{effects:?}");
+    let used = AppUsageSeen { line: Line(0), app: "hdtv".into(), bytes: Bytes(1) };
+    for (named, apps, is_idle) in [
+        (vec![], vec![used], false),
+        (vec![flow("hdtv")], vec![], false),
+        (vec![flow("streams"), NamedSeen { counted: true, ..flow("hdtv") }], vec![], true),
+    ] {
+        let mut world = World::new(profile);
+        months(&mut world, 10, 1_000_000);
+        let observed = Observed {
+            agent: "gw".into(),
+            start: s(world.now),
+            end: s(world.now + 1),
+            sessions: Vec::new(),
+            usage: Vec::new(),
+            named: named.into_iter().map(|named| NamedSeen { at: s(world.now), ..named }).collect(),
+            apps,
+        };
+        world.now += 1;
+        world.engine.step(s(world.now), Input::Observed(observed));
+        let effects = world.goes_on(MIDNIGHT + 35 * DAY, 2 * HOUR, &[]);
+        assert_eq!(decisions(&effects).iter().any(|it| it.moment == "hdtv_idle"), is_idle, "{effects:?}");
+    }
 }
 
 #[test]

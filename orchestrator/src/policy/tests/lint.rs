@@ -47,7 +47,7 @@ fn a_moment_that_can_never_be_is_told_where_it_stands() {
         "sub.cycle_left > 1.0",
         "capped > 0.5 && (sub.active ? capped < 0.5 : capped < 0.4)",
         "load > 0.5",
-        "idle_app > 0.0",
+        "idle_app < 0.0",
     ];
     let facts = "facts:\n  idle_app: {of: hdtv.bytes, stat: sum, over: 30d, every: 1d}\n  \
                  load: {of: access.up_util, stat: mean, over: 10s, every: 1s}\n";
@@ -279,10 +279,11 @@ fn what_a_change_may_be_is_told() {
         ),
         ("of: video.at_cap", "of: hdtv.rtt_ms", "`hdtv.rtt_ms` has no meaning: agents tell that of classes"),
         (
-            "of: video.at_cap",
-            "of: hdtv.bytes",
-            "agents tell which flows are an app's, not how much they move",
+            "of: video.at_cap, stat: mean",
+            "of: hdtv.bytes, stat: max",
+            "of an app's bytes there is a `sum` and a `mean`, nothing else",
         ),
+        ("of: video.at_cap", "of: hdtv.packets", "of apps, `bytes` and `flows`"),
         ("of: video.at_cap", "of: video.spend", "`video.spend` has no meaning: only use abroad"),
         ("of: video.at_cap", "of: roaming.qoo", "`roaming.qoo` has no meaning: of use abroad"),
         ("of: video.at_cap", "of: roaming.spend", "of what use abroad costs there is a `sum`"),
