@@ -27,9 +27,8 @@ fn quiet_site(elements: impl FnOnce(&Path) -> String) -> Site {
 
 /// Runs a daemon that is to refuse; gives its exit code and what it said.
 fn refusal(site: &Site, program: &str, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut command = process::command("timeout", ["20"]);
-    command.arg(process::built_program(program).unwrap()).args(arguments);
-    let output = command.current_dir(site.ground().place().folder()).output().unwrap();
+    let mut command = process::command(process::built_program(program).unwrap(), arguments);
+    let output = process::output(command.current_dir(site.ground().place().folder())).unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
@@ -145,7 +144,8 @@ fn without_the_right_to_load_programs_the_agent_says_what_it_needs() {
     .unwrap();
     let folder = site.ground().place().folder().to_owned();
     let agent = lend(&folder, &["usher-agent"]).join("usher-agent");
-    let output = as_nobody(&agent, &["run", "--config", "agent.yaml"]).current_dir(&folder).output().unwrap();
+    let mut run = as_nobody(&agent, &["run", "--config", "agent.yaml"]);
+    let output = process::output(run.current_dir(&folder)).unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("not permitted") && said.contains("CAP_BPF"), "{said}");
@@ -360,11 +360,8 @@ fn an_ordinary_user_sees_the_same_loop_on_the_recording() {
     let programs = ["usher-demo", "usher-agent", "usher-orchestrator", "usher"];
     let demo = lend(folder.path(), &programs).join("usher-demo");
     let report = folder.path().join("report.json");
-    let output = as_nobody(&demo, &["--report", &report.to_string_lossy()])
-        .current_dir(folder.path())
-        .env("HOME", folder.path())
-        .output()
-        .unwrap();
+    let mut run = as_nobody(&demo, &["--report", &report.to_string_lossy()]);
+    let output = process::output(run.current_dir(folder.path()).env("HOME", folder.path())).unwrap();
     let (shown, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{shown}\n{said}");
     assert!(said.contains("the probe cannot be used here (not root"), "{said}");

@@ -5,12 +5,16 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use usher_tests::netns::Place;
 use usher_tests::wait::{self, Seen};
 use usher_tests::{process, skip};
+
+/// Until a demo has said any of the words here.
+const SAYS_WITHIN: Duration = Duration::from_mins(2);
 
 /// Starts the demo, and gives it back once it has printed something with `words` in it.
 fn demo_that_has_said(words: &str, report: &Path) -> Child {
@@ -18,12 +22,24 @@ fn demo_that_has_said(words: &str, report: &Path) -> Child {
         process::built_program("usher-demo").unwrap(),
         ["--mode", "probe", "--report", &report.to_string_lossy()],
     );
-    let mut demo = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
-    let found = lines.by_ref().map_while(Result::ok).any(|line| line.contains(words));
-    assert!(found, "the demo never said `{words}`");
-    // The rest is read too, or the demo would wait for someone to read it.
-    std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+    let mut demo = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let (saying, said) = mpsc::channel();
+    // All of it is read, or the demo would wait for someone to read it.
+    std::thread::spawn(move || {
+        lines.map_while(Result::ok).for_each(|line| drop(saying.send(line)));
+    });
+    let deadline = Instant::now() + SAYS_WITHIN;
+    let mut heard = Vec::new();
+    while !heard.last().is_some_and(|line: &String| line.contains(words)) {
+        match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => heard.push(line),
+            Err(why) => {
+                let _ = demo.kill();
+                panic!("the demo did not say `{words}` ({why}); it said:\n{}", heard.join("\n"));
+            }
+        }
+    }
     demo
 }
 

@@ -2,19 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use anyhow::Result;
 use usher_tests::report::{Mode, Report};
 use usher_tests::scenario::{Point, Story};
 use usher_tests::site::Site;
 use usher_tests::{skip, stage};
-
-/// One at a time: each measures rates, and this machine may have two processors.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Tells the story with the probe; `None` where it cannot be told here.
 fn tell(name: &str, disturb: &mut dyn FnMut(Point, &mut Site) -> Result<()>) -> Option<Story> {
@@ -52,7 +44,6 @@ fn assert_nothing_happened_twice(story: &Story) {
 
 #[test]
 fn the_loop_closes_on_real_packets() {
-    let _alone = alone();
     let Some(mut story) = tell("the_loop_closes_on_real_packets", &mut |_, _| Ok(())) else { return };
     assert_nothing_happened_twice(&story);
     story.site.stop().unwrap();
@@ -60,7 +51,6 @@ fn the_loop_closes_on_real_packets() {
 
 #[test]
 fn killing_the_agent_loses_no_byte_and_repeats_nothing() {
-    let _alone = alone();
     let mut killed = 0;
     let story = tell("killing_the_agent_loses_no_byte_and_repeats_nothing", &mut |_, site| {
         killed += 1;
@@ -73,7 +63,6 @@ fn killing_the_agent_loses_no_byte_and_repeats_nothing() {
 
 #[test]
 fn killing_the_orchestrator_loses_no_byte_and_repeats_nothing() {
-    let _alone = alone();
     let mut killed = 0;
     let story = tell("killing_the_orchestrator_loses_no_byte_and_repeats_nothing", &mut |_, site| {
         killed += 1;
@@ -86,7 +75,6 @@ fn killing_the_orchestrator_loses_no_byte_and_repeats_nothing() {
 
 #[test]
 fn without_the_probe_the_loop_closes_on_the_recording() {
-    let _alone = alone();
     let mut story = stage::on_loopback(Report::new(Mode::Capture, true)).unwrap();
     if let Err(error) = story.play(&mut |_, _| Ok(())) {
         panic!("{error:#}\n{}", story.site.last_words());

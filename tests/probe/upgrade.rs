@@ -124,13 +124,13 @@ pub(crate) fn under_traffic(
 }
 
 #[test]
-fn twenty_upgrades_in_a_row_lose_no_byte_and_count_none_twice() {
-    on_a_kernel!("twenty_upgrades_in_a_row_lose_no_byte_and_count_none_twice");
+fn ten_upgrades_in_a_row_lose_no_byte_and_count_none_twice() {
+    on_a_kernel!("ten_upgrades_in_a_row_lose_no_byte_and_count_none_twice");
     let rig = Rig::new();
     let probe = rig.probe();
     let boot = probe.boot();
     let (probe, theirs, ours) = under_traffic(&rig, probe, |mut probe| {
-        for _ in 0..20 {
+        for _ in 0..10 {
             drop(probe);
             probe = rig.load().expect("adopts");
         }

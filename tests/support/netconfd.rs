@@ -9,9 +9,10 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 use crate::process::{self, Running};
@@ -23,6 +24,10 @@ const MODULE: &str = include_str!("../yang/usher-subscriber-services.yang");
 const NAMESPACE: &str = "urn:usher:yang:subscriber-services";
 const END: &str = "]]>]]>";
 const STARTS_WITHIN: Duration = Duration::from_secs(15);
+/// Until its whole answer to one request is there.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// Of a device that has stopped in the middle.
+const SILENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Why no NETCONF device can be had on this machine; `None`: one can.
 pub fn why_not() -> Option<String> {
@@ -361,9 +366,23 @@ impl Client {
 
     fn receive(&mut self) -> Result<String> {
         let output = self.child.stdout.as_mut().context("ssh has an output")?;
+        let input = self.child.stdin.as_mut().context("ssh has an input")?;
+        let deadline = Instant::now() + ANSWERS_WITHIN;
         let mut message = Vec::new();
         let mut byte = [0_u8; 1];
         while !message.ends_with(END.as_bytes()) {
+            if poll(&mut [PollFd::new(&*output, PollFlags::IN)], Some(&SILENCE))? == 0 {
+                ensure!(
+                    Instant::now() < deadline,
+                    "the device has not answered within {} s; so far: {}",
+                    ANSWERS_WITHIN.as_secs(),
+                    String::from_utf8_lossy(&message)
+                );
+                // netconfd lets a request lie that it read together with the hello before it, until more bytes come; space between
+                // messages is nothing to it.
+                input.write_all(b"\n")?;
+                continue;
+            }
             ensure!(output.read(&mut byte)? == 1, "the session ended: {}", String::from_utf8_lossy(&message));
             message.push(byte[0]);
         }

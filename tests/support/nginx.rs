@@ -45,6 +45,8 @@ impl Nginx {
                 "curl",
                 [
                     "-sS",
+                    "--max-time",
+                    "2",
                     "--resolve",
                     &resolve,
                     "--cacert",

@@ -4,12 +4,18 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::wait::{self, Seen};
+
+/// How long a program may take that is run to its end: far longer than any does.
+const RUNS_WITHIN: Duration = Duration::from_mins(2);
 
 /// One line to the person watching.
 pub fn say(line: &str) {
@@ -44,22 +50,50 @@ pub fn built() -> Result<PathBuf> {
 pub fn built_program(name: &str) -> Result<PathBuf> {
     let program = built()?.join(name);
     if !program.is_file() {
-        bail!(
-            "{} is not built: run `cargo build --release --workspace --bins`, or `make test`",
-            program.display()
-        );
+        bail!("{} is not built: run `make build`, or `make test`", program.display());
     }
     Ok(program)
 }
 
 /// Runs a program to its end; gives what it printed, or an error with what it complained of.
 pub fn run(command: &mut Command) -> Result<String> {
-    let shown = shown(command);
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run `{shown}`"))?;
-    if !output.status.success() {
-        bail!("`{shown}` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    let Output { status, stdout, stderr } = output(command)?;
+    if !status.success() {
+        bail!("`{}` failed ({status}): {}", shown(command), String::from_utf8_lossy(&stderr).trim());
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+/// Runs a program to whatever end it takes; kills it, and fails, where it takes none within two minutes.
+pub fn output(command: &mut Command) -> Result<Output> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("run `{}`", shown(command)))?;
+    let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+        .with_context(|| format!("hold on to `{}`", shown(command)))?;
+    let (ended, end) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let watch = scope.spawn(move || {
+            let late = end.recv_timeout(RUNS_WITHIN).is_err_and(|why| why == mpsc::RecvTimeoutError::Timeout);
+            if late {
+                let _ = pidfd_send_signal(&handle, Signal::KILL);
+            }
+            late
+        });
+        let output = child.wait_with_output();
+        drop(ended);
+        let late = watch.join().unwrap_or(false);
+        let output = output.with_context(|| format!("run `{}`", shown(command)))?;
+        if late {
+            bail!(
+                "`{}` had not ended after {} s, and was killed; it had printed: {}{}",
+                shown(command),
+                RUNS_WITHIN.as_secs(),
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+            );
+        }
+        Ok(output)
+    })
 }
 
 /// A command from words.
@@ -151,13 +185,13 @@ impl Running {
 
     /// Asks it to stop, as an operator's service manager does, and waits for the end.
     pub fn stop(&mut self, within: Duration) -> Result<std::process::ExitStatus> {
-        self.signal(rustix::process::Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         self.wait(within)
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal)
             .with_context(|| format!("signal {}", self.name))
     }
 
@@ -205,8 +239,8 @@ fn end_noted(folder: &Path) {
 
 /// `kill -9` by number.
 pub fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
@@ -112,13 +113,27 @@ pub(super) fn program<'a>(
     program.try_into().map_err(kernel("open a program"))
 }
 
+/// How often a program is handed to the verifier at the most: it stops wherever a signal reaches the thread (EAGAIN), were it only the one
+/// to read a file again.
+const MOST_LOADS: usize = 10;
+
 /// Hands a program to the kernel's verifier, once.
 pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), ProbeError> {
     let program = program(ebpf, name)?;
     if program.fd().is_ok() {
         return Ok(());
     }
-    program.load().map_err(kernel("load the probe's programs"))
+    let mut loads = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == ErrorKind::WouldBlock && loads < MOST_LOADS =>
+            {
+                loads += 1;
+            }
+            loaded => return loaded.map_err(kernel("load the probe's programs")),
+        }
+    }
 }
 
 /// The interfaces that carry the programs.
