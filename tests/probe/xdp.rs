@@ -156,26 +156,8 @@ fn the_driver_says_of_every_kind_of_packet_what_traffic_control_does() {
 }
 
 #[test]
-fn a_checksum_around_what_is_marked_is_left_alone_and_so_is_the_packet() {
-    on_a_kernel!("a_checksum_around_what_is_marked_is_left_alone_and_so_is_the_packet");
-    let rig = in_driver();
-    let mut probe = rig.probe();
-    let mark = Enforcement::default().with_mark(Class::Other, Up, "ef".parse().expect("a name"));
-    probe.enforce(SLOT, &mark).expect("writes");
-    // The tunnel's UDP checksum covers the inner packet's traffic class.
-    let frame = gtpu(&udp6(Up, 5_000, b"hello")[14..]);
-    let tunnel = 14 + 20;
-    assert_ne!(frame[tunnel + 6..tunnel + 8], [0, 0], "there is one");
-    let outcome = probe.trial(&early(&frame)).expect("runs");
-    assert_eq!(outcome.verdict, Verdict::Pass);
-    assert_eq!(outcome.frame[tunnel..], frame[tunnel..], "from the tunnel's UDP header on");
-    assert_eq!(tally(&probe, Reason::Unmarked, Up).packets, 1);
-    probe.detach().expect("detaches");
-}
-
-#[test]
-fn a_round_trip_that_ends_in_the_driver_is_measured() {
-    on_a_kernel!("a_round_trip_that_ends_in_the_driver_is_measured");
+fn what_passes_the_driver_is_measured_there_and_marked_but_under_a_checksum() {
+    on_a_kernel!("what_passes_the_driver_is_measured_there_and_marked_but_under_a_checksum");
     let rig = in_driver();
     let mut probe = rig.probe();
     let stamped = |direction, value: u8, echoed: u8, payload: &[u8]| {
@@ -205,6 +187,17 @@ fn a_round_trip_that_ends_in_the_driver_is_measured() {
     let round_trips = Direction::BOTH.map(|direction| mine.counts[direction.index()].round_trips);
     assert_eq!(round_trips, [1, 1], "of both sides: the server answered, and then the subscriber");
     assert!(mine.counts[Up.index()].segments > 0, "{mine:?}");
+
+    let mark = Enforcement::default().with_mark(Class::Other, Up, "ef".parse().expect("a name"));
+    probe.enforce(SLOT, &mark).expect("writes");
+    // The tunnel's UDP checksum covers the inner packet's traffic class.
+    let frame = gtpu(&udp6(Up, 5_000, b"hello")[14..]);
+    let tunnel = 14 + 20;
+    assert_ne!(frame[tunnel + 6..tunnel + 8], [0, 0], "there is one");
+    let outcome = probe.trial(&early(&frame)).expect("runs");
+    assert_eq!(outcome.verdict, Verdict::Pass);
+    assert_eq!(outcome.frame[tunnel..], frame[tunnel..], "from the tunnel's UDP header on");
+    assert_eq!(tally(&probe, Reason::Unmarked, Up).packets, 1);
     probe.detach().expect("detaches");
 }
 
@@ -226,7 +219,20 @@ fn what_the_driver_counts_is_what_the_interface_received_through_kills_and_upgra
     assert_eq!(ours, [theirs[0] + LINK * theirs[1], theirs[1], theirs[2], theirs[3]]);
     let mine = cell(&probe, SLOT, Class::Other, Up);
     assert!(mine.packets > 0 && mine.dropped_packets > 0, "{mine:?}");
-    probe.detach().expect("detaches");
+
+    // Made again under the same name, the interface is another one.
+    let mut probe = probe;
+    rig.remove_interface();
+    rig.make_interface();
+    let followed = probe.follow_interfaces().expect("looks");
+    assert_eq!((followed.came, followed.went, followed.in_driver), (1, 1, 1));
+    expect_in_driver(&rig.interface, true);
+    assert_eq!(pins(&rig).iter().filter(|pin| pin.starts_with("xdp_up_")).count(), 1, "none is left over");
+    drop(probe);
+    expect_in_driver(&rig.interface, true);
+    Probe::remove(&rig.settings).expect("as the command does it");
+    expect_in_driver(&rig.interface, false);
+    assert!(!rig.settings.pin_dir.exists(), "no pin");
 }
 
 #[test]
@@ -235,7 +241,7 @@ fn into_the_driver_and_out_of_it_no_packet_is_lost_or_counted_twice() {
     let rig = Rig::new();
     let probe = rig.probe();
     let (probe, theirs, ours) = under_traffic(&rig, probe, |mut probe| {
-        for xdp in [Xdp::Native, Xdp::Off, Xdp::Auto, Xdp::Off] {
+        for xdp in [Xdp::Auto, Xdp::Off] {
             drop(probe);
             probe = Whole::load(ProbeConfig { xdp, ..rig.settings.clone() }).expect("adopts");
             expect_in_driver(&rig.interface, xdp != Xdp::Off);
