@@ -10,11 +10,13 @@ mod plan;
 use anyhow::Context as _;
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::tc::TcAttachType;
-use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{
+    Program, ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, loaded_programs,
+};
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
+use plan::{BOTH, DOWN, Plan, REMOTE, UP};
 pub use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, SUBSCRIBER};
-use plan::{Plan, REMOTE};
 use usher_models::wire::FlowKey;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/usher-probe-bench.o");
@@ -31,6 +33,13 @@ pub fn attached(interface: &str, hook: TcAttachType) -> anyhow::Result<ProgramFd
 /// The ports of every segment, whichever way it goes.
 const PORTS: [u16; 2] = [443, 4_000];
 
+/// The probe's program that was last put into an interface's driver.
+pub fn in_driver() -> anyhow::Result<ProgramFd> {
+    let programs: Result<Vec<ProgramInfo>, _> = loaded_programs().collect();
+    let probes = programs?.into_iter().filter(|program| program.name_as_str() == Some("usher_xdp"));
+    Ok(probes.max_by_key(ProgramInfo::id).context("no probe is in a driver")?.fd()?)
+}
+
 /// Which packets are driven.
 #[derive(Debug, Clone, Copy)]
 pub struct Packets {
@@ -40,10 +49,28 @@ pub struct Packets {
     pub flows: u32,
     /// Of so many subscribers.
     pub subscribers: u32,
-    /// Up and down in turns; else down.
-    pub both: bool,
+    /// Which ways they go.
+    pub ways: Ways,
     /// With a payload, which the classifier may want to see.
     pub payload: bool,
+}
+
+/// Which ways packets go, and so by which programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ways {
+    /// Down.
+    Down,
+    /// Up and down in turns.
+    Both,
+    /// Up, by programs of an interface's driver (XDP).
+    UpInDriver,
+}
+
+impl Ways {
+    /// The name of a program of the bench's for packets that go these ways.
+    fn program(self, name: &str) -> String {
+        if self == Self::UpInDriver { format!("{name}_xdp") } else { name.to_owned() }
+    }
 }
 
 /// The driver, loaded with a frame and a plan.
@@ -68,9 +95,13 @@ impl Driver {
     pub fn load(packets: Packets, remembered: u32) -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new().map_max_entries("bench_flows", remembered).load(OBJECT)?;
         for name in ["drive", "nothing", "look_up", "remember"] {
-            program(&mut ebpf, name)?.load()?;
+            match program(&mut ebpf, &packets.ways.program(name))? {
+                Program::Xdp(program) => program.load()?,
+                program => <&mut SchedClassifier>::try_from(program)?.load()?,
+            }
         }
-        let targets = ebpf.take_map("bench_targets").context("no table of targets")?.try_into()?;
+        let targets = if packets.ways == Ways::UpInDriver { "bench_targets_xdp" } else { "bench_targets" };
+        let targets = ebpf.take_map(targets).context("no table of targets")?.try_into()?;
         let plan = ebpf.take_map("bench_plan").context("no plan")?.try_into()?;
         let frame = frame(packets.shape, packets.payload);
         Ok(Self { ebpf, targets, plan, packets, frame, turn: 0 })
@@ -78,7 +109,7 @@ impl Driver {
 
     /// One of the bench's own programs.
     pub fn own(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
-        Ok(program(&mut self.ebpf, name)?.info()?.fd()?)
+        Ok(program(&mut self.ebpf, &self.packets.ways.program(name))?.info()?.fd()?)
     }
 
     /// What is driven.
@@ -126,20 +157,27 @@ impl Driver {
             shape: self.packets.shape,
             flow_mask: self.packets.flows - 1,
             subscribers: self.packets.subscribers,
-            both: u32::from(self.packets.both),
+            ways: match self.packets.ways {
+                Ways::Down => DOWN,
+                Ways::Both => BOTH,
+                Ways::UpInDriver => UP,
+            },
             remote_offset,
         };
-        let words = [plan.turn, plan.shape, plan.flow_mask, plan.subscribers, plan.both, plan.remote_offset];
+        let words = [plan.turn, plan.shape, plan.flow_mask, plan.subscribers, plan.ways, plan.remote_offset];
         self.plan.set(0, words, 0)?;
         let options =
             TestRunOptions { data_in: Some(&self.frame), repeat: runs, ..TestRunOptions::default() };
-        let taken = program(&mut self.ebpf, "drive")?.test_run(options)?;
+        let taken = match program(&mut self.ebpf, &self.packets.ways.program("drive"))? {
+            Program::Xdp(program) => program.test_run(options)?,
+            program => <&mut SchedClassifier>::try_from(program)?.test_run(options)?,
+        };
         Ok(taken.duration.as_secs_f64() * 1e9)
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
-    Ok(ebpf.program_mut(name).with_context(|| format!("the bench's object has no `{name}`"))?.try_into()?)
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Program> {
+    ebpf.program_mut(name).with_context(|| format!("the bench's object has no `{name}`"))
 }
 
 /// The subscriber's prefix: a host of IPv4, a /64 of IPv6.

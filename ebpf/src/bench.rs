@@ -9,10 +9,12 @@
 #[path = "bench_plan.rs"]
 mod plan;
 
-use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::helpers::bpf_xdp_adjust_meta;
+use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, HashMap, ProgramArray};
-use aya_ebpf::programs::TcContext;
-use plan::{GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, REMOTE, SUBSCRIBER};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use plan::{BOTH, DOWN, GTPU, GTPU_AT, IPV4, IPV6, PLAIN_AT, Plan, REMOTE, SUBSCRIBER, UP};
 use usher_models::wire::FlowKey;
 
 /// TCX_NEXT.
@@ -30,43 +32,108 @@ static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
 /// The program of each direction.
 #[map(name = "bench_targets")]
 static TARGETS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+/// The same for programs of the driver.
+#[map(name = "bench_targets_xdp")]
+static TARGETS_XDP: ProgramArray = ProgramArray::with_max_entries(2, 0);
 #[map(name = "bench_flows")]
 static FLOWS: HashMap<FlowKey, u64> = HashMap::with_max_entries(1, 0);
+
+/// A packet at either hook: where its bytes begin and end.
+trait Packet {
+    fn begin(&self) -> usize;
+    fn end(&self) -> usize;
+}
+
+impl Packet for TcContext {
+    #[inline(always)]
+    fn begin(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
+impl Packet for XdpContext {
+    #[inline(always)]
+    fn begin(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
 
 /// Makes the packet the next flow's and hands it to the target of its direction.
 #[classifier]
 pub fn drive(context: TcContext) -> i32 {
-    let Some(plan) = PLAN.get_ptr_mut(0) else { return PASS };
-    // SAFETY: a map value is valid for the length of a run, and one CPU runs the bench.
-    let plan = unsafe { &mut *plan };
-    let turn = plan.turn;
-    plan.turn = turn.wrapping_add(1);
-    let (direction, step) = if plan.both == 1 { (1 ^ (turn & 1), turn >> 1) } else { (1, turn) };
-    let flow = permuted(step & plan.flow_mask, plan.flow_mask);
-    let subscriber = flow % plan.subscribers.max(1);
-    let pass = step / plan.flow_mask.wrapping_add(1).max(1);
-    let up = direction == 0;
-    let remote = flow.wrapping_add(plan.remote_offset);
-    let written = match plan.shape {
-        IPV4 => ipv4::<PLAIN_AT>(&context, subscriber, remote, up)
-            .and_then(|()| timestamps::<{ PLAIN_AT + 20 }>(&context, pass, up)),
-        IPV6 => ipv6::<PLAIN_AT>(&context, subscriber, remote, up)
-            .and_then(|()| timestamps::<{ PLAIN_AT + 40 }>(&context, pass, up)),
-        GTPU => ipv4::<GTPU_AT>(&context, subscriber, remote, up)
-            .and_then(|()| timestamps::<{ GTPU_AT + 20 }>(&context, pass, up)),
-        _ => None,
-    };
-    if written.is_some() {
+    if let Some(direction) = next(&context) {
         // SAFETY: the table has room for both directions; where nothing is in it, the call comes back.
         let _ = unsafe { TARGETS.tail_call(&context, direction) };
     }
     PASS
 }
 
+/// The same in the driver.
+#[xdp(frags)]
+pub fn drive_xdp(context: XdpContext) -> u32 {
+    // What the run before has left in the metadata is still there: a test run's frame is one and the same.
+    let left = context.data() - context.metadata();
+    // SAFETY: the context is the kernel's own.
+    if left != 0 && unsafe { bpf_xdp_adjust_meta(context.ctx, left as i32) } != 0 {
+        return XDP_DROP;
+    }
+    if let Some(direction) = next(&context) {
+        // SAFETY: as above.
+        let _ = unsafe { TARGETS_XDP.tail_call(&context, direction) };
+    }
+    XDP_PASS
+}
+
+/// Makes the packet the next flow's; its direction.
+#[inline(always)]
+fn next(context: &impl Packet) -> Option<u32> {
+    let plan = PLAN.get_ptr_mut(0)?;
+    // SAFETY: a map value is valid for the length of a run, and one CPU runs the bench.
+    let plan = unsafe { &mut *plan };
+    let turn = plan.turn;
+    plan.turn = turn.wrapping_add(1);
+    let (direction, step) = match plan.ways {
+        BOTH => (1 ^ (turn & 1), turn >> 1),
+        UP => (0, turn),
+        DOWN => (1, turn),
+        _ => return None,
+    };
+    let flow = permuted(step & plan.flow_mask, plan.flow_mask);
+    let subscriber = flow % plan.subscribers.max(1);
+    let pass = step / plan.flow_mask.wrapping_add(1).max(1);
+    let up = direction == 0;
+    let remote = flow.wrapping_add(plan.remote_offset);
+    match plan.shape {
+        IPV4 => ipv4::<PLAIN_AT>(context, subscriber, remote, up)
+            .and_then(|()| timestamps::<{ PLAIN_AT + 20 }>(context, pass, up)),
+        IPV6 => ipv6::<PLAIN_AT>(context, subscriber, remote, up)
+            .and_then(|()| timestamps::<{ PLAIN_AT + 40 }>(context, pass, up)),
+        GTPU => ipv4::<GTPU_AT>(context, subscriber, remote, up)
+            .and_then(|()| timestamps::<{ GTPU_AT + 20 }>(context, pass, up)),
+        _ => None,
+    }?;
+    Some(direction)
+}
+
 /// What an empty program costs, behind the driver.
 #[classifier]
 pub fn nothing(_: TcContext) -> i32 {
     PASS
+}
+
+#[xdp(frags)]
+pub fn nothing_xdp(_: XdpContext) -> u32 {
+    XDP_PASS
 }
 
 /// One look-up of the packet's 5-tuple in a hash map, and nothing else.
@@ -79,6 +146,15 @@ pub fn look_up(context: TcContext) -> i32 {
     }
 }
 
+#[xdp(frags)]
+pub fn look_up_xdp(context: XdpContext) -> u32 {
+    match key(&context).and_then(|key| FLOWS.get_ptr(&key)) {
+        // SAFETY: as above.
+        Some(value) => XDP_PASS - u32::from(unsafe { *value } != 0),
+        None => XDP_DROP,
+    }
+}
+
 /// Puts the packet's 5-tuple where [`look_up`] finds it.
 #[classifier]
 pub fn remember(context: TcContext) -> i32 {
@@ -86,6 +162,14 @@ pub fn remember(context: TcContext) -> i32 {
         let _ = FLOWS.insert(&key, 0_u64, 0);
     }
     PASS
+}
+
+#[xdp(frags)]
+pub fn remember_xdp(context: XdpContext) -> u32 {
+    if let Some(key) = key(&context) {
+        let _ = FLOWS.insert(&key, 0_u64, 0);
+    }
+    XDP_PASS
 }
 
 /// The `number` of a flow to a number as far from it as may be: multiplications and shifts that undo none of each other.
@@ -99,7 +183,7 @@ fn permuted(number: u32, mask: u32) -> u32 {
 }
 
 #[inline(always)]
-fn ipv4<const AT: usize>(context: &TcContext, subscriber: u32, remote: u32, up: bool) -> Option<()> {
+fn ipv4<const AT: usize>(context: &impl Packet, subscriber: u32, remote: u32, up: bool) -> Option<()> {
     let subscriber = SUBSCRIBER.wrapping_add(subscriber).to_be();
     let remote = REMOTE.wrapping_add(remote).to_be();
     let ends = if up { [subscriber, remote] } else { [remote, subscriber] };
@@ -107,7 +191,7 @@ fn ipv4<const AT: usize>(context: &TcContext, subscriber: u32, remote: u32, up: 
 }
 
 #[inline(always)]
-fn ipv6<const AT: usize>(context: &TcContext, subscriber: u32, remote: u32, up: bool) -> Option<()> {
+fn ipv6<const AT: usize>(context: &impl Packet, subscriber: u32, remote: u32, up: bool) -> Option<()> {
     let network = 0x2001_0db8_u32.to_be();
     let subscriber = [network, subscriber.to_be(), 0, 1_u32.to_be()];
     let remote = [network, 0xffff_0000_u32.to_be(), 0, remote.to_be()];
@@ -117,7 +201,7 @@ fn ipv6<const AT: usize>(context: &TcContext, subscriber: u32, remote: u32, up: 
 
 /// Sequence numbers and time stamps as two ends that answer each other at once send them, of which the one below comes first.
 #[inline(always)]
-fn timestamps<const TCP_AT: usize>(context: &TcContext, pass: u32, up: bool) -> Option<()> {
+fn timestamps<const TCP_AT: usize>(context: &impl Packet, pass: u32, up: bool) -> Option<()> {
     let sent = pass.wrapping_mul(PAYLOAD_BYTES);
     let (echoed, received) =
         if up { (pass, sent.wrapping_add(PAYLOAD_BYTES)) } else { (pass.wrapping_sub(1), sent) };
@@ -126,9 +210,9 @@ fn timestamps<const TCP_AT: usize>(context: &TcContext, pass: u32, up: bool) -> 
 }
 
 #[inline(always)]
-fn write<T>(context: &TcContext, at: usize, value: T) -> Option<()> {
-    let from = context.data() + at;
-    if from + size_of::<T>() > context.data_end() {
+fn write<T>(context: &impl Packet, at: usize, value: T) -> Option<()> {
+    let from = context.begin() + at;
+    if from + size_of::<T>() > context.end() {
         return None;
     }
     // SAFETY: within the packet's linear part, as the verifier checks again.
@@ -137,9 +221,9 @@ fn write<T>(context: &TcContext, at: usize, value: T) -> Option<()> {
 }
 
 #[inline(always)]
-fn read<T: Copy>(context: &TcContext, at: usize) -> Option<T> {
-    let from = context.data() + at;
-    if from + size_of::<T>() > context.data_end() {
+fn read<T: Copy, P: Packet>(context: &P, at: usize) -> Option<T> {
+    let from = context.begin() + at;
+    if from + size_of::<T>() > context.end() {
         return None;
     }
     // SAFETY: as above; only numbers are read.
@@ -148,12 +232,12 @@ fn read<T: Copy>(context: &TcContext, at: usize) -> Option<T> {
 
 /// The 5-tuple of a packet the driver made, with as little as it takes.
 #[inline(always)]
-fn key(context: &TcContext) -> Option<FlowKey> {
+fn key(context: &impl Packet) -> Option<FlowKey> {
     let (ends, ports) = match PLAN.get(0)?.shape {
-        IPV4 => (read::<[u32; 2]>(context, PLAIN_AT + 12)?, read(context, PLAIN_AT + 20)?),
-        GTPU => (read::<[u32; 2]>(context, GTPU_AT + 12)?, read(context, GTPU_AT + 20)?),
+        IPV4 => (read::<[u32; 2], _>(context, PLAIN_AT + 12)?, read(context, PLAIN_AT + 20)?),
+        GTPU => (read::<[u32; 2], _>(context, GTPU_AT + 12)?, read(context, GTPU_AT + 20)?),
         _ => {
-            let [source, destination] = read::<[[u8; 16]; 2]>(context, PLAIN_AT + 8)?;
+            let [source, destination] = read::<[[u8; 16]; 2], _>(context, PLAIN_AT + 8)?;
             return Some(flow_key(source, destination, read(context, PLAIN_AT + 40)?));
         }
     };

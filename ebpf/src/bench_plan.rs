@@ -12,8 +12,8 @@ pub struct Plan {
     pub flow_mask: u32,
     /// How many subscribers have them.
     pub subscribers: u32,
-    /// 1: packets go up and down in turns; 0: all go down.
-    pub both: u32,
+    /// [`DOWN`], [`BOTH`] or [`UP`].
+    pub ways: u32,
     /// Added to a flow's number in its remote address: other flows of the same subscribers.
     pub remote_offset: u32,
 }
@@ -24,6 +24,13 @@ pub const IPV4: u32 = 0;
 pub const IPV6: u32 = 1;
 /// Ethernet, IPv4, UDP, GTP-U without options, IPv4, TCP.
 pub const GTPU: u32 = 2;
+
+/// All packets go down.
+pub const DOWN: u32 = 0;
+/// They go up and down in turns.
+pub const BOTH: u32 = 1;
+/// All go up.
+pub const UP: u32 = 2;
 
 /// Bytes before the subscriber's IP header in a frame without a tunnel.
 pub const PLAIN_AT: usize = 14;

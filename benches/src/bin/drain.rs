@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::tc::TcAttachType;
 use comfy_table::{Table, presets};
 use serde::Serialize;
-use usher_benches::drive::{Driver, IPV4, Packets, SUBSCRIBER, attached};
+use usher_benches::drive::{Driver, IPV4, Packets, SUBSCRIBER, Ways, attached};
 use usher_benches::{say, write};
 use usher_tests::netns::{ACCESS, Lab, Place, Side};
 use usher_tests::process::Running;
@@ -34,7 +34,7 @@ const SECONDS: u32 = 20;
 const BAR: f64 = 0.1;
 
 const PACKETS: Packets =
-    Packets { shape: IPV4, flows: FLOWS, subscribers: SUBSCRIBERS, both: true, payload: false };
+    Packets { shape: IPV4, flows: FLOWS, subscribers: SUBSCRIBERS, ways: Ways::Both, payload: false };
 
 #[derive(Debug, Serialize)]
 struct Figure {

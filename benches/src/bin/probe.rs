@@ -17,10 +17,10 @@ use aya::programs::tc::TcAttachType;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use usher_agent::dataplane::Measured;
-use usher_agent::probe::{Flows, Probe, ProbeConfig};
+use usher_agent::probe::{Flows, Probe, ProbeConfig, Xdp};
 use usher_agent::usage::Baseline;
 use usher_agent::usage::quality::masks;
-use usher_benches::drive::{Driver, GTPU, IPV4, IPV6, Packets, attached, prefix};
+use usher_benches::drive::{Driver, GTPU, IPV4, IPV6, Packets, Ways, attached, in_driver, prefix};
 use usher_benches::{say, write};
 use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Rate, Reason};
@@ -35,13 +35,12 @@ const RUNS: u32 = 1 << 18;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
-#[expect(clippy::struct_excessive_bools, reason = "any of them may go with any other")]
 struct Case {
     name: &'static str,
     shape: u32,
     flows: u32,
     subscribers: u32,
-    both: bool,
+    ways: Ways,
     /// The table is full of other flows.
     full: bool,
     /// Every flow is measured all the time, as on a gateway with little to do.
@@ -57,22 +56,23 @@ const TCP4_64K: Case = Case {
     shape: IPV4,
     flows: 1 << 16,
     subscribers: 8_192,
-    both: false,
+    ways: Ways::Down,
     full: false,
     measured: false,
     named: false,
     limit: Some(1.6),
 };
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     Case { name: "tcp4-1", flows: 1, subscribers: 1, limit: Some(2.2), ..TCP4_64K },
     TCP4_64K,
     Case { name: "tcp4-1m", flows: 1 << 20, subscribers: 100_000, limit: None, ..TCP4_64K },
     Case { name: "apps-64k", named: true, limit: None, ..TCP4_64K },
     Case { name: "tcp6-64k", shape: IPV6, limit: None, ..TCP4_64K },
     Case { name: "gtpu-64k", shape: GTPU, limit: None, ..TCP4_64K },
-    Case { name: "rtt-64k", both: true, measured: true, limit: None, ..TCP4_64K },
-    Case { name: "rtt-64k-share", both: true, limit: None, ..TCP4_64K },
+    Case { name: "rtt-64k", ways: Ways::Both, measured: true, limit: None, ..TCP4_64K },
+    Case { name: "rtt-64k-share", ways: Ways::Both, limit: None, ..TCP4_64K },
+    Case { name: "xdp-64k", ways: Ways::UpInDriver, limit: None, ..TCP4_64K },
     Case { name: "full", full: true, limit: None, ..TCP4_64K },
 ];
 
@@ -188,6 +188,7 @@ fn measure(case: &Case) -> anyhow::Result<Figure> {
         // The first packet of a flow is shown to the agent, which is not there; the others are a warm flow's.
         sample_packets: 1,
         ring_bytes: 1 << 16,
+        xdp: if case.ways == Ways::UpInDriver { Xdp::Native } else { Xdp::Off },
         sample_rate: BitsPerSecond(8_000),
         ..base.clone()
     })?;
@@ -211,15 +212,18 @@ fn compare(
         probe.enforce(number + 1, &limited)?;
     }
 
-    let Case { shape, flows, subscribers, both, .. } = *case;
-    let mut driver = Driver::load(Packets { shape, flows, subscribers, both, payload: true }, lookup_flows)?;
+    let Case { shape, flows, subscribers, ways, .. } = *case;
+    let mut driver = Driver::load(Packets { shape, flows, subscribers, ways, payload: true }, lookup_flows)?;
     let nothing = driver.own("nothing")?;
     let look_up = driver.own("look_up")?;
     let remember = driver.own("remember")?;
-    let probed = [attached(interface, TcAttachType::Ingress)?, attached(interface, TcAttachType::Egress)?];
+    let probed = match ways {
+        Ways::UpInDriver => [in_driver()?, in_driver()?],
+        _ => [attached(interface, TcAttachType::Ingress)?, attached(interface, TcAttachType::Egress)?],
+    };
 
     // Every flow once; then the look-up finds all of them, and the probe knows all that it can.
-    let all = case.flows * if case.both { 2 } else { 1 };
+    let all = case.flows * if case.ways == Ways::Both { 2 } else { 1 };
     driver.run([&remember, &remember], all, 0)?;
     if case.full {
         driver.run([&probed[0], &probed[1]], all, case.flows)?;
