@@ -17,13 +17,12 @@ mod parse;
     clippy::inline_always,
     clippy::unnecessary_wraps,
     clippy::cast_possible_truncation,
-    clippy::verbose_bit_mask,
     unreachable_pub,
     reason = "the probe's file, held to the kernel's needs"
 )]
 mod walk;
 
-use parse::{Fragment, Frame, Packet, plain};
+use parse::{Fragment, Frame, Packet, plain, plain_gtpu};
 use walk::{ETHERNET_HEADER, IP_HEADER, walk};
 
 /// A frame in memory.
@@ -143,6 +142,11 @@ fn holds_together(bytes: &[u8], super_packet: bool) {
             Ok(vec![packet]),
             "the short way and the long one say the same"
         );
+    }
+    let frame = Bytes::new(bytes, super_packet);
+    if let Some(both) = plain_gtpu(&frame) {
+        assert_eq!(plain(&frame), None, "a tunnel's packet is not plain");
+        assert_eq!(frame.walked(ETHERNET_HEADER), Ok(both.to_vec()), "and so they do of a tunnel");
     }
 }
 
@@ -547,6 +551,33 @@ proptest! {
         }
         holds_together(&frame, false);
         holds_together(&frame, true);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plain_packet_in_gtpu_takes_the_short_way(
+        recipe in recipe(), v6: bool, flags in 0_u8..8, extensions in 0_u8..3, super_packet: bool,
+        bends in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        end in any::<prop::sample::Index>(),
+    ) {
+        let recipe = Recipe { tags: 0, padding: 0, options: 0, extensions: Vec::new(), ..recipe };
+        prop_assume!(!recipe.v6 || !(is_mapped(recipe.source) || is_mapped(recipe.destination)));
+        prop_assume!(recipe.tcp || ![2152, 4789].contains(&recipe.ports.1));
+        let inner = recipe.frame().split_off(14);
+        let mut frame = linked(&[], &Around::Gtpu { flags, extensions }.wrap(&inner, v6));
+        // Of extension headers one, as on N3.
+        let short = flags & 4 == 0 || extensions < 2;
+        prop_assert_eq!(plain_gtpu(&Bytes::new(&frame, super_packet)).is_some(), short);
+        holds_together(&frame, super_packet);
+        for (at, byte) in bends {
+            let at = at.index(frame.len());
+            frame[at] = byte;
+        }
+        holds_together(&frame, super_packet);
+        holds_together(&frame[..end.index(frame.len())], super_packet);
     }
 }
 

@@ -127,6 +127,9 @@ pub trait Hook: Frame {
     /// written, where that cannot be.
     fn adjust(&self, at: u32, before: u32, after: u32) -> bool;
 
+    /// What [`crate::offer`] does.
+    fn offer(&self, place: u64, whose: u64, ports: u32, flow: u32);
+
     /// Goes on in the program that measures, of this hook. Comes back where there is none.
     fn measure(&self);
 }
@@ -322,6 +325,17 @@ pub fn flow(config: &ConfigEntry, of: Fingerprint) -> Option<FlowEntry> {
         }
     }
     None
+}
+
+/// The flow at a place.
+#[inline(always)]
+pub fn flow_at(place: u32) -> Option<FlowEntry> {
+    let mut way = place as usize;
+    believed(&mut way, WAYS - 1);
+    // SAFETY: a line has that many ways, and is valid for the length of a run.
+    let flow = unsafe { FLOWS.get_ptr_mut(place / WAYS as u32)?.cast::<Flow>().add(way) };
+    let fingerprint = unsafe { addr_of!((*flow).fingerprint).read_volatile() };
+    Some(FlowEntry { of: Fingerprint::read(fingerprint)?, flow, place })
 }
 
 /// Enters a flow in the first free place of its lines, unless they are full. A place is taken by putting the fingerprint into it; the

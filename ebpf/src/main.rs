@@ -2,7 +2,8 @@
 //! interfaces without a link-layer header: which of them an interface has is told when they are attached, and costs a packet nothing.
 //! Where the driver runs programs (XDP), what comes from subscribers can be met there already, by [`usher_xdp`].
 //!
-//! A packet's way, forwards: [`entry`] or [`early`] -> [`decide`]: [`parse::plain`], or [`walk::walk`] where the frame is not plain -> [`carry`]: its
+//! A packet's way, forwards: [`entry`] or [`early`] -> [`decide`]: [`parse::plain`] or [`parse::plain_gtpu`], or [`walk::walk`] where the
+//! frame is neither -> [`carry`]: its
 //! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps
 //! [`mark::mark`] -> perhaps [`quality::measure`]. What goes wrong is counted by reason, and the packet passes: forwarding goes first.
 //!
@@ -19,7 +20,7 @@ mod police;
 mod quality;
 mod walk;
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{__sk_buff, xdp_action, xdp_md};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use usher_models::wire::{
@@ -147,10 +148,18 @@ fn early(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn decide(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direction) -> Verdict {
-    let plain = if link == Link::Ethernet { parse::plain(frame) } else { None };
-    match plain {
-        Some(packet) => carry(frame, config, &packet, 0, direction),
-        None => search(frame, config, link, direction),
+    if link == Link::Ethernet
+        && let Some(packet) = parse::plain(frame)
+    {
+        carry(frame, config, &packet, 0, direction)
+    } else if link == Link::Ethernet
+        && let Some([outer, inner]) = parse::plain_gtpu(frame)
+        && !is_session(config, &outer, direction)
+    {
+        frame.keep(0, &outer);
+        carry(frame, config, &inner, 1, direction)
+    } else {
+        search(frame, config, link, direction)
     }
 }
 
@@ -186,17 +195,24 @@ fn search(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direct
 /// addresses it bears; else of the innermost.
 #[inline(always)]
 fn subscribers(config: &ConfigEntry, found: u32, direction: Direction) -> u32 {
+    let innermost = found - 1;
     for place in 0..walk::MAX_PACKETS {
-        if place >= found {
+        if place >= innermost {
             break;
         }
         let Some(packet) = kernel::found(place) else { break };
-        let ([subscriber, _], _) = packet.ends_and_ports(direction);
-        if kernel::session(config, config.time(), &subscriber) != ANONYMOUS {
+        if is_session(config, packet, direction) {
             return place;
         }
     }
-    found - 1
+    innermost
+}
+
+/// Whether a packet's subscriber has a session.
+#[inline(always)]
+fn is_session(config: &ConfigEntry, packet: &Packet, direction: Direction) -> bool {
+    let ([subscriber, _], _) = packet.ends_and_ports(direction);
+    kernel::session(config, config.time(), &subscriber) != ANONYMOUS
 }
 
 /// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates or hands it to the class that
@@ -241,19 +257,16 @@ fn carry<F: Hook>(
     }
 
     // What is held back comes again; its sample is taken, and paid for, when it passes.
-    if verdict == Verdict::Pass && packet.worth_a_sample && (packet.opens_connection || !state.settled()) {
-        let unlimited = tells_without_end([subscriber_port, remote_port]);
-        let budget = if unlimited { u32::MAX } else { config.sample_packets() };
-        if let Some(first_packet_ns) =
-            flow.and_then(|flow| flow.takes_sample(packet.opens_connection, budget))
-        {
-            let place = u64::from(packet.ip_bytes) << 32 | u64::from(packet.ip_at);
-            let whose = u64::from(slot) << 32 | u64::from(packet.protocol) << 8 | direction as u64;
-            let ports = u32::from(subscriber_port) << 16 | u32::from(remote_port);
-            if !rationed(slot, frame.length(), packet.ip_bytes, direction as u32) {
-                show::<F>(frame.raw(), place, whose, ports, first_packet_ns);
-            }
-        }
+    if verdict == Verdict::Pass
+        && packet.worth_a_sample
+        && (packet.opens_connection || !state.settled())
+        && let Some(flow) = flow
+    {
+        let place = u64::from(packet.ip_bytes) << 32 | u64::from(packet.ip_at);
+        let opens = u64::from(packet.opens_connection) << 1;
+        let whose = u64::from(slot) << 32 | u64::from(packet.protocol) << 8 | opens | direction as u64;
+        let ports = u32::from(subscriber_port) << 16 | u32::from(remote_port);
+        frame.offer(place, whose, ports, flow.place());
     }
     if verdict == Verdict::Pass && action.shaper() != 0 {
         frame.set_priority(u32::from(tree(direction)) << 16 | u32::from(action.shaper()));
@@ -307,33 +320,49 @@ fn account(
     (verdict, action)
 }
 
-/// Whether the slot has had its share of the ring of first bytes; takes a packet's off it where not. A function of its own as the next.
-#[inline(never)]
-fn rationed(slot: u32, frame_bytes: u32, ip_bytes: u32, direction: u32) -> bool {
-    let direction = if direction == 0 { Direction::Up } else { Direction::Down };
-    let Some(config) = kernel::config() else { return true };
-    let rationed = police::rationed(&config, slot, direction, ip_bytes.min(config.sample_bytes()));
-    if rationed {
-        kernel::tally(Reason::SampleRationed, direction, frame_bytes);
-    }
-    rationed
-}
-
-/// Hands the beginning of a packet to the agent. A function of its own, that reads the addresses once more: for the few packets it is called for,
-/// all others need not keep them.
+/// Hands the beginning of a packet to the agent, unless its flow or its slot has had its share. Called by [`Hook::offer`]; reads the addresses
+/// once more: for the few packets it is called for, all others need not keep them.
 ///
-/// `place` is where the IP header begins and, above it, how long the packet is; `whose` the slot and, below it, protocol and direction.
-#[inline(never)]
-fn show<F: Hook>(context: *mut F::Context, place: u64, whose: u64, ports: u32, first_packet_ns: u64) {
-    let frame = F::of(context);
+/// `place` is where the IP header begins and, above it, how long the packet is; `whose` the slot and, below it, protocol, whether a connection
+/// opens, and direction; `flow` where the flow is in the table.
+#[inline(always)]
+fn offer(frame: &impl Hook, place: u64, whose: u64, ports: u32, flow: u32) {
     let (ip_at, ip_bytes) = (place as u32, (place >> 32) as u32);
     let (slot, protocol) = ((whose >> 32) as u32, (whose >> 8) as u8);
     let direction = if whose & 1 == 0 { Direction::Up } else { Direction::Down };
-    let Some(config) = kernel::config() else { return };
+    let (Some(config), Some(flow)) = (kernel::config(), kernel::flow_at(flow)) else { return };
+    let unlimited = tells_without_end([(ports >> 16) as u16, ports as u16]);
+    let budget = if unlimited { u32::MAX } else { config.sample_packets() };
+    let Some(first_packet_ns) = flow.takes_sample(whose & 2 != 0, budget) else { return };
     let sample = Sample { ip_at, ip_bytes, protocol, ports, slot, direction, first_packet_ns };
-    if !kernel::sample(&frame, &sample, &config) {
+    if police::rationed(&config, slot, direction, ip_bytes.min(config.sample_bytes())) {
+        kernel::tally(Reason::SampleRationed, direction, frame.length());
+    } else if !kernel::sample(frame, &sample, &config) {
         kernel::tally(Reason::SampleLost, direction, frame.length());
     }
+}
+
+/// [`offer`] as a function of its own, for packets the kernel has taken over: a global one, which the verifier looks into once and not for
+/// each way that leads to it. Returns nothing of use.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn usher_offer(context: *mut __sk_buff, place: u64, whose: u64, ports: u32, flow: u32) -> u32 {
+    offer(&Skb::of(context), place, whose, ports, flow);
+    0
+}
+
+/// The same for frames in the driver.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn usher_offer_xdp(
+    context: *mut xdp_md,
+    place: u64,
+    whose: u64,
+    ports: u32,
+    flow: u32,
+) -> u32 {
+    offer(&Xdp::of(context), place, whose, ports, flow);
+    0
 }
 
 /// Bytes and packets as they are on the wire, where a super-packet's segments each have the headers.

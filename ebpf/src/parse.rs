@@ -1,6 +1,6 @@
 //! From a frame's bytes to a packet, where it is as most are: Ethernet, IPv4 or IPv6 without options, TCP or UDP.
 //!
-//! [`plain`] reads those in a straight line, at places known beforehand; everything else is [`crate::walk`]'s, which reads these too
+//! [`plain`] reads those in a straight line, at places known beforehand, and [`plain_gtpu`] those in GTP-U; everything else is [`crate::walk`]'s, which reads these too
 //! and says the same of them. Reads nothing that it has not checked to be there, whatever the bytes are. Compiles for the
 //! kernel and for the host, where property tests drive it; it knows neither maps nor pointers.
 
@@ -83,6 +83,13 @@ pub enum Fragment {
 }
 
 impl Packet {
+    /// Whether there may be another packet in it, of those with ports.
+    #[inline(always)]
+    const fn may_be_a_tunnel(&self) -> bool {
+        let [_, to] = self.ports;
+        self.protocol == UDP && matches!(to, GTPU_PORT | VXLAN_PORT)
+    }
+
     /// Addresses and ports with the subscriber's first.
     #[inline(always)]
     pub fn ends_and_ports(&self, direction: Direction) -> ([[u32; 4]; 2], [u16; 2]) {
@@ -98,66 +105,144 @@ impl Packet {
 /// The packet of a frame that is as most are; `None` where it takes a walk to tell.
 #[inline(always)]
 pub fn plain<F: Frame>(frame: &F) -> Option<Packet> {
-    let [word] = frame.words_at_hand::<1>(ETHERNET - 4)?;
-    let (ends, protocol, header_bytes, said) = match lower_half(word) {
-        ETHERTYPE_IPV4 => {
-            let [first, fragment, protocol, source, destination] = frame.words_at_hand(ETHERNET)?;
-            let [version, _, high, low] = first.to_ne_bytes();
-            if version != 0x45 || lower_half(fragment) & 0x3fff != 0 {
-                return None;
-            }
-            let ends = [mapped(source), mapped(destination)];
-            (ends, protocol.to_ne_bytes()[1], 20, u32::from(u16::from_be_bytes([high, low])))
+    let packet = outermost(frame)?;
+    if packet.may_be_a_tunnel() { None } else { Some(packet) }
+}
+
+/// The two packets of a frame that is as most are between a radio network and its gateway: a plain packet in GTP-U in another; `None`
+/// where it takes a walk to tell.
+#[inline(always)]
+pub fn plain_gtpu<F: Frame>(frame: &F) -> Option<[Packet; 2]> {
+    let outer = outermost(frame)?;
+    let [_, to] = outer.ports;
+    if outer.protocol != UDP || to != GTPU_PORT {
+        return None;
+    }
+    let at = outer.transport_at + 8;
+    let [first] = frame.words_at_hand(at)?;
+    let [flags, kind, ..] = first.to_ne_bytes();
+    let bytes = gtpu_bytes(flags, kind)?;
+    let bytes = if flags & GTPU_EXTENDED == 0 {
+        bytes
+    } else {
+        // The one that is there on N3, a PDU session container (3GPP TS 38.415, 5.5.2), is a word, and no other follows it.
+        let [options, extension] = frame.words_at_hand(at + 8)?;
+        let [_, _, _, kind] = options.to_ne_bytes();
+        let [words, _, _, next] = extension.to_ne_bytes();
+        match (kind, words, next) {
+            (0, ..) => bytes,
+            (_, 1, 0) => bytes + 4,
+            _ => return None,
         }
-        ETHERTYPE_IPV6 => {
-            let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = frame.words_at_hand(ETHERNET)?;
-            let [high, low, protocol, _] = second.to_ne_bytes();
-            let ends = [[s0, s1, s2, s3], [d0, d1, d2, d3]];
-            if first.to_ne_bytes()[0] >> 4 != 6 || is_mapped(&ends[0]) || is_mapped(&ends[1]) {
-                return None;
-            }
-            (ends, protocol, 40, 40 + u32::from(u16::from_be_bytes([high, low])))
-        }
+    };
+    let at = at + bytes;
+    let there = (outer.ip_at + outer.ip_bytes).checked_sub(at)?;
+    let [version] = frame.words_at_hand(at)?;
+    let ip = match version.to_ne_bytes()[0] >> 4 {
+        4 => ipv4(frame, at)?,
+        6 => ipv6(frame, at)?,
         _ => return None,
     };
-    let there = frame.length().checked_sub(ETHERNET)?;
+    let inner = packet(frame, at, there, &ip)?;
+    if inner.may_be_a_tunnel() { None } else { Some([outer, inner]) }
+}
+
+/// The packet right behind an Ethernet header, if it is plain or a tunnel's.
+#[inline(always)]
+fn outermost<F: Frame>(frame: &F) -> Option<Packet> {
+    let [word] = frame.words_at_hand(ETHERNET - 4)?;
+    let ip = match lower_half(word) {
+        ETHERTYPE_IPV4 => ipv4(frame, ETHERNET)?,
+        ETHERTYPE_IPV6 => ipv6(frame, ETHERNET)?,
+        _ => return None,
+    };
+    packet(frame, ETHERNET, frame.length().checked_sub(ETHERNET)?, &ip)
+}
+
+/// An IP header without options.
+struct Ip {
+    ends: [[u32; 4]; 2],
+    protocol: u8,
+    header_bytes: u32,
+    /// Bytes of the packet, as it says.
+    said: u32,
+}
+
+#[inline(always)]
+fn ipv4<F: Frame>(frame: &F, at: u32) -> Option<Ip> {
+    let [first, fragment, protocol, source, destination] = frame.words_at_hand(at)?;
+    if first.to_ne_bytes()[0] != 0x45 || lower_half(fragment) & 0x3fff != 0 {
+        return None;
+    }
+    Some(Ip {
+        ends: [mapped(source), mapped(destination)],
+        protocol: protocol.to_ne_bytes()[1],
+        header_bytes: 20,
+        said: u32::from(lower_half(first)),
+    })
+}
+
+#[inline(always)]
+fn ipv6<F: Frame>(frame: &F, at: u32) -> Option<Ip> {
+    let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = frame.words_at_hand(at)?;
+    let ends = [[s0, s1, s2, s3], [d0, d1, d2, d3]];
+    if first.to_ne_bytes()[0] >> 4 != 6 || is_mapped(&ends[0]) || is_mapped(&ends[1]) {
+        return None;
+    }
+    let [_, _, protocol, _] = second.to_ne_bytes();
+    Some(Ip { ends, protocol, header_bytes: 40, said: 40 + u32::from(upper_half(second)) })
+}
+
+/// The packet with that IP header at `at`, of which no more than `there` bytes are in the frame; `None` where not all of it is, or its ports
+/// cannot be read.
+#[inline(always)]
+fn packet<F: Frame>(frame: &F, at: u32, there: u32, ip: &Ip) -> Option<Packet> {
+    let Ip { ends, protocol, header_bytes, said } = *ip;
     let ip_bytes = if frame.is_super_packet() { there } else { said };
     let payload_bytes = ip_bytes.checked_sub(header_bytes).filter(|_| ip_bytes <= there)?;
+    let transport_at = at + header_bytes;
     let (ports, transport_bytes, flags) = match protocol {
         TCP => {
-            let [ports, _, _, offset] = frame.words_at_hand(ETHERNET + header_bytes)?;
-            (both_ports(ports), tcp_header(offset, payload_bytes)?, tcp_flags(offset))
+            let [ports, _, _, offset] = frame.words_at_hand(transport_at)?;
+            (ports, tcp_header(offset, payload_bytes)?, tcp_flags(offset))
         }
         UDP => {
-            let [ports, length] = frame.words_at_hand(ETHERNET + header_bytes)?;
-            let ports = both_ports(ports);
-            if tunnel_port(ports[1]) {
-                return None;
-            }
+            let [ports, length] = frame.words_at_hand(transport_at)?;
             (ports, udp_header(frame, length, payload_bytes)?, TcpFlags::default())
         }
         _ => return None,
     };
     Some(Packet {
         ends,
-        ports,
+        ports: both_ports(ports),
         protocol,
         worth_a_sample: tells(flags, transport_bytes < payload_bytes),
         opens_connection: flags.open(),
-        ip_at: ETHERNET,
+        ip_at: at,
         ip_bytes,
-        transport_at: ETHERNET + header_bytes,
+        transport_at,
         header_bytes: header_bytes + transport_bytes,
         trouble: None,
         fragment: Fragment::Whole,
     })
 }
 
-/// Whether UDP to this port may be a tunnel.
+/// Bytes of a GTP-U header before its extension headers, by its first two bytes; `None` where it is not around a packet.
 #[inline(always)]
-pub const fn tunnel_port(destination: u16) -> bool {
-    matches!(destination, GTPU_PORT | VXLAN_PORT)
+pub const fn gtpu_bytes(flags: u8, kind: u8) -> Option<u32> {
+    // Version 1, protocol type GTP, message type G-PDU (3GPP TS 29.281, 5.1, 6.1).
+    if flags & 0xf0 != 0x30 || kind != 0xff {
+        return None;
+    }
+    // Any of the three flags brings the fields of all.
+    Some(match flags & 0x07 {
+        0 => 8,
+        _ => 12,
+    })
 }
+
+/// The flag of a GTP-U header that extension headers follow.
+pub const GTPU_EXTENDED: u8 = 0x04;
 
 /// The header length of a TCP segment of `bytes` by its fourth word (RFC 9293, 3.1), if it can be.
 #[inline(always)]

@@ -8,8 +8,8 @@
 use usher_models::wire::{Reason, TcpFlags, tells};
 
 use crate::parse::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Fragment, Frame, GTPU_PORT, Packet, TCP, UDP, VXLAN_PORT, both_ports,
-    is_mapped, lower_half, mapped, tcp_flags, tcp_header, udp_header, upper_half,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Fragment, Frame, GTPU_EXTENDED, GTPU_PORT, Packet, TCP, UDP, VXLAN_PORT,
+    both_ports, gtpu_bytes, is_mapped, lower_half, mapped, tcp_flags, tcp_header, udp_header, upper_half,
 };
 
 /// Tags and tunnels looked through.
@@ -414,17 +414,14 @@ impl Walk {
     fn gtpu<F: Frame>(&mut self, frame: &F) -> Result<Step, Reason> {
         let Some([_, _, first]) = frame.words(self.at) else { return Ok(Step::End) };
         let [flags, kind, ..] = first.to_ne_bytes();
-        // Version 1, protocol type GTP, message type G-PDU (5.1, 6.1).
-        if flags & 0xf0 != 0x30 || kind != 0xff {
-            return Ok(Step::End);
-        }
+        let Some(bytes) = gtpu_bytes(flags, kind) else { return Ok(Step::End) };
         self.layer()?;
-        if flags & 0x07 == 0 {
-            return self.go(16, IP_HEADER);
+        if bytes == 8 {
+            return self.go(8 + bytes, IP_HEADER);
         }
         let Some([options]) = frame.words(self.at + 16) else { return Ok(Step::End) };
-        let extension = if flags & 0x04 == 0 { 0 } else { options.to_ne_bytes()[3] };
-        self.after_gtpu(20, extension)
+        let extension = if flags & GTPU_EXTENDED == 0 { 0 } else { options.to_ne_bytes()[3] };
+        self.after_gtpu(8 + bytes, extension)
     }
 
     #[inline(always)]

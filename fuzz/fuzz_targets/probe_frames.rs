@@ -69,7 +69,9 @@ fuzz_target!(|data: &[u8]| {
     let (super_packet, first) =
         (kind & 1 != 0, if kind & 2 != 0 { walk::IP_HEADER } else { walk::ETHERNET_HEADER });
     let bytes = Bytes { frame, super_packet, kept: RefCell::default() };
-    let plain = if first == walk::ETHERNET_HEADER { parse::plain(&bytes) } else { None };
+    let ethernet = first == walk::ETHERNET_HEADER;
+    let plain = if ethernet { parse::plain(&bytes) } else { None };
+    let tunnelled = if ethernet { parse::plain_gtpu(&bytes) } else { None };
     let walked = walk::walk(&bytes, first);
     let found = bytes.kept.into_inner();
     match walked {
@@ -82,5 +84,8 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Some(packet) = plain {
         assert_eq!(found, [packet], "the short way and the long one say the same");
+    }
+    if let Some(both) = tunnelled {
+        assert_eq!(found, both, "and so they do of a tunnel");
     }
 });

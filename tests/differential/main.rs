@@ -25,7 +25,6 @@ mod parse;
     clippy::inline_always,
     clippy::unnecessary_wraps,
     clippy::cast_possible_truncation,
-    clippy::verbose_bit_mask,
     unreachable_pub,
     reason = "the probe's file, held to the kernel's needs"
 )]

@@ -5,8 +5,9 @@
 //! take turns within each round. Printed are the nanoseconds above the empty program, and their ratio to the look-up's.
 //!
 //! Counting and rates are on for every subscriber, and so large that nothing is held back. Quality is measured of the share of flows that the
-//! agent chooses where packets come as fast as here, and in `rtt-64k` of every packet: the share is printed. Needs root. With `--check`
-//! it fails where a case costs more than CI lets it.
+//! agent chooses where packets come as fast as here, in turns, as shipped: `rtt-64k` is that in both directions. In `rtt-64k-every` it is of
+//! every packet, as on a gateway with little to do. The share is printed. Needs root. With `--check` it fails where the median of a case's ratios
+//! to the look-up is above what CI lets it cost: 2.2 for one flow; 1.6 for 65,536 flows of IPv4, one way and both.
 
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -70,8 +71,8 @@ const CASES: [Case; 10] = [
     Case { name: "apps-64k", named: true, limit: None, ..TCP4_64K },
     Case { name: "tcp6-64k", shape: IPV6, limit: None, ..TCP4_64K },
     Case { name: "gtpu-64k", shape: GTPU, limit: None, ..TCP4_64K },
-    Case { name: "rtt-64k", ways: Ways::Both, measured: true, limit: None, ..TCP4_64K },
-    Case { name: "rtt-64k-share", ways: Ways::Both, limit: None, ..TCP4_64K },
+    Case { name: "rtt-64k", ways: Ways::Both, ..TCP4_64K },
+    Case { name: "rtt-64k-every", ways: Ways::Both, measured: true, limit: None, ..TCP4_64K },
     Case { name: "xdp-64k", ways: Ways::UpInDriver, limit: None, ..TCP4_64K },
     Case { name: "full", full: true, limit: None, ..TCP4_64K },
 ];

@@ -107,6 +107,11 @@ impl Hook for Skb {
     }
 
     #[inline(always)]
+    fn offer(&self, place: u64, whose: u64, ports: u32, flow: u32) {
+        let _ = crate::usher_offer(self.raw(), place, whose, ports, flow);
+    }
+
+    #[inline(always)]
     fn measure(&self) {
         // SAFETY: the program that may be there takes packets of the same kind.
         let _ = unsafe { REST.tail_call(&self.context, 0) };

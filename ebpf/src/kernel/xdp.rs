@@ -129,6 +129,11 @@ impl Hook for Xdp {
     }
 
     #[inline(always)]
+    fn offer(&self, place: u64, whose: u64, ports: u32, flow: u32) {
+        let _ = crate::usher_offer_xdp(self.raw(), place, whose, ports, flow);
+    }
+
+    #[inline(always)]
     fn measure(&self) {
         // SAFETY: the program that may be there takes frames of the same kind.
         let _ = unsafe { REST.tail_call(&self.context, 0) };

@@ -87,6 +87,12 @@ impl Fingerprint {
         Self::of(keys, &[*address, [0; 4]], [0; 2])
     }
 
+    /// The one that a place in the table holds; `None` where that is [`Fingerprint::FREE`] or [`Fingerprint::CLEARING`].
+    #[inline]
+    pub const fn read(word: u64) -> Option<Self> {
+        if word > Self::CLEARING { Some(Self(word)) } else { None }
+    }
+
     /// All 64 bits; neither [`Fingerprint::FREE`] nor [`Fingerprint::CLEARING`].
     #[inline]
     pub const fn get(self) -> u64 {
