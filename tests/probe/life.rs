@@ -1,11 +1,14 @@
 //! Sessions that move, agents that die, maps that are not ours.
 
+use std::process::Command;
 use std::time::Duration;
 
 use usher_agent::probe::{Attach, Pattern, ProbeConfig, ProbeError, Verdict};
 use usher_agent::usage::Baseline;
 use usher_models::units::Micros;
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Gate};
+use usher_tests::process::Running;
+use usher_tests::wait::{self, Seen};
 
 use crate::on_a_kernel;
 use crate::rig::*;
@@ -133,7 +136,7 @@ fn clsact_serves_where_tcx_is_not_wanted_and_either_takes_over_from_the_other() 
         rig.settings.attach = attach;
         let probe = rig.load().expect("attaches");
         assert_eq!(probe.boot(), boot);
-        let shown = std::process::Command::new("tc")
+        let shown = Command::new("tc")
             .args(["filter", "show", "dev", &rig.interface, "ingress"])
             .output()
             .expect("tc runs");
@@ -270,4 +273,47 @@ async fn waiting_for_a_sample_ends_when_one_comes_and_loses_none_when_given_up()
             assert_eq!(sample.flow, flow(6, 4000 + round, 443));
         }
     }
+}
+
+/// Set where a test runs itself once more, to be disturbed: the file into which it writes its thread's number once it is ready.
+const DISTURBED: &str = "USHER_TEST_DISTURBED";
+
+/// The verifier gives up where a signal reaches the thread; an agent may be told to read its files again at any time.
+#[test]
+fn signals_in_the_middle_of_loading_do_not_keep_the_probe_from_it() {
+    use rustix::process::{Pid, Signal, kill_process};
+    use tokio::signal::unix::{SignalKind, signal};
+
+    const NAME: &str = "signals_in_the_middle_of_loading_do_not_keep_the_probe_from_it";
+    on_a_kernel!("signals_in_the_middle_of_loading_do_not_keep_the_probe_from_it");
+    if let Some(ready) = std::env::var_os(DISTURBED) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _handled = {
+            let _inside = runtime.enter();
+            signal(SignalKind::user_defined1()).expect("is handled")
+        };
+        let rig = Rig::new();
+        std::fs::write(ready, rustix::thread::gettid().to_string()).expect("says so");
+        rig.load().expect("loads").detach().expect("detaches");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let ready = folder.path().join("ready");
+    let mut itself = Command::new(std::env::current_exe().expect("this test"));
+    itself.args(["--exact", &format!("life::{NAME}")]).env(DISTURBED, &ready);
+    let mut disturbed = Running::start("disturbed", itself, folder.path()).expect("starts");
+    let thread = wait::until("the other being ready", Duration::from_secs(60), || {
+        disturbed.expect_running()?;
+        let thread =
+            std::fs::read_to_string(&ready).ok().and_then(|thread| Pid::from_raw(thread.parse().ok()?));
+        Ok(thread.map_or_else(|| Seen::NotYet(disturbed.printed()), Seen::Done))
+    })
+    .expect("is ready");
+    for _ in 0..12 {
+        // A signal for a process is given to the thread by whose number the process was named.
+        kill_process(thread, Signal::USR1).expect("is there");
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    let status = disturbed.wait(Duration::from_secs(60)).expect("ends");
+    assert!(status.success(), "{}", disturbed.printed());
 }
