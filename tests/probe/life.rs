@@ -302,7 +302,7 @@ fn signals_in_the_middle_of_loading_do_not_keep_the_probe_from_it() {
     let mut itself = Command::new(std::env::current_exe().expect("this test"));
     itself.args(["--exact", &format!("life::{NAME}")]).env(DISTURBED, &ready);
     let mut disturbed = Running::start("disturbed", itself, folder.path()).expect("starts");
-    let thread = wait::until("the other being ready", Duration::from_secs(60), || {
+    let thread = wait::until("the other being ready", Duration::from_mins(1), || {
         disturbed.expect_running()?;
         let thread =
             std::fs::read_to_string(&ready).ok().and_then(|thread| Pid::from_raw(thread.parse().ok()?));
@@ -314,6 +314,6 @@ fn signals_in_the_middle_of_loading_do_not_keep_the_probe_from_it() {
         kill_process(thread, Signal::USR1).expect("is there");
         std::thread::sleep(Duration::from_millis(15));
     }
-    let status = disturbed.wait(Duration::from_secs(60)).expect("ends");
+    let status = disturbed.wait(Duration::from_mins(1)).expect("ends");
     assert!(status.success(), "{}", disturbed.printed());
 }

@@ -123,17 +123,23 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), ProbeError
     if program.fd().is_ok() {
         return Ok(());
     }
-    let mut loads = 1;
-    loop {
-        match program.load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == ErrorKind::WouldBlock && loads < MOST_LOADS =>
-            {
-                loads += 1;
-            }
-            loaded => return loaded.map_err(kernel("load the probe's programs")),
+    verified(|| program.load())
+}
+
+/// Loads a program, again where the verifier was stopped.
+pub(super) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProbeError> {
+    let stopped = |loaded: &Result<(), ProgramError>| match loaded {
+        Err(ProgramError::LoadError { io_error, .. }) => io_error.kind() == ErrorKind::WouldBlock,
+        _ => false,
+    };
+    let mut loaded = load();
+    for _ in 1..MOST_LOADS {
+        if !stopped(&loaded) {
+            break;
         }
+        loaded = load();
     }
+    loaded.map_err(kernel("load the probe's programs"))
 }
 
 /// The interfaces that carry the programs.

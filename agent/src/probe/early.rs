@@ -127,7 +127,8 @@ impl Early {
             return Ok(());
         }
         for name in [EARLY, WAIT, MEASURE] {
-            program(ebpf, name)?.load().map_err(kernel("load the probe's programs"))?;
+            let program = program(ebpf, name)?;
+            attach::verified(|| program.load())?;
         }
         let rest = ebpf.take_map(REST_XDP).ok_or(ProbeError::NotInObject { name: REST_XDP })?;
         let mut rest = ProgramArray::try_from(rest).map_err(kernel("open the probe's maps"))?;
