@@ -204,10 +204,11 @@ impl Flows {
         }
     }
 
-    /// Counts the bytes of a flow's further packets for an app of a slot, or for none.
+    /// Counts the bytes of a flow's further packets for an app of the slot, or for none. The probe knows better than its samples whose the
+    /// flow is by now.
     pub fn count_for_app(&mut self, flow: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
         match self {
-            Self::Probe(flows) => flows.count_for_app(flow, slot, app),
+            Self::Probe(flows) => flows.count_for_app(flow, app),
             Self::Capture(flows) => flows.count_for_app(flow, slot, app),
         }
     }

@@ -247,6 +247,12 @@ impl ConfigEntry {
         unsafe { addr_of!((*self.0).turn.quality_mask).read_volatile() }
     }
 
+    /// Lanes of apps, less one.
+    #[inline(always)]
+    fn app_mask(&self) -> u32 {
+        unsafe { addr_of!((*self.0).app_mask).read_volatile() }
+    }
+
     /// Bytes of a packet handed to the agent at the most.
     #[inline(always)]
     pub fn sample_bytes(&self) -> u32 {
@@ -414,21 +420,6 @@ impl FlowEntry {
         DETAILS.get_ptr_mut(self.place)
     }
 
-    /// Counts a packet let through for the app that the flow is counted for, if that is an app of this slot: a flow that has
-    /// changed hands is counted for its new slot's when the agent comes to it.
-    #[inline(always)]
-    pub fn count_for_app(&self, slot: u32, direction: Direction, bytes: u32) {
-        let Some(details) = self.details() else { return };
-        let Some(lane) = APPS.get_ptr_mut(unsafe { addr_of!((*details).app).read_volatile() }) else {
-            return;
-        };
-        unsafe {
-            if addr_of!((*lane).slot).read_volatile() == slot && slot != ANONYMOUS {
-                add(addr_of_mut!((*lane).bytes).cast::<u64>().add(direction.index()), u64::from(bytes));
-            }
-        }
-    }
-
     /// Takes a sample off a budget: when the flow's first packet was seen, or none where the budget is used up. Then the flow is settled,
     /// until the agent wants to go on, and its next packets do without this. A connection that opens, perhaps of another name than the
     /// one before it on the same ports, begins with a whole budget.
@@ -548,6 +539,19 @@ impl LaneEntry {
                 add(addr_of_mut!((*cell).bytes), u64::from(bytes));
                 add(addr_of_mut!((*cell).packets), u64::from(packets));
             }
+        }
+    }
+}
+
+/// Adds to the bytes of a slot's app.
+#[inline(always)]
+pub fn count_for_app(config: &ConfigEntry, slot: u32, state: FlowState, direction: Direction, bytes: u32) {
+    let place = AppLane::place(config.app_mask(), slot, state.class(), state.app());
+    let Some(lane) = APPS.get_ptr_mut(place) else { return };
+    // SAFETY: a map value is valid for the length of a run, and the direction is within it.
+    unsafe {
+        if addr_of!((*lane).slot).read_volatile() == slot {
+            add(addr_of_mut!((*lane).bytes).cast::<u64>().add(direction.index()), u64::from(bytes));
         }
     }
 }

@@ -249,11 +249,9 @@ fn carry<F: Hook>(
 
     let (bytes, packets) = on_the_wire(frame, packet);
     let (verdict, action) = account(config, slot, state.class(), direction, bytes, packets);
-    if state.is_for_app()
-        && verdict == Verdict::Pass
-        && let Some(flow) = flow
-    {
-        flow.count_for_app(slot, direction, bytes);
+    // A flow that has just changed hands is counted for no app until the agent has found which one it is of its new slot's.
+    if state.app() != 0 && state.last_slot() == slot && slot != ANONYMOUS && verdict == Verdict::Pass {
+        kernel::count_for_app(config, slot, state, direction, bytes);
     }
 
     // What is held back comes again; its sample is taken, and paid for, when it passes.

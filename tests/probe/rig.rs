@@ -89,8 +89,8 @@ impl Whole {
         self.flows.name_flow(key, class, sampling)
     }
 
-    pub(crate) fn count_for_app(&mut self, key: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
-        self.flows.count_for_app(key, slot, app)
+    pub(crate) fn count_for_app(&mut self, key: &FlowKey, app: Option<&str>) -> ForApp {
+        self.flows.count_for_app(key, app)
     }
 
     pub(crate) async fn next_sample(&mut self) -> Option<Sample<'static>> {

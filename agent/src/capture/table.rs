@@ -109,7 +109,7 @@ pub struct Flow {
     class: Class,
     sampling: bool,
     samples: u16,
-    /// The lane its bytes are counted in; 0: in none.
+    /// The lane its bytes are counted in, and one; 0: in none.
     app: u32,
 }
 
@@ -323,7 +323,7 @@ impl Table {
         let app = app.filter(|_| slot != ANONYMOUS);
         let lane = app.and_then(|app| self.app_lane(slot, app));
         if let Some(flow) = self.flows.get_mut(place) {
-            flow.app = lane.unwrap_or_default();
+            flow.app = lane.map_or(0, |lane| lane + 1);
         }
         match (app, lane) {
             (_, Some(_)) => ForApp::Counted,
@@ -333,7 +333,7 @@ impl Table {
     }
 
     fn app_lane(&mut self, slot: u32, app: &str) -> Option<u32> {
-        let (lane, _) = self.apps.lane(slot, app)?;
+        let lane = self.apps.lane(slot, Class::Other, app)?.lane;
         let place = usize::try_from(lane).unwrap_or(usize::MAX);
         if self.app_bytes.len() <= place {
             self.app_bytes.resize(place + 1, (ANONYMOUS, [0; 2]));
@@ -377,12 +377,7 @@ impl Table {
     pub fn sweep(&mut self, now: Micros) -> Vec<Flow> {
         let idle = self.limits.idle;
         let swept = self.flows.extract(|flow| now.since(flow.last) > idle);
-        let mut used = vec![false; self.app_bytes.len()];
-        for flow in self.flows.iter() {
-            if let Some(used) = usize::try_from(flow.app).ok().and_then(|lane| used.get_mut(lane)) {
-                *used = true;
-            }
-        }
+        let used = self.flows.iter().filter_map(|flow| flow.app.checked_sub(1)).collect();
         self.apps.swept(&used);
         swept
     }
@@ -478,18 +473,14 @@ impl Table {
 
     /// Adds to the app that a flow is counted for. One that has another slot than before is counted for that one's app from here on.
     fn count_app(&mut self, place: Place, slot: u32, direction: Direction, sent: Traffic) {
-        let Some(mut lane) = self.flows.get(place).map(|flow| flow.app).filter(|lane| *lane != 0) else {
-            return;
-        };
-        if slot == ANONYMOUS {
-            return;
-        }
+        let lane = self.flows.get(place).and_then(|flow| flow.app.checked_sub(1));
+        let Some(mut lane) = lane.filter(|_| slot != ANONYMOUS) else { return };
         if self.app_bytes.get(lane as usize).is_none_or(|(of, _)| *of != slot) {
             let app = self.apps.pair(lane).map(|pair| Arc::clone(&pair.app));
             let Some(next) = app.and_then(|app| self.app_lane(slot, &app)) else { return };
             lane = next;
             if let Some(flow) = self.flows.get_mut(place) {
-                flow.app = lane;
+                flow.app = lane + 1;
             }
         }
         if let Some((_, bytes)) = self.app_bytes.get_mut(lane as usize) {

@@ -1,16 +1,17 @@
 //! Bytes by app, in the memory the programs count them in: whose each lane is, and what has moved.
 
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::Ebpf;
-use usher_models::wire::{ANONYMOUS, AppLane, MAX_APP_NAME};
+use usher_models::wire::{ANONYMOUS, AppLane, Class, MAX_APP_NAME};
 
 use super::ProbeError;
 use super::mapped::Mapped;
 use crate::usage::Baseline;
-use crate::usage::apps::{AppMoved, Pairs};
+use crate::usage::apps::{self, AppMoved, Given, Pairs};
 
 const NAME_WORDS: usize = MAX_APP_NAME / size_of::<u64>();
 
@@ -23,12 +24,15 @@ pub(super) struct AppLanes {
 
 impl AppLanes {
     /// With the pairs that an agent before this one has left.
-    pub(super) fn take(ebpf: &mut Ebpf, name: &'static str, lanes: u32) -> Result<Self, ProbeError> {
+    pub(super) fn take(ebpf: &mut Ebpf, name: &'static str, most: u32) -> Result<Self, ProbeError> {
+        let lanes = apps::lanes(most);
         let memory = Mapped::take::<AppLane>(ebpf, name, lanes)?;
-        let mut pairs = Pairs::new(lanes.saturating_sub(1));
-        for lane in 1..lanes {
-            if let Some((slot, app)) = owner(&memory, lane) {
-                pairs.take(lane, slot, &app);
+        let mut pairs = Pairs::new(most);
+        for lane in 0..lanes {
+            if let Some(Owner { slot, class, choice, app }) = owner(&memory, lane)
+                && AppLane::place(lanes - 1, slot, class, choice) == lane
+            {
+                pairs.take(lane, choice, (slot, class, &app));
             }
         }
         Ok(Self { memory, pairs: Mutex::new(pairs) })
@@ -38,60 +42,52 @@ impl AppLanes {
         self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lane of an app of a slot; `None`: all are others'.
-    pub(super) fn lane(&self, slot: u32, app: &str) -> Option<u32> {
+    /// The lane of an app of a slot in a class; `None`: there is no room for it.
+    pub(super) fn lane(&self, slot: u32, class: Class, app: &str) -> Option<Given> {
         if slot == ANONYMOUS || app.is_empty() || app.len() > MAX_APP_NAME {
             return None;
         }
         let mut pairs = self.pairs();
-        let (lane, is_new) = pairs.lane(slot, app)?;
-        if is_new {
-            self.own(lane, slot, app);
+        let given = pairs.lane(slot, class, app)?;
+        if given.is_new {
+            self.own(given, slot, class, app);
         }
-        Some(lane)
+        Some(given)
     }
 
-    /// The lane of the same app of another slot.
-    pub(super) fn lane_of_same_app(&self, lane: u32, slot: u32) -> Option<u32> {
+    /// The lane of the same app as another lane's, of another slot or in another class.
+    pub(super) fn lane_of_same_app(&self, lane: u32, slot: u32, class: Class) -> Option<Given> {
         let app = self.pairs().pair(lane).map(|pair| pair.app.clone())?;
-        self.lane(slot, &app)
+        self.lane(slot, class, &app)
     }
 
-    /// Whose slot's a lane is, as the programs see it.
-    pub(super) fn slot(&self, lane: u32) -> u32 {
-        self.memory.u32(place(lane) + offset_of!(AppLane, slot)).map_or(ANONYMOUS, |word| word.load(Acquire))
+    /// How many are counted.
+    pub(super) fn len(&self) -> usize {
+        self.pairs().len()
     }
 
-    /// Lanes that are an app's, and the one after the last that ever was.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        let pairs = self.pairs();
-        (pairs.len(), usize::try_from(pairs.end()).unwrap_or(usize::MAX))
-    }
-
-    /// All flows were looked at: `used` says in which lanes any is counted.
-    pub(super) fn swept(&self, used: &[bool]) {
+    /// All flows were looked at: these are the lanes that any is counted in.
+    pub(super) fn swept(&self, used: &BTreeSet<u32>) {
         self.pairs().swept(used);
     }
 
     /// The bytes that are not where the baseline has them, in the order of lanes. What is told entirely and used no more is free from here on.
     pub(super) fn moved(&self, baseline: &Baseline) -> Vec<AppMoved> {
-        let end = self.pairs().end();
-        let now = (1..end).map(|lane| (lane, self.bytes(lane)));
+        let taken: Vec<u32> = self.pairs().taken().collect();
+        let now = taken.into_iter().map(|lane| (lane, self.bytes(lane)));
         let risen: Vec<_> = now.filter(|(lane, now)| *now != baseline.app(*lane)).collect();
         let mut pairs = self.pairs();
         for lane in pairs.unused() {
             if self.bytes(lane) == baseline.app(lane) {
-                self.own(lane, ANONYMOUS, "");
+                self.own(Given { lane, choice: 0, is_new: true }, ANONYMOUS, Class::Other, "");
                 pairs.release(lane);
             }
         }
         let moved = |(lane, now)| {
-            let pair = pairs.pair(lane);
-            let (slot, app) =
-                pair.map_or_else(|| (ANONYMOUS, "".into()), |pair| (pair.slot, pair.app.clone()));
-            AppMoved { lane, slot, app, now }
+            let pair = pairs.pair(lane)?;
+            Some(AppMoved { lane, slot: pair.slot, app: pair.app.clone(), now })
         };
-        risen.into_iter().map(moved).collect()
+        risen.into_iter().filter_map(moved).collect()
     }
 
     fn bytes(&self, lane: u32) -> [u64; 2] {
@@ -100,7 +96,7 @@ impl AppLanes {
     }
 
     /// Writes whose a lane is, the slot first taken away and last put down: without it the rest means nothing.
-    fn own(&self, lane: u32, slot: u32, app: &str) {
+    fn own(&self, Given { lane, choice, .. }: Given, slot: u32, class: Class, app: &str) {
         let at = place(lane);
         let store = |field: usize, value: u32| {
             if let Some(word) = self.memory.u32(at + field) {
@@ -116,7 +112,8 @@ impl AppLanes {
                 word.store(u64::from_ne_bytes(*bytes), Release);
             }
         }
-        store(offset_of!(AppLane, length), u32::try_from(app.len()).unwrap_or_default());
+        let length = u8::try_from(app.len()).unwrap_or_default();
+        store(offset_of!(AppLane, class), u32::from_ne_bytes([class as u8, choice, length, 0]));
         store(offset_of!(AppLane, slot), slot);
     }
 }
@@ -126,14 +123,23 @@ fn place(lane: u32) -> usize {
     usize::try_from(lane).map_or(usize::MAX / 2, |lane| lane * size_of::<AppLane>())
 }
 
-/// The slot and app of a lane as they were written; `None`: nobody's.
-fn owner(memory: &Mapped, lane: u32) -> Option<(u32, String)> {
+/// Whose a lane is, as it was written.
+struct Owner {
+    slot: u32,
+    class: Class,
+    choice: u8,
+    app: String,
+}
+
+/// `None`: nobody's.
+fn owner(memory: &Mapped, lane: u32) -> Option<Owner> {
     let at = place(lane);
     let slot = memory.u32(at + offset_of!(AppLane, slot))?.load(Acquire);
-    let length = memory.u32(at + offset_of!(AppLane, length))?.load(Acquire);
+    let what = memory.u32(at + offset_of!(AppLane, class))?.load(Acquire);
+    let [class, choice, length, _] = what.to_ne_bytes();
     let words = memory.u64s(at + offset_of!(AppLane, name), NAME_WORDS)?;
     let mut name: Vec<u8> = words.iter().flat_map(|word| word.load(Acquire).to_ne_bytes()).collect();
-    name.truncate(usize::try_from(length).ok().filter(|length| (1..=MAX_APP_NAME).contains(length))?);
+    name.truncate(Some(usize::from(length)).filter(|length| (1..=MAX_APP_NAME).contains(length))?);
     let app = String::from_utf8(name).ok()?;
-    (slot != ANONYMOUS).then_some((slot, app))
+    (slot != ANONYMOUS).then_some(Owner { slot, class: Class::from_u8(class), choice, app })
 }

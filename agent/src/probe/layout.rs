@@ -20,9 +20,10 @@ use usher_models::wire::{
 use super::attach::attached;
 use super::maps::{
     ANONYMOUS_USAGE, APPS, CONFIG, DETAILS, FLOWS, LANES, QUALITY, RATIONS, SAMPLES, SESSIONS, TALLIES,
-    app_lanes, kernel, quality_records, remove,
+    kernel, quality_records, remove,
 };
 use super::{ProbeConfig, ProbeError};
+use crate::usage::apps::lanes;
 
 /// A pinned map: its name in the object, its pin, and its sizes.
 pub(super) struct Shape {
@@ -49,13 +50,13 @@ pub(super) fn shapes(settings: &ProbeConfig) -> [Shape; 11] {
     let ways = u32::try_from(WAYS).unwrap_or(u32::MAX);
     let slot_lanes = u32::try_from(SLOT_LANES).unwrap_or(u32::MAX);
     [
-        shape(CONFIG, "config", 4, size_of::<Config>(), 1, 3),
+        shape(CONFIG, "config", 4, size_of::<Config>(), 1, 5),
         shape(SESSIONS, "sessions", size_of::<Key<[u8; 16]>>(), 4, settings.max_prefixes, 1),
         shape(FLOWS, "flows", 4, size_of::<FlowLine>(), lines, 2),
         shape(DETAILS, "details", 4, size_of::<FlowDetails>(), lines.saturating_mul(ways), 2),
         shape(RATIONS, "rations", 4, 8, slots, 1),
         shape(LANES, "lanes", 4, size_of::<Lane>(), slots.saturating_mul(slot_lanes), 2),
-        shape(APPS, "apps", 4, size_of::<AppLane>(), app_lanes(settings.max_apps), 5),
+        shape(APPS, "apps", 4, size_of::<AppLane>(), lanes(settings.max_apps), 5),
         shape(ANONYMOUS_USAGE, "anonymous", 4, size_of::<SlotUsage>(), 1, 2),
         shape(TALLIES, "tallies", 4, size_of::<Tally>(), reasons, 4),
         shape(QUALITY, "quality", 4, size_of::<Quality>(), quality_records(settings.max_measured), 3),
@@ -150,10 +151,12 @@ fn taken_along(former: &[u8]) -> Option<Config> {
     // layout, bypass, epoch, generation, sample_packets, sample_bytes, interface, line_mask, boot, no_link_layer, slots, sample_rate,
     // hash_keys
     const LAYOUT_2_BYTES: usize = 32 + 16 + 8 + 24 + 160;
+    // As now, up to `turn`.
+    const LAYOUT_4_BYTES: usize = offset_of!(Config, app_mask);
     // Up to `boot` the fields that go on lie where they lay.
     let keys = match (layout(former), former.len()) {
         (2, LAYOUT_2_BYTES) => former.get(80..)?,
-        (3 | 4, bytes) if bytes == size_of::<Config>() => former.get(offset_of!(Config, hash_keys)..)?,
+        (3 | 4, LAYOUT_4_BYTES) => former.get(offset_of!(Config, hash_keys)..)?,
         _ => return None,
     };
     let mut config = Config {
@@ -308,7 +311,7 @@ mod tests {
         former.pop();
         assert!(taken_along(&former).is_none(), "of another size");
 
-        let mut next = vec![0; size_of::<Config>()];
+        let mut next = vec![0; offset_of!(Config, app_mask)];
         next[..64].copy_from_slice(&former[..64]);
         next[0..4].copy_from_slice(&3_u32.to_ne_bytes());
         let first_key = offset_of!(Config, hash_keys);

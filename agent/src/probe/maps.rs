@@ -63,11 +63,6 @@ pub(super) fn quality_records(wanted: u32) -> u32 {
     wanted.clamp(QUALITY_WAYS, 1 << 22).next_power_of_two()
 }
 
-/// Lanes of apps there are where so many are wanted: one more, the first of which stands for none.
-pub(super) fn app_lanes(wanted: u32) -> u32 {
-    wanted.saturating_add(1)
-}
-
 /// Removes a pin; one that is not there is no error.
 pub(super) fn remove(pin: &Path) -> Result<(), ProbeError> {
     match fs::remove_file(pin) {
@@ -122,7 +117,7 @@ pub(super) fn flow_table(
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf, settings: &ProbeConfig) -> Result<Self, ProbeError> {
         let lanes = Lanes::take(ebpf, LANES, settings.max_subscribers.max(1))?;
-        let apps = Arc::new(AppLanes::take(ebpf, APPS, app_lanes(settings.max_apps))?);
+        let apps = Arc::new(AppLanes::take(ebpf, APPS, settings.max_apps)?);
         let records = quality_records(settings.max_measured);
         let qualities = Qualities::take(ebpf, QUALITY, records, Micros::now())?;
         let rest = ebpf.take_map(REST).ok_or(ProbeError::NotInObject { name: REST })?;

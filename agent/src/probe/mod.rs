@@ -59,7 +59,7 @@ pub use shaping::{Leaf, MAX_CLASSES, Shaped, Shaping};
 pub use trial::{Trial, TrialOutcome, Verdict};
 
 use crate::dataplane::{Boot, Measured};
-use crate::usage::apps::AppMoved;
+use crate::usage::apps::{AppMoved, lanes};
 use crate::usage::{Baseline, Moved};
 use attach::Attachments;
 use interfaces::{Choice, Interface, LeftOut};
@@ -235,6 +235,7 @@ impl Probe {
         config.sample_packets = settings.sample_packets;
         config.sample_bytes = settings.sample_bytes.min(u32::try_from(MAX_FIRST_BYTES).unwrap_or(u32::MAX));
         config.sample_rate = Rate::per_second(settings.sample_rate.0, u64::from(settings.ring_bytes / 2));
+        config.app_mask = lanes(settings.max_apps) - 1;
         config.turn.quality_mask = maps::quality_records(settings.max_measured) - 1;
         config.generation = next_generation(config.generation);
         maps.set_config(&config)?;
@@ -445,7 +446,7 @@ impl Probe {
 
     /// Apps of slots that are counted.
     pub fn apps(&self) -> usize {
-        self.maps.apps.counts().0
+        self.maps.apps.len()
     }
 
     /// What was measured since the last call, in no order.

@@ -53,9 +53,9 @@ impl Flows {
         Ok(self.table.name(flow, class, sampling))
     }
 
-    /// Counts the bytes of a flow's further packets for an app of a slot, or for none.
-    pub fn count_for_app(&mut self, flow: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
-        self.table.count_for_app(flow, slot, app)
+    /// Counts the bytes of a flow's further packets for an app of its slot, or for none.
+    pub fn count_for_app(&mut self, flow: &FlowKey, app: Option<&str>) -> ForApp {
+        self.table.count_for_app(flow, app)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The flow table, in the memory the programs work on: naming flows, by class and app, and clearing idle ones.
 
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -43,20 +44,34 @@ impl FlowTable {
         self.change(place, |state| state.is_of(flow).then(|| state.named(flow, class, sampling)))
     }
 
-    /// Counts a flow's bytes for an app of a slot from now on, or for none.
-    pub(super) fn count_for_app(&self, key: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
+    /// Counts a flow's bytes for an app of its slot from now on, or for none.
+    pub(super) fn count_for_app(&self, key: &FlowKey, app: Option<&str>) -> ForApp {
         let Some((flow, place)) = self.find(key) else { return ForApp::Not };
-        let lane = app.and_then(|app| self.apps.lane(slot, app));
-        if let (Some(lane), Some(word)) = (lane, self.app(place)) {
-            word.store(lane, Release);
+        let (slot, class) = self.whose(place);
+        let given = app.and_then(|app| self.apps.lane(slot, class, app));
+        if let Some(word) = self.app(place) {
+            word.store(given.map_or(0, |given| given.lane + 1), Release);
         }
-        let changed =
-            self.change(place, |state| state.is_of(flow).then(|| state.for_app(flow, lane.is_some())));
-        match (app, lane) {
+        let changed = self.count_at(place, flow, (slot, class), given.map_or(0, |given| given.choice));
+        match (app, given) {
             (_, Some(_)) if changed => ForApp::Counted,
             (Some(_), None) if slot != ANONYMOUS => ForApp::Full,
             _ => ForApp::Not,
         }
+    }
+
+    /// The slot and class that a flow is counted for.
+    fn whose(&self, place: usize) -> (u32, Class) {
+        let state = self.state(place);
+        (state.last_slot(), state.class())
+    }
+
+    /// Has a flow's app counted at a choice of its slot's and class's places, if these are still its.
+    fn count_at(&self, place: usize, flow: Fingerprint, (slot, class): (u32, Class), choice: u8) -> bool {
+        self.change(place, |state| {
+            let is_so = state.is_of(flow) && (state.last_slot(), state.class()) == (slot, class);
+            is_so.then(|| state.for_app(flow, choice))
+        })
     }
 
     /// Where a flow is.
@@ -71,8 +86,7 @@ impl FlowTable {
     /// Forgets flows last seen before generation `oldest`, if there is one, in the generation `now`; and looks which apps are still counted.
     pub(super) fn sweep(&self, oldest: Option<u32>, now: u32) -> Swept {
         let mut swept = Swept::default();
-        let (_, lanes) = self.apps.counts();
-        let mut used = vec![false; lanes];
+        let mut used = BTreeSet::new();
         for place in self.places() {
             let found = self.fingerprint(place);
             if found == Fingerprint::FREE {
@@ -90,30 +104,30 @@ impl FlowTable {
                 swept.forgotten += usize::from(self.clear(place, found));
             } else {
                 swept.kept += 1;
-                let lane = usize::try_from(self.keep_app(place)).ok();
-                if let Some(used) = lane.and_then(|lane| used.get_mut(lane)) {
-                    *used = true;
-                }
+                used.extend(self.keep_app(place));
             }
         }
         self.apps.swept(&used);
         swept
     }
 
-    /// The lane a flow is counted in; 0: none. A flow whose address has gone to another slot is counted for that one's app from here on.
-    fn keep_app(&self, place: usize) -> u32 {
-        let state = self.state(place);
-        let Some(word) = self.app(place).filter(|_| state.is_for_app()) else { return 0 };
-        let lane = word.load(Acquire);
-        let slot = state.last_slot();
-        if slot == ANONYMOUS || self.apps.slot(lane) == slot {
-            return lane;
+    /// The lane of a flow's app. A flow whose address has gone to another slot, or that has another class, is counted for that one's app from
+    /// here on.
+    fn keep_app(&self, place: usize) -> Option<u32> {
+        let word = self.app(place)?;
+        let noted = word.load(Acquire);
+        let lane = noted.checked_sub(1)?;
+        let (slot, class) = self.whose(place);
+        if slot == ANONYMOUS || self.state(place).app() != 0 {
+            return Some(lane);
         }
-        match self.apps.lane_of_same_app(lane, slot) {
-            // Where it was given another app meanwhile, that one stays.
-            Some(next) if word.compare_exchange(lane, next, AcqRel, Acquire).is_ok() => next,
-            _ => lane,
+        let flow = Fingerprint::of_number(self.fingerprint(place))?;
+        let Some(given) = self.apps.lane_of_same_app(lane, slot, class) else { return Some(lane) };
+        // Where it was given another app meanwhile, that one stays.
+        if word.compare_exchange(noted, given.lane + 1, AcqRel, Acquire).is_ok() {
+            self.count_at(place, flow, (slot, class), given.choice);
         }
+        Some(given.lane)
     }
 
     fn app(&self, place: usize) -> Option<&AtomicU32> {

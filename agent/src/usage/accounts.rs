@@ -401,6 +401,14 @@ impl Accounts {
             rows.push((*slot, app, bytes));
         }
         rows.sort_unstable();
+        // Of each class that flows of the app are of there is one.
+        rows.dedup_by(|(slot, app, later), (of, same, bytes)| {
+            let is_same = (*slot, *app) == (*of, *same);
+            if is_same {
+                *bytes = [0, 1].map(|way| bytes[way].saturating_add(later[way]));
+            }
+            is_same
+        });
         for (slot, app, [bytes_up, bytes_down]) in rows {
             let session = self.session_of(slot);
             if !session.is_empty() && !app.is_empty() && bytes_up + bytes_down > 0 {
@@ -717,15 +725,19 @@ mod tests {
             rows.map(|row| (row.session, row.app, row.bytes_up, row.bytes_down)).collect::<Vec<_>>()
         };
         let row = |session: &str, app: &str, up, down| (session.to_owned(), app.to_owned(), up, down);
-        let first =
-            [moved(1, 2, "streams", [5, 70]), moved(2, 1, "streams", [1, 0]), moved(3, 3, "chat", [9, 9])];
+        let first = [
+            moved(0, 2, "streams", [0, 1]),
+            moved(1, 2, "streams", [5, 69]),
+            moved(2, 1, "streams", [1, 0]),
+            moved(3, 3, "chat", [9, 9]),
+        ];
         assert_eq!(
             told(1, &first),
             [row("a", "streams", 1, 0), row("b", "streams", 5, 70)],
             "slot 3 is nobody's"
         );
         // The lane that was nobody's is an app's by now: it is told what came since.
-        let then = [moved(1, 2, "streams", [6, 70]), moved(3, 1, "chat", [9, 11])];
+        let then = [moved(1, 2, "streams", [6, 69]), moved(3, 1, "chat", [9, 11])];
         assert_eq!(told(2, &then), [row("a", "chat", 0, 2), row("b", "streams", 1, 0)]);
     }
 

@@ -1,10 +1,13 @@
 //! Which slot's use of which app is counted in which lane. Sans-I/O: counters are the data plane's.
 //!
-//! A pair of slot and app gets the lowest free lane when a flow is first counted for it, and keeps it while flows are. A lane that no
-//! flow is counted in any more, and that everything is told of, is free for another pair.
+//! A slot, class and app with a flow is a *pair* of user and use: it gets a free one of the lanes where its slot and class may have one
+//! ([`AppLane::place`]), and keeps it while flows are counted in it. A lane that no flow is counted in any more, and that everything is told of, is free
+//! for another pair.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+
+use usher_models::wire::{AppLane, Class};
 
 /// Sweeps through which no flow was counted in a lane until it may be another pair's: whatever packet was on its way is counted by then.
 const UNUSED_SWEEPS: u8 = 2;
@@ -22,103 +25,116 @@ pub struct AppMoved {
     pub now: [u64; 2],
 }
 
-/// A slot and one of the apps it uses.
+/// A slot and what it uses.
 #[derive(Debug, Clone)]
 pub struct Pair {
     /// The slot.
     pub slot: u32,
+    /// The class that its flows are of.
+    pub class: Class,
     /// The app's id.
     pub app: Arc<str>,
+    /// Which of the places of slot and class the lane is at.
+    choice: u8,
     /// Sweeps that found no flow of it, one after the other.
     unused: u8,
     /// Whether a flow was to be counted for it since the last sweep.
     asked: bool,
 }
 
-/// All lanes: from 1 on, so that 0 is none.
+/// A lane that is a pair's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Given {
+    /// Its place among all.
+    pub lane: u32,
+    /// The choice that leads there.
+    pub choice: u8,
+    /// It has just become the pair's.
+    pub is_new: bool,
+}
+
+/// All lanes.
 #[derive(Debug)]
 pub struct Pairs {
-    lanes: u32,
-    by_app: HashMap<Arc<str>, HashMap<u32, u32>>,
-    /// By lane, up to the highest that was ever a pair's.
-    by_lane: Vec<Option<Pair>>,
-    /// Of those, the ones that are no pair's.
-    free: BTreeSet<u32>,
+    mask: u32,
+    most: usize,
+    by_app: HashMap<Arc<str>, HashMap<(u32, Class), u32>>,
+    by_lane: BTreeMap<u32, Pair>,
     /// Those that may be another pair's once everything is told of them.
     unused: BTreeSet<u32>,
+}
+
+/// Lanes there are where so many pairs are wanted: a power of two. Where more than four in five are taken, some find no room.
+pub const fn lanes(pairs: u32) -> u32 {
+    if pairs < 2 { 1 } else { pairs.next_power_of_two() }
 }
 
 impl Pairs {
     /// None yet, of so many at the most.
     pub fn new(most: u32) -> Self {
         Self {
-            lanes: most,
+            mask: lanes(most) - 1,
+            most: usize::try_from(most).unwrap_or(usize::MAX),
             by_app: HashMap::new(),
-            by_lane: vec![None],
-            free: BTreeSet::new(),
+            by_lane: BTreeMap::new(),
             unused: BTreeSet::new(),
         }
     }
 
-    /// The lane of a pair, and whether it has just become the pair's; `None`: all are others'.
-    pub fn lane(&mut self, slot: u32, app: &str) -> Option<(u32, bool)> {
-        if let Some(lane) = self.by_app.get(app).and_then(|by_slot| by_slot.get(&slot)) {
-            if let Some(pair) =
-                usize::try_from(*lane).ok().and_then(|lane| self.by_lane.get_mut(lane)?.as_mut())
-            {
-                pair.asked = true;
-                self.unused.remove(lane);
-            }
-            return Some((*lane, false));
+    /// The lane of a slot's app in a class; `None`: it has none, and there is no room for it.
+    pub fn lane(&mut self, slot: u32, class: Class, app: &str) -> Option<Given> {
+        if let Some(lane) = self.by_app.get(app).and_then(|pairs| pairs.get(&(slot, class))).copied()
+            && let Some(pair) = self.by_lane.get_mut(&lane)
+        {
+            pair.asked = true;
+            self.unused.remove(&lane);
+            return Some(Given { lane, choice: pair.choice, is_new: false });
         }
-        let lane =
-            self.free.first().copied().or_else(|| Some(self.end()).filter(|lane| *lane <= self.lanes))?;
-        self.take(lane, slot, app);
-        Some((lane, true))
+        if self.by_lane.len() >= self.most {
+            return None;
+        }
+        let places =
+            (1..=AppLane::CHOICES).map(|choice| (AppLane::place(self.mask, slot, class, choice), choice));
+        let (lane, choice) = { places }.find(|(lane, _)| !self.by_lane.contains_key(lane))?;
+        self.take(lane, choice, (slot, class, app));
+        Some(Given { lane, choice, is_new: true })
     }
 
-    /// Makes a lane a pair's, for the agent before this one did.
-    pub fn take(&mut self, lane: u32, slot: u32, app: &str) {
+    /// Makes a lane a pair's, as the agent before this one did.
+    pub fn take(&mut self, lane: u32, choice: u8, (slot, class, app): (u32, Class, &str)) {
         let app = self.by_app.get_key_value(app).map_or_else(|| Arc::from(app), |(app, _)| Arc::clone(app));
-        self.free.extend(self.end()..lane);
-        self.free.remove(&lane);
-        let place = usize::try_from(lane).unwrap_or(usize::MAX);
-        if self.by_lane.len() <= place {
-            self.by_lane.resize(place + 1, None);
-        }
-        self.by_app.entry(Arc::clone(&app)).or_default().insert(slot, lane);
-        self.by_lane[place] = Some(Pair { slot, app, unused: 0, asked: true });
+        self.by_app.entry(Arc::clone(&app)).or_default().insert((slot, class), lane);
+        self.by_lane.insert(lane, Pair { slot, class, app, choice, unused: 0, asked: true });
     }
 
     /// Whose a lane is.
     pub fn pair(&self, lane: u32) -> Option<&Pair> {
-        self.by_lane.get(usize::try_from(lane).ok()?)?.as_ref()
+        self.by_lane.get(&lane)
     }
 
-    /// The lane after the last that was ever a pair's.
-    pub fn end(&self) -> u32 {
-        u32::try_from(self.by_lane.len()).unwrap_or(u32::MAX)
+    /// Lanes that are a pair's, in their order.
+    pub fn taken(&self) -> impl Iterator<Item = u32> + '_ {
+        self.by_lane.keys().copied()
     }
 
-    /// Lanes that are a pair's.
+    /// How many lanes are a pair's.
     pub fn len(&self) -> usize {
-        self.by_lane.len() - 1 - self.free.len()
+        self.by_lane.len()
     }
 
     /// Whether no lane is a pair's.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.by_lane.is_empty()
     }
 
-    /// All flows were looked at: `used` says, by lane, whether any is counted in it.
-    pub fn swept(&mut self, used: &[bool]) {
-        for (lane, pair) in self.by_lane.iter_mut().enumerate() {
-            let Some(pair) = pair else { continue };
-            let is_used = pair.asked || used.get(lane).copied().unwrap_or_default();
+    /// All flows were looked at: these are the lanes that any is counted in.
+    pub fn swept(&mut self, used: &BTreeSet<u32>) {
+        for (lane, pair) in &mut self.by_lane {
+            let is_used = pair.asked || used.contains(lane);
             pair.unused = if is_used { 0 } else { pair.unused.saturating_add(1) };
             pair.asked = false;
-            if let Some(lane) = u32::try_from(lane).ok().filter(|_| pair.unused >= UNUSED_SWEEPS) {
-                self.unused.insert(lane);
+            if pair.unused >= UNUSED_SWEEPS {
+                self.unused.insert(*lane);
             }
         }
     }
@@ -130,13 +146,11 @@ impl Pairs {
 
     /// Makes a lane nobody's.
     pub fn release(&mut self, lane: u32) {
-        let place = usize::try_from(lane).unwrap_or(usize::MAX);
-        let Some(pair) = self.by_lane.get_mut(place).and_then(Option::take) else { return };
-        self.free.insert(lane);
         self.unused.remove(&lane);
-        if let Some(by_slot) = self.by_app.get_mut(&pair.app) {
-            by_slot.remove(&pair.slot);
-            if by_slot.is_empty() {
+        let Some(pair) = self.by_lane.remove(&lane) else { return };
+        if let Some(pairs) = self.by_app.get_mut(&pair.app) {
+            pairs.remove(&(pair.slot, pair.class));
+            if pairs.is_empty() {
                 self.by_app.remove(&pair.app);
             }
         }
@@ -147,42 +161,59 @@ impl Pairs {
 mod tests {
     use super::*;
 
+    const VIDEO: Class = Class::Video;
+
     #[test]
     fn a_pair_keeps_its_lane_while_flows_are_counted_in_it() {
         let mut pairs = Pairs::new(3);
-        assert_eq!(pairs.lane(5, "streams"), Some((1, true)));
-        assert_eq!(pairs.lane(5, "chat"), Some((2, true)));
-        assert_eq!(pairs.lane(6, "streams"), Some((3, true)));
-        assert_eq!(pairs.lane(6, "chat"), None, "full");
-        assert_eq!(pairs.lane(5, "streams"), Some((1, false)));
-        assert_eq!((pairs.len(), pairs.end()), (3, 4));
-        let mut used = [false, true, false, true];
+        let streams = pairs.lane(5, VIDEO, "streams").unwrap();
+        let chat = pairs.lane(5, VIDEO, "chat").unwrap();
+        let third = pairs.lane(6, Class::Web, "streams").unwrap();
+        assert!(streams.is_new && chat.is_new && third.is_new);
+        assert_eq!(pairs.lane(6, VIDEO, "chat"), None, "full");
+        assert_eq!(pairs.lane(5, VIDEO, "streams"), Some(Given { is_new: false, ..streams }));
+        let used = BTreeSet::from([streams.lane, third.lane]);
         pairs.swept(&used);
         pairs.swept(&used);
         assert_eq!(pairs.unused(), Vec::<u32>::new(), "asked for before the first of the two");
         pairs.swept(&used);
-        assert_eq!(pairs.unused(), [2]);
-        pairs.lane(5, "chat");
+        assert_eq!(pairs.unused(), [chat.lane]);
+        pairs.lane(5, VIDEO, "chat");
         assert_eq!(pairs.unused(), Vec::<u32>::new());
-        used[1] = false;
         for _ in 0..3 {
-            pairs.swept(&used);
+            pairs.swept(&BTreeSet::from([streams.lane]));
         }
-        assert_eq!(pairs.unused(), [1, 2]);
-        pairs.release(2);
-        pairs.release(1);
-        pairs.release(1);
-        assert_eq!((pairs.lane(6, "chat"), pairs.len()), (Some((1, true)), 2), "the lowest");
-        assert!(pairs.pair(2).is_none() && pairs.pair(9).is_none());
+        assert_eq!(pairs.unused().len(), 2);
+        pairs.release(chat.lane);
+        pairs.release(chat.lane);
+        assert_eq!(pairs.len(), 2);
+        assert!(pairs.lane(6, VIDEO, "chat").is_some_and(|given| given.is_new));
+        assert!(pairs.pair(chat.lane).is_none_or(|pair| pair.slot == 6));
     }
 
     #[test]
-    fn lanes_of_an_agent_before_leave_the_others_free() {
-        let mut pairs = Pairs::new(4);
-        assert!(pairs.is_empty());
-        pairs.take(3, 7, "streams");
-        assert_eq!(pairs.lane(7, "streams"), Some((3, false)));
-        let lanes: Vec<_> = (0..4).map(|slot| pairs.lane(slot, "chat").map(|(lane, _)| lane)).collect();
-        assert_eq!(lanes, [Some(1), Some(2), Some(4), None]);
+    fn nearly_all_of_four_fifths_find_room_each_at_a_place_of_its_own() {
+        let mut pairs = Pairs::new(4_096);
+        let mut lanes = BTreeSet::new();
+        let apps = ["a", "b", "c", "d"];
+        let mut without = 0;
+        for number in 0..3_276_u32 {
+            let class = Class::from_u8(u8::try_from(number % 8).unwrap());
+            match pairs.lane(1 + number / 8, class, apps[number as usize % 4]) {
+                Some(given) => {
+                    let slot = 1 + number / 8;
+                    assert_eq!(AppLane::place(4_095, slot, class, given.choice), given.lane);
+                    assert!((1..=AppLane::CHOICES).contains(&given.choice) && lanes.insert(given.lane));
+                }
+                None => without += 1,
+            }
+        }
+        assert!(without < 33, "{without} of 3,276");
+        assert_eq!(pairs.taken().collect::<BTreeSet<_>>(), lanes);
+    }
+
+    #[test]
+    fn none_are_counted_where_there_is_room_for_none() {
+        assert_eq!(Pairs::new(0).lane(1, VIDEO, "streams"), None);
     }
 }

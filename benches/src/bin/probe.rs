@@ -234,9 +234,10 @@ fn compare(
     if case.named {
         for flow in 0..flows {
             // One in a hundred found its lines full.
-            named.count_for_app(&driver.flow(flow), flow % subscribers + 1, Some("streams"));
+            named.count_for_app(&driver.flow(flow), Some("streams"));
         }
-        ensure!(probe.apps() == subscribers as usize, "{} apps of {subscribers} subscribers", probe.apps());
+        let apps = probe.apps();
+        ensure!(apps == subscribers as usize, "{apps} apps of {subscribers} subscribers");
     }
     let runs = RUNS.max(all);
     let whole = driver.probe([&probed[0], &probed[1]], runs)?;

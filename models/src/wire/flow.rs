@@ -1,6 +1,6 @@
 //! What the probe keeps about a flow, what it is told, and what it hands up.
 
-use super::{Class, FlowKey, Rate, Turn};
+use super::{AppLane, Class, FlowKey, Rate, Turn};
 
 /// Bits of a session prefix's address; IPv4 prefixes are mapped, so that /32 is 128 here.
 pub const PREFIX_BITS: u32 = 128;
@@ -58,6 +58,11 @@ impl Fingerprint {
         }
         let whole = halves[0] << 32 | halves[1];
         Self(if whole > Self::CLEARING { whole } else { whole + 2 })
+    }
+
+    /// The one that is written in a place of the table; `None`: no flow's.
+    pub const fn of_number(number: u64) -> Option<Self> {
+        if number > Self::CLEARING { Some(Self(number)) } else { None }
     }
 
     /// Of a flow's key.
@@ -118,20 +123,21 @@ const fn is_mapped(address: &[u32; 4]) -> bool {
 /// once, with a part of the flow's fingerprint in it, so that a place in the table that went to another flow in this very moment changes
 /// nothing for either. Zero is a flow of which nothing is known yet.
 ///
-/// From the lowest bit: slot 23, counted for an app 1, epoch 20, generation 8, class 3, settled 1, fingerprint 8.
+/// From the lowest bit: slot 20, app 4, epoch 20, generation 8, class 3, settled 1, fingerprint 8.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct FlowState(pub u64);
 
 impl FlowState {
     /// The most slots that fit.
-    pub const MAX_SLOTS: u32 = 1 << 23;
+    pub const MAX_SLOTS: u32 = 1 << 20;
     /// Epochs count from 1 to this, and then from 1 again: an epoch of zero is before all of them.
     pub const LAST_EPOCH: u32 = (1 << 20) - 1;
     /// Generations likewise.
     pub const LAST_GENERATION: u32 = (1 << 8) - 1;
 
-    const FOR_APP: u64 = 1 << 23;
+    const APP: u32 = 20;
+    const APPS: u64 = 15 << Self::APP;
     const EPOCH: u32 = 24;
     const GENERATION: u32 = 44;
     const CLASS: u32 = 52;
@@ -155,7 +161,7 @@ impl FlowState {
 
     /// The subscriber slot that was looked up last, whenever that was.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "23 bits are the slot")]
+    #[expect(clippy::cast_possible_truncation, reason = "20 bits are the slot")]
     pub const fn last_slot(self) -> u32 {
         self.0 as u32 & (Self::MAX_SLOTS - 1)
     }
@@ -166,28 +172,30 @@ impl FlowState {
         self.0 == 0 || self.0 >> Self::OF == flow.0 >> Self::OF
     }
 
-    /// The same with the slot that was looked up at a time.
+    /// The same with the slot that was looked up at a time. Where it is another, it is not counted for an app any more: which place that
+    /// app has in this slot, the agent knows.
     #[inline]
     #[must_use]
     pub const fn bound(self, flow: Fingerprint, slot: u32, time: u64) -> Self {
-        let kept = self.0 & (7 << Self::CLASS | Self::SETTLED | Self::FOR_APP);
+        let app = if self.last_slot() == slot { Self::APPS } else { 0 };
+        let kept = self.0 & (7 << Self::CLASS | Self::SETTLED | app);
         Self(flow.0 >> Self::OF << Self::OF | kept | time | (slot & (Self::MAX_SLOTS - 1)) as u64)
     }
 
-    /// The same with a class, and with more samples wanted or not.
+    /// The same with a class, and with more samples wanted or not. In another class it is not counted for an app any more.
     #[must_use]
     pub const fn named(self, flow: Fingerprint, class: Class, sampling: bool) -> Self {
-        let kept = self.0 & !(7 << Self::CLASS | Self::SETTLED) & !(0xff << Self::OF);
+        let app = if self.class() as u8 == class as u8 { 0 } else { Self::APPS };
+        let kept = self.0 & !(7 << Self::CLASS | Self::SETTLED | app) & !(0xff << Self::OF);
         let settled = if sampling { 0 } else { Self::SETTLED };
         Self(flow.0 >> Self::OF << Self::OF | kept | (class as u64) << Self::CLASS | settled)
     }
 
-    /// The same, its bytes counted for the app that [`FlowDetails::app`] names, or for none.
+    /// The same, its bytes counted for the app at this choice of its slot's and class's places, see [`AppLane::place`]; 0: for none.
     #[must_use]
-    pub const fn for_app(self, flow: Fingerprint, counted: bool) -> Self {
-        let kept = self.0 & !Self::FOR_APP & !(0xff << Self::OF);
-        let counted = if counted { Self::FOR_APP } else { 0 };
-        Self(flow.0 >> Self::OF << Self::OF | kept | counted)
+    pub const fn for_app(self, flow: Fingerprint, choice: u8) -> Self {
+        let kept = self.0 & !Self::APPS & !(0xff << Self::OF);
+        Self(flow.0 >> Self::OF << Self::OF | kept | (choice as u64) << Self::APP & Self::APPS)
     }
 
     /// The same with no more samples wanted.
@@ -224,10 +232,11 @@ impl FlowState {
         self.0 & Self::SETTLED != 0
     }
 
-    /// Whether its bytes are counted for an app.
+    /// The choice of its slot's and class's places at which its app is counted; 0: for no app.
     #[inline]
-    pub const fn is_for_app(self) -> bool {
-        self.0 & Self::FOR_APP != 0
+    #[expect(clippy::cast_possible_truncation, reason = "four bits")]
+    pub const fn app(self) -> u8 {
+        (self.0 >> Self::APP) as u8 & AppLane::CHOICES
     }
 
     /// The [`Config::generation`] in which the last packet was seen; 0 for none.
@@ -270,8 +279,8 @@ impl FlowLine {
     }
 }
 
-/// What else is kept about a flow, at the same place as it is: nothing that a packet of a settled flow needs, unless it is counted for an
-/// app. Written by the probe, but for `app`, and cleared by the agent.
+/// What else is kept about a flow, at the same place as it is: nothing that a packet of a settled flow needs. Written by the probe, but for
+/// `app`, and cleared by the agent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct FlowDetails {
@@ -279,7 +288,8 @@ pub struct FlowDetails {
     pub first_packet_ns: u64,
     /// Packets handed to the agent so far.
     pub samples: u32,
-    /// The place of the [`super::AppLane`] that its bytes are counted in, where its state says that they are.
+    /// The place of the [`AppLane`] of its app, and one; 0: it is of none. The agent's alone, which finds by it what a flow of another slot
+    /// is to be counted for.
     pub app: u32,
     /// What the programs measure of the flow, as they alone read it.
     pub quality: [u64; 6],
@@ -313,6 +323,10 @@ pub struct Config {
     pub hash_keys: HashKeys,
     /// Which flows are measured.
     pub turn: Turn,
+    /// Lanes of apps, less one.
+    pub app_mask: u32,
+    /// Zero.
+    pub zero: u32,
 }
 
 /// The head of a ring-buffer record; `length` bytes of the packet follow, from its innermost IP header on.
@@ -372,8 +386,8 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<FlowLine>() == 64);
     assert!(size_of::<FlowDetails>() == 64);
-    assert!(Class::COUNT <= 8);
-    assert!(size_of::<Config>() == 72 + 160 + 24);
+    assert!(Class::COUNT <= 8 && AppLane::CHOICES == 15);
+    assert!(size_of::<Config>() == 72 + 160 + 24 + 8);
     assert!(size_of::<FirstBytes>() == 72);
     assert!(offset_of!(Config, layout) == 0);
     assert!(offset_of!(FlowKey, subscriber_port) == 32);
@@ -435,22 +449,30 @@ mod tests {
         #[test]
         fn a_state_holds_for_its_flow_and_time_alone(
             epoch in 1..=FlowState::LAST_EPOCH, generation in 1..=FlowState::LAST_GENERATION,
-            slot in 0..FlowState::MAX_SLOTS, class in 0_u8..8, sampling: bool, for_app: bool, ours: u64, other: u64,
+            slot in 0..FlowState::MAX_SLOTS, class in 0_u8..8, sampling: bool, app in 0..=AppLane::CHOICES, ours: u64, other: u64,
         ) {
             let (ours, other) = (Fingerprint(ours), Fingerprint(other));
             let time = FlowState::time(epoch, generation);
             let class = Class::from_u8(class);
             for state in [
-                FlowState::default().bound(ours, slot, time).named(ours, class, sampling).for_app(ours, for_app),
-                FlowState::default().for_app(ours, for_app).named(ours, class, sampling).bound(ours, slot, time),
+                FlowState::default().bound(ours, slot, time).named(ours, class, sampling).for_app(ours, app),
+                FlowState::default()
+                    .bound(ours, slot, FlowState::time(epoch, 1))
+                    .named(ours, class, !sampling)
+                    .for_app(ours, app)
+                    .named(ours, class, sampling)
+                    .bound(ours, slot, time),
                 FlowState::default()
                     .bound(ours, 1, FlowState::time(epoch, 1))
                     .named(ours, class, sampling)
-                    .for_app(ours, !for_app)
+                    .for_app(ours, 7)
                     .bound(ours, slot, time)
-                    .for_app(ours, for_app),
+                    .for_app(ours, app),
             ] {
-                prop_assert_eq!((state.slot(time), state.last_slot(), state.is_for_app()), (Some(slot), slot, for_app));
+                prop_assert_eq!((state.slot(time), state.last_slot(), state.app()), (Some(slot), slot, app));
+                let another = Class::from_u8((class as u8 + 1) % 8);
+                prop_assert_eq!(state.named(ours, another, sampling).app(), 0, "another class has other places");
+                prop_assert_eq!(state.bound(ours, slot ^ 1, time).app(), 0, "and another slot");
                 prop_assert_eq!((state.class(), state.settled(), state.generation()), (class, !sampling, generation));
                 prop_assert!(state.is_of(ours));
                 prop_assert_eq!(state.is_of(other), ours.0 >> 56 == other.0 >> 56);
