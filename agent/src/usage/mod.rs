@@ -11,14 +11,15 @@
 mod accounts;
 pub mod apps;
 mod baseline;
+mod batches;
 pub mod qoo;
 pub mod quality;
 
 pub use accounts::{
-    ANONYMOUS_SLOTS, Account, Accounts, Counted, Drained, Encoded, MAX_ANONYMOUS, Plan, Restored,
-    SessionFacts,
+    ANONYMOUS_SLOTS, Account, Accounts, Counted, Drained, MAX_ANONYMOUS, Plan, Restored, SessionFacts,
 };
 pub use baseline::{Baseline, CELLS, Moved, PAGE, cells};
+pub use batches::Encoded;
 
 use std::time::Duration;
 
