@@ -17,9 +17,11 @@
 mod apps;
 mod attach;
 mod clock;
+mod config;
 mod early;
 mod environment;
 mod error;
+mod follow;
 mod interfaces;
 mod lanes;
 mod layout;
@@ -33,24 +35,24 @@ mod shaping;
 mod table;
 mod trial;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aya::Ebpf;
 use ipnet::IpNet;
-use usher_models::units::{BitsPerSecond, Micros};
+use usher_models::units::Micros;
 use usher_models::wire::{
     ANONYMOUS, Class, Config, Direction, Enforcement, FlowLine, FlowState, HashKeys, LAYOUT, MAX_FIRST_BYTES,
     Rate, Reason, SlotUsage, Tally, Turn,
 };
 
 pub use attach::Attach;
+pub use config::ProbeConfig;
 pub use early::Xdp;
 pub use error::ProbeError;
+pub use follow::{Failed, Followed, would_be_on};
 pub use interfaces::Pattern;
 pub use memory::{Cost, memory};
 pub use netlink::LinkEvents;
@@ -62,68 +64,11 @@ use crate::dataplane::{Boot, Measured};
 use crate::usage::apps::{AppMoved, lanes};
 use crate::usage::{Baseline, Moved};
 use attach::Attachments;
-use interfaces::{Choice, Interface, LeftOut};
-use maps::{Maps, kernel};
+use follow::{Without, look};
+use interfaces::{Choice, Interface};
+use maps::Maps;
 use shaping::Shaper;
 use table::FlowTable;
-
-/// What a probe is attached to and how large its maps are. Sizes are fixed for the life of the pinned maps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeConfig {
-    /// The subscriber-facing interfaces: their ingress is up, their egress down. A name's must be there at the start.
-    pub interfaces: Vec<Pattern>,
-    /// The directory, on a bpffs, of the pinned maps and links. One per probe.
-    pub pin_dir: PathBuf,
-    /// Flows known at once. What does not fit is counted without a label.
-    pub max_flows: u32,
-    /// Subscriber slots, slot 0 (anonymous) included.
-    pub max_subscribers: u32,
-    /// Session prefixes.
-    pub max_prefixes: u32,
-    /// Subscribers' classes whose quality is measured at one time. What does not fit is not measured.
-    pub max_measured: u32,
-    /// Apps of subscribers whose bytes are counted at one time. Those of an app that does not fit are counted without it.
-    pub max_apps: u32,
-    /// Bytes of the ring of first bytes; rounded up to a power of two of pages.
-    pub ring_bytes: u32,
-    /// Packets of a new flow handed to the classifier. Flows to port 53 are not held to it.
-    pub sample_packets: u32,
-    /// Bytes of each of them, at the most [`MAX_FIRST_BYTES`].
-    pub sample_bytes: u32,
-    /// How fast one subscriber's packets may be handed to the classifier, with half the ring at once: nobody fills it for all.
-    pub sample_rate: BitsPerSecond,
-    /// A flow without a packet for this long is forgotten by [`Probe::sweep`].
-    pub flow_idle: Duration,
-    /// Which hook of the kernel to use.
-    pub attach: Attach,
-    /// Whether what subscribers send is met in the driver.
-    pub xdp: Xdp,
-    /// Rates are kept by queues; `None`: by dropping what is above them.
-    pub shaping: Option<Shaping>,
-}
-
-impl ProbeConfig {
-    /// Sizes for a gateway of some thousand subscribers, on `interface`, pinned in /sys/fs/bpf/usher.
-    pub fn new(interface: impl Into<String>) -> Self {
-        Self {
-            interfaces: vec![Pattern::new(interface)],
-            pin_dir: PathBuf::from("/sys/fs/bpf/usher"),
-            max_flows: 262_144,
-            max_subscribers: 16_384,
-            max_prefixes: 65_536,
-            max_measured: 32_768,
-            max_apps: 65_536,
-            ring_bytes: 16 << 20,
-            sample_packets: 24,
-            sample_bytes: 2_048,
-            sample_rate: BitsPerSecond(40_000_000),
-            flow_idle: Duration::from_mins(5),
-            attach: Attach::Auto,
-            xdp: Xdp::Off,
-            shaping: None,
-        }
-    }
-}
 
 /// Generations that begin, at the most, in the time after which a flow is idle. Far fewer than there are numbers for, so that an old
 /// one is never taken for a new one.
@@ -158,37 +103,6 @@ impl std::fmt::Debug for Probe {
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
-}
-
-/// The interfaces that a probe with these settings would be on now, or what keeps it from that.
-pub fn would_be_on(settings: &ProbeConfig) -> Result<Vec<String>, ProbeError> {
-    let (choice, _) = look(settings)?;
-    Ok(choice.chosen.into_values().map(|interface| interface.name).collect())
-}
-
-/// What there is, and which of it is to carry the probe; all that is named must be able to.
-fn look(settings: &ProbeConfig) -> Result<(Choice, Vec<Interface>), ProbeError> {
-    let present = netlink::interfaces().map_err(kernel("list the interfaces"))?;
-    let choice = interfaces::choose(&settings.interfaces, &present);
-    if let Some(name) = choice.missing.first() {
-        let present = present.into_iter().map(|interface| interface.name).collect();
-        return Err(ProbeError::NoInterface { name: name.clone(), present });
-    }
-    if let Some(left_out) = choice.left_out.iter().find(|left_out| left_out.named) {
-        return Err(left_out.error());
-    }
-    if settings.xdp == Xdp::Native {
-        for interface in choice.chosen.values() {
-            if let Some(why) = early::refusal(interface, settings.attach) {
-                return Err(ProbeError::NotInDriver { name: interface.name.clone(), why });
-            }
-        }
-    }
-    if let Some(shaping) = &settings.shaping {
-        let carrying: Vec<&Interface> = choice.chosen.values().collect();
-        shaping::check(&settings.pin_dir, shaping, &carrying, &present)?;
-    }
-    Ok((choice, present))
 }
 
 impl Probe {
@@ -267,85 +181,6 @@ impl Probe {
         }
         layout::finish(&probe.settings.pin_dir)?;
         Ok((probe, flows))
-    }
-
-    /// Puts the programs on interfaces that have come, and forgets those that are gone.
-    ///
-    /// What fails for one interface is tried again by the next call.
-    pub fn follow_interfaces(&mut self) -> Result<Followed, ProbeError> {
-        let present = netlink::interfaces().map_err(kernel("list the interfaces"))?;
-        let choice = interfaces::choose(&self.settings.interfaces, &present);
-        self.follow(&choice, &present)
-    }
-
-    /// Whether an interface should carry the programs or the classes that shape packets and does not, for it could not be done.
-    pub fn interfaces_wait(&self) -> bool {
-        self.without.failed > 0 || self.shaper.as_ref().is_some_and(Shaper::waits)
-    }
-
-    fn follow(&mut self, choice: &Choice, present: &[Interface]) -> Result<Followed, ProbeError> {
-        let mut followed = Followed::default();
-        for (index, interface) in &choice.chosen {
-            match self.attachments.on().get(index) {
-                Some(before) if before.link != interface.link => self.attachments.detach(*index, present)?,
-                Some(before) if before.name != interface.name => {
-                    tracing::info!(
-                        interface = interface.name,
-                        before = before.name,
-                        "an interface has another name"
-                    );
-                    self.attachments.rename(interface);
-                    continue;
-                }
-                Some(_) => continue,
-                None => {}
-            }
-            match self.attachments.attach(&mut self.ebpf, interface) {
-                Ok(()) => {
-                    tracing::info!(interface = interface.name, "the probe is on an interface");
-                    followed.came += 1;
-                }
-                Err(error @ ProbeError::NotInDriver { .. }) => {
-                    // Traffic control counts all of it.
-                    tracing::error!(interface = interface.name, "{error}");
-                    followed.came += 1;
-                    followed.failed.push(Failed { index: *index, error });
-                }
-                Err(error) => {
-                    // Half attached would be half counted.
-                    self.attachments.detach(*index, present)?;
-                    tracing::error!(interface = interface.name, "the probe is not on an interface: {error}");
-                    followed.failed.push(Failed { index: *index, error });
-                }
-            }
-        }
-        // Also those where an agent before this one, told others, has left them.
-        let on = self.attachments.on();
-        let known = on.keys().copied().chain(attach::attached(&self.settings.pin_dir));
-        let over: BTreeSet<u32> = known.filter(|index| !choice.chosen.contains_key(index)).collect();
-        for index in over {
-            let name = self.attachments.on().get(&index).map(|interface| interface.name.clone());
-            self.attachments.detach(index, present)?;
-            if let Some(interface) = name {
-                tracing::info!(interface, "the probe is off an interface");
-                followed.went += 1;
-            }
-        }
-        let without = Without {
-            missing: choice.missing.clone(),
-            left_out: choice.left_out.clone(),
-            failed: followed.failed.len(),
-        };
-        without.tell(&self.without);
-        if let Some(shaper) = &mut self.shaper {
-            let carrying: Vec<&Interface> = choice.chosen.values().collect();
-            shaper.follow(&carrying, present, &self.maps.lanes);
-        }
-        followed.on = self.attachments.on().len();
-        followed.in_driver = self.attachments.in_driver();
-        followed.without = without.missing.len() + without.left_out.len() + without.failed;
-        self.without = without;
-        Ok(followed)
     }
 
     /// The life of the counters: survives agents, ends with the pins.
@@ -545,51 +380,6 @@ fn remove(settings: &ProbeConfig) -> Result<(), ProbeError> {
     // Somebody else's pins may be in there: then it stays.
     let _ = fs::remove_dir(&settings.pin_dir);
     Ok(())
-}
-
-/// What of the configured interfaces does not carry the programs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Without {
-    missing: Vec<String>,
-    left_out: Vec<LeftOut>,
-    failed: usize,
-}
-
-impl Without {
-    /// Tells what was not so before.
-    fn tell(&self, before: &Self) {
-        for interface in self.missing.iter().filter(|name| !before.missing.contains(name)) {
-            tracing::warn!(interface, "a configured interface is gone: the probe waits for it");
-        }
-        for left_out in self.left_out.iter().filter(|left_out| !before.left_out.contains(left_out)) {
-            tracing::warn!(interface = left_out.name, "an interface is left out: {}", left_out.error());
-        }
-    }
-}
-
-/// What became of the interfaces.
-#[derive(Debug, Default)]
-pub struct Followed {
-    /// Interfaces that carry the programs now.
-    pub on: usize,
-    /// Those of them on which what subscribers send is met in the driver.
-    pub in_driver: usize,
-    /// How many have come.
-    pub came: usize,
-    /// How many have gone.
-    pub went: usize,
-    /// What could not be attached, and why.
-    pub failed: Vec<Failed>,
-    /// Configured or matching interfaces that do not carry the programs: missing, left out or failed.
-    pub without: usize,
-}
-
-/// An interface that could not be attached to.
-#[derive(Debug)]
-pub struct Failed {
-    index: u32,
-    /// Why.
-    pub error: ProbeError,
 }
 
 /// What a sweep found.
