@@ -7,7 +7,7 @@ use std::time::Duration;
 use aya::EbpfLoader;
 use aya::maps::{Array, MapData};
 use usher_agent::dataplane::ForApp;
-use usher_agent::probe::Verdict;
+use usher_agent::probe::{Trial, Verdict, Xdp};
 use usher_agent::usage::Baseline;
 use usher_models::units::Micros;
 use usher_models::wire::{Class, Config, Direction, Enforcement, FlowKey, Gate, LAYOUT};
@@ -21,7 +21,7 @@ use Direction::{Down, Up};
 static LAYOUT_4: &[u8] = include_bytes!("former/layout-4.o.gz");
 
 /// Who used which app, and how many bytes up and down, since the baseline; which is moved there.
-fn told(probe: &Whole, baseline: &mut Baseline) -> Vec<(u32, String, [u64; 2])> {
+pub(crate) fn told(probe: &Whole, baseline: &mut Baseline) -> Vec<(u32, String, [u64; 2])> {
     let mut told = Vec::new();
     for moved in probe.moved_apps(baseline) {
         let before = baseline.app(moved.lane);
@@ -32,14 +32,31 @@ fn told(probe: &Whole, baseline: &mut Baseline) -> Vec<(u32, String, [u64; 2])> 
     told
 }
 
-fn used(slot: u32, app: &str, bytes: [u64; 2]) -> (u32, String, [u64; 2]) {
+pub(crate) fn used(slot: u32, app: &str, bytes: [u64; 2]) -> (u32, String, [u64; 2]) {
     (slot, app.to_owned(), bytes)
 }
 
 #[test]
 fn a_named_flows_bytes_are_its_apps_both_ways_from_then_on() {
     on_a_kernel!("a_named_flows_bytes_are_its_apps_both_ways_from_then_on");
-    let rig = Rig::new();
+    a_named_flow_is_its_apps(Xdp::Off);
+}
+
+#[test]
+fn the_driver_counts_a_named_flows_bytes_for_its_app_as_traffic_control_does() {
+    on_a_kernel!("the_driver_counts_a_named_flows_bytes_for_its_app_as_traffic_control_does");
+    a_named_flow_is_its_apps(Xdp::Native);
+}
+
+fn a_named_flow_is_its_apps(xdp: Xdp) {
+    let mut rig = Rig::new();
+    rig.settings.xdp = xdp;
+    // What goes up is met by the driver's program where there is one.
+    let run = |probe: &Whole, direction, frame: &[u8]| {
+        let in_driver = xdp == Xdp::Native && direction == Up;
+        let trial = Trial { in_driver, ..Trial::once(direction, frame) };
+        probe.trial(&trial).expect("the program runs").verdict
+    };
     let mut probe = rig.probe();
     let mut baseline = Baseline::default();
     let frames = |port| [tcp(Up, port, b"hello"), tcp(Down, port, &[1; 900])];

@@ -1,6 +1,7 @@
 //! New programs in place of old ones, under traffic, and maps of an older layout.
 
 use std::io::Read as _;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ static LAYOUT_2: &[u8] = include_bytes!("former/layout-2.o.gz");
 /// The Ethernet header's bytes.
 const LINK: u64 = 14;
 
+/// The subscriber's ports in what is sent, each of one flow.
+pub(crate) const PORTS: Range<u16> = 1_000..1_064;
 /// Frames sent each way before they are waited for: fewer than any queue on the way has room for.
 const AT_ONCE: u64 = 32;
 /// And how long at the most: an interface that is being changed may lose some.
@@ -50,7 +53,7 @@ fn traffic(interface: &str, peer: &str, stop: &AtomicBool) -> [u64; 2] {
             }
         }
         let payload = vec![1; number * 37 % 1_400];
-        let port = 1_000 + u16::try_from(number % 64).expect("small");
+        let port = PORTS.start + u16::try_from(number % PORTS.len()).expect("small");
         let up =
             if number.is_multiple_of(10) { tcp_of([10, 9, 9, 9], &payload) } else { tcp(Up, port, &payload) };
         // What does not leave the other end never comes.
@@ -103,6 +106,7 @@ pub(crate) fn under_traffic(
     for end in [&rig.interface, &peer] {
         ip(&["link", "set", end, "addrgenmode", "none", "up"]);
     }
+    let before = probe_counters(&probe);
     let stop = AtomicBool::new(false);
     let not_sent;
     (probe, not_sent) = std::thread::scope(|scope| {
@@ -113,7 +117,8 @@ pub(crate) fn under_traffic(
     });
     // What is on its way arrives before the interface is down.
     ip(&["link", "set", &peer, "down"]);
-    let (mut theirs, ours) = (interface_counters(&rig.interface), probe_counters(&probe));
+    let (mut theirs, mut ours) = (interface_counters(&rig.interface), probe_counters(&probe));
+    ours.iter_mut().zip(before).for_each(|(ours, before)| *ours -= before);
     theirs[2] += not_sent[0];
     theirs[3] += not_sent[1];
     usher_tests::process::say(&format!(

@@ -8,14 +8,17 @@ use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
 use aya::programs::xdp::XdpMode;
 use aya::{Ebpf, EbpfLoader};
+use usher_agent::dataplane::ForApp;
 use usher_agent::probe::{Attach, Pattern, Probe, ProbeConfig, ProbeError, Trial, Verdict, Xdp};
+use usher_agent::usage::Baseline;
 use usher_models::units::Micros;
 use usher_models::wire::{Cell, Class, Direction, Enforcement, Gate, Reason, TcpFlags};
 use usher_tests::wait::{self, Seen};
 
+use crate::apps::{told, used};
 use crate::on_a_kernel;
 use crate::rig::*;
-use crate::upgrade::under_traffic;
+use crate::upgrade::{PORTS, under_traffic};
 
 use Direction::{Down, Up};
 
@@ -238,8 +241,16 @@ fn what_the_driver_counts_is_what_the_interface_received_through_kills_and_upgra
 #[test]
 fn into_the_driver_and_out_of_it_no_packet_is_lost_or_counted_twice() {
     on_a_kernel!("into_the_driver_and_out_of_it_no_packet_is_lost_or_counted_twice");
-    let rig = Rig::new();
-    let probe = rig.probe();
+    let mut rig = Rig::new();
+    rig.settings.max_flows = 4_096;
+    let mut probe = rig.probe();
+    // All of the subscriber's flows have a name before.
+    for port in PORTS {
+        run(&probe, Up, &tcp(Up, port, b""));
+        assert_eq!(probe.count_for_app(&flow(6, port, 443), Some("streams")), ForApp::Counted);
+    }
+    let used_of = |probe: &Probe| [Up, Down].map(|way| cell(probe, SLOT, Class::Other, way).bytes);
+    let before = used_of(&probe);
     let (probe, theirs, ours) = under_traffic(&rig, probe, |mut probe| {
         for xdp in [Xdp::Auto, Xdp::Off] {
             drop(probe);
@@ -252,6 +263,9 @@ fn into_the_driver_and_out_of_it_no_packet_is_lost_or_counted_twice() {
     // The interface leaves a header out for each frame that has come while a program was in its driver.
     let left_out = ours[0] - theirs[0];
     assert!(left_out % LINK == 0 && (1..theirs[1]).contains(&(left_out / LINK)), "{left_out}");
+    let now = used_of(&probe);
+    let streamed = [now[0] - before[0], now[1] - before[1]];
+    assert_eq!(told(&probe, &mut Baseline::default()), [used(SLOT, "streams", streamed)], "nor of the app");
     probe.detach().expect("detaches");
     expect_in_driver(&rig.interface, false);
 }
