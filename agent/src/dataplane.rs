@@ -345,6 +345,15 @@ impl DataPlane {
         }
     }
 
+    /// A second has passed: makes room for more flows where those that there are crowd, and says for how many there is. A capture's table grows by
+    /// itself.
+    pub fn make_room(&mut self) -> Result<Option<u32>, DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(Some(probe.make_room()?)),
+            Self::Capture(_) => Ok(None),
+        }
+    }
+
     /// Forgets idle flows; says how many are left.
     pub fn sweep(&mut self, now: Micros) -> Result<usize, DataPlaneError> {
         match self {

@@ -173,6 +173,13 @@ impl Gateway {
         if let Some(shaped) = self.plane.shape_on() {
             self.metrics.shaped(&shaped);
         }
+        match self.plane.make_room() {
+            Ok(Some(room)) => {
+                self.metrics.flows_room.set(i64::from(room));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!("no room was made for more flows: {error}"),
+        }
         self.metrics.apps.set(i64::try_from(self.plane.apps()).unwrap_or(i64::MAX));
         if self.seconds.is_multiple_of(SWEEP_EVERY) {
             match self.plane.sweep(now) {

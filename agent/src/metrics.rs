@@ -107,6 +107,8 @@ pub struct Metrics {
     pub packet_bytes: Family<PacketLabels, Counter>,
     /// Flows the data plane remembers.
     pub flows: Gauge,
+    /// Flows there is room for in the part of the probe's table that is in use.
+    pub flows_room: Gauge,
     /// Apps of sessions that are counted.
     pub apps: Gauge,
     /// Share of a class's flows that are measured at one time.
@@ -181,6 +183,7 @@ impl Metrics {
             packets: Family::default(),
             packet_bytes: Family::default(),
             flows: Gauge::default(),
+            flows_room: Gauge::default(),
             apps: Gauge::default(),
             measured_share: Family::default(),
             bypass: Gauge::default(),
@@ -234,8 +237,9 @@ impl Metrics {
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
-        let gauges: [(&str, &str, &Gauge); 12] = [
+        let gauges: [(&str, &str, &Gauge); 13] = [
             ("flows", "Flows the data plane remembers", &self.flows),
+            ("flows_room", "Flows there is room for so far", &self.flows_room),
             ("apps", "Apps of sessions that are counted", &self.apps),
             ("interfaces", "Interfaces that carry the probe", &self.interfaces),
             ("interfaces_without", "Interfaces that should and do not", &self.interfaces_without),

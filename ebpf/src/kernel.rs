@@ -23,7 +23,7 @@ use usher_models::wire::{
     Turn, WAYS,
 };
 
-pub use self::found::{found, found_to_change, ports};
+pub use self::found::{found, found_to_change, keep_around, ports};
 pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, quality, quality_words};
 pub use self::skb::Skb;
 pub use self::xdp::{Xdp, counted_as};

@@ -156,7 +156,7 @@ fn decide(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direct
         && let Some([outer, inner]) = parse::plain_gtpu(frame)
         && !is_session(config, &outer, direction)
     {
-        frame.keep(0, &outer);
+        kernel::keep_around(0, &outer);
         carry(frame, config, &inner, 1, direction)
     } else {
         search(frame, config, link, direction)

@@ -164,6 +164,7 @@ fn taken_along(former: &[u8]) -> Option<Config> {
         bypass: word(former, 4),
         epoch: word(former, 8),
         generation: word(former, 12),
+        line_mask: word(former, 28),
         boot: former.get(32..48)?.try_into().ok()?,
         ..Config::default()
     };

@@ -111,7 +111,7 @@ pub(super) fn flow_table(
     config: &Config,
     apps: Arc<AppLanes>,
 ) -> Result<FlowTable, ProbeError> {
-    FlowTable::take(ebpf, [FLOWS, DETAILS], FlowLine::lines(settings.max_flows), config.hash_keys, apps)
+    FlowTable::take(ebpf, [FLOWS, DETAILS], FlowLine::lines(settings.max_flows), config, apps)
 }
 
 impl Maps {
@@ -187,6 +187,12 @@ impl Maps {
             bindings.extend(session_prefix(&key).map(|prefix| (prefix, slot)));
         }
         Ok(bindings)
+    }
+
+    /// Packets counted by one reason, both ways.
+    pub(super) fn packets(&self, reason: Reason) -> Result<u64, ProbeError> {
+        let tallies = self.tallies()?;
+        Ok(tallies.iter().filter(|(other, ..)| *other == reason).map(|(.., tally)| tally.packets).sum())
     }
 
     pub(super) fn tallies(&self) -> Result<Vec<(Reason, Direction, Tally)>, ProbeError> {

@@ -92,6 +92,8 @@ pub struct Probe {
     without: Without,
     /// When each of the latest generations began, oldest first; the last is the one now.
     generations: VecDeque<(u32, Micros)>,
+    /// Packets whose flow found no place in the table, so far.
+    without_place: u64,
     /// Two agents would take each other's samples; the kernel lets go of this one with its process.
     _lock: File,
 }
@@ -144,7 +146,7 @@ impl Probe {
         }
         let table = Arc::new(maps::flow_table(&mut ebpf, &settings, &config, Arc::clone(&maps.apps))?);
         let flows = Flows::take(&mut ebpf, Arc::clone(&table))?;
-        config.line_mask = FlowLine::lines(settings.max_flows) - 1;
+        config.line_mask = table.in_use() - 1;
         config.slots = settings.max_subscribers;
         config.sample_packets = settings.sample_packets;
         config.sample_bytes = settings.sample_bytes.min(u32::try_from(MAX_FIRST_BYTES).unwrap_or(u32::MAX));
@@ -156,6 +158,7 @@ impl Probe {
         shaping::end(&settings.pin_dir, settings.shaping.as_ref(), &maps.lanes)?;
         let adopt = |shaping| Shaper::adopt(&settings.pin_dir, shaping, &maps.lanes);
         let shaper = settings.shaping.as_ref().map(adopt).transpose()?;
+        let without_place = maps.packets(Reason::FlowTableFull)?;
         let attachments = Attachments::new(&settings.pin_dir, settings.attach, settings.xdp);
         let generations = VecDeque::from([(config.generation, Micros::now())]);
         let without = Without::default();
@@ -169,6 +172,7 @@ impl Probe {
             shaper,
             without,
             generations,
+            without_place,
             _lock: lock,
         };
         let named = |interface: &Interface| {
@@ -328,6 +332,22 @@ impl Probe {
             self.generations.push_back((self.config.generation, now));
         }
         Ok(swept)
+    }
+
+    /// A second has passed: makes room for more flows where those that there are begin to crowd, until there is room for
+    /// [`ProbeConfig::max_flows`]. Says for how many there is.
+    pub fn make_room(&mut self) -> Result<u32, ProbeError> {
+        let without_place = self.maps.packets(Reason::FlowTableFull)?;
+        let more = without_place.saturating_sub(self.without_place);
+        self.without_place = without_place;
+        let flows = self.flows.estimate().saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+        let (lines, before) = (self.flows.lines_for(flows), self.flows.in_use());
+        if lines > before {
+            let table = Arc::clone(&self.flows);
+            table.grow(lines, || self.change(|config| config.line_mask = lines - 1))?;
+            tracing::info!(flows, lines, before, "more lines of the flow table are in use");
+        }
+        Ok(FlowLine::room(lines.max(before)))
     }
 
     /// Ends counting and enforcement: detaches the programs and removes the pins.

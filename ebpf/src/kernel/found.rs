@@ -1,5 +1,7 @@
 //! The packets found in a frame, and the ports of those of which this is a later part.
 
+use core::ptr::addr_of_mut;
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 
@@ -44,6 +46,19 @@ pub fn keep(place: u32, packet: &Packet) {
     if let Some(kept) = FOUND.get_ptr_mut(place) {
         // SAFETY: as above.
         unsafe { kept.write(*packet) };
+    }
+}
+
+/// Keeps of a packet what is asked of those around another: where it is and what is in it.
+#[inline(always)]
+pub fn keep_around(place: u32, packet: &Packet) {
+    if let Some(kept) = FOUND.get_ptr_mut(place) {
+        // SAFETY: as above.
+        unsafe {
+            addr_of_mut!((*kept).ip_at).write(packet.ip_at);
+            addr_of_mut!((*kept).header_bytes).write(packet.header_bytes);
+            addr_of_mut!((*kept).protocol).write(packet.protocol);
+        }
     }
 }
 

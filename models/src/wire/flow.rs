@@ -89,7 +89,8 @@ impl Fingerprint {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's programs have no calls")]
     pub fn of_address(keys: &HashKeys, address: &[u32; 4]) -> Self {
-        Self::of(keys, &[*address, [0; 4]], [0; 2])
+        // With an IPv4 address, so that of another one a single word is to be multiplied.
+        Self::of(keys, &[*address, [0, 0, MAPPED, 0]], [0; 2])
     }
 
     /// The one that a place in the table holds; `None` where that is [`Fingerprint::FREE`] or [`Fingerprint::CLEARING`].
@@ -116,8 +117,11 @@ impl Fingerprint {
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the kernel's programs have no calls")]
 const fn is_mapped(address: &[u32; 4]) -> bool {
-    address[0] == 0 && address[1] == 0 && address[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    address[0] == 0 && address[1] == 0 && address[2] == MAPPED
 }
+
+/// The third word of a mapped address, as it lies in memory.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 /// What is known of a flow: whose it is, what it is, and when it was last seen. One 64-bit word, so that all of it changes at
 /// once, with a part of the flow's fingerprint in it, so that a place in the table that went to another flow in this very moment changes
@@ -277,6 +281,12 @@ impl FlowLine {
             wanted.next_power_of_two()
         }
     }
+
+    /// How many flows there is room for in so many lines.
+    #[expect(clippy::cast_possible_truncation, reason = "four")]
+    pub const fn room(lines: u32) -> u32 {
+        lines.saturating_mul(WAYS as u32) / 2
+    }
 }
 
 /// What else is kept about a flow, at the same place as it is: nothing that a packet of a settled flow needs. Written by the probe, but for
@@ -313,7 +323,7 @@ pub struct Config {
     pub sample_bytes: u32,
     /// Subscriber slots.
     pub slots: u32,
-    /// Lines of the flow table, less one.
+    /// Lines of the flow table that are in use, less one.
     pub line_mask: u32,
     /// The life of these maps, drawn at random when they were made.
     pub boot: [u8; 16],
