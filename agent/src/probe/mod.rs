@@ -39,6 +39,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use aya::Ebpf;
 use ipnet::IpNet;
@@ -340,14 +341,12 @@ impl Probe {
         let without_place = self.maps.packets(Reason::FlowTableFull)?;
         let more = without_place.saturating_sub(self.without_place);
         self.without_place = without_place;
-        let flows = self.flows.estimate().saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
-        let (lines, before) = (self.flows.lines_for(flows), self.flows.in_use());
-        if lines > before {
-            let table = Arc::clone(&self.flows);
+        if let Some(lines) = self.flows.crowded(more) {
+            let (table, began) = (Arc::clone(&self.flows), Instant::now());
             table.grow(lines, || self.change(|config| config.line_mask = lines - 1))?;
-            tracing::info!(flows, lines, before, "more lines of the flow table are in use");
+            tracing::info!(lines, took = ?began.elapsed(), "more lines of the flow table are in use");
         }
-        Ok(FlowLine::room(lines.max(before)))
+        Ok(FlowLine::room(self.flows.in_use()))
     }
 
     /// Ends counting and enforcement: detaches the programs and removes the pins.

@@ -160,18 +160,24 @@ impl FlowTable {
         self.details.u32(place * size_of::<FlowDetails>() + offset_of!(FlowDetails, app))
     }
 
-    /// About how many flows there are.
-    pub(super) fn estimate(&self) -> u32 {
-        let lines = size(self.in_use());
-        let step = if lines < LOOKED_AT * LOOKED_AT { 1 } else { LOOKED_AT };
-        let looked_at = (0..lines).step_by(step).flat_map(|line| line * WAYS..(line + 1) * WAYS);
-        let found = looked_at.filter(|place| Fingerprint::read(self.fingerprint(*place)).is_some()).count();
-        u32::try_from(found * step).unwrap_or(u32::MAX)
+    /// How many lines should be in use, where flows crowd in those that are and there are more; so many packets found no place lately.
+    pub(super) fn crowded(&self, without_place: u64) -> Option<u32> {
+        let in_use = self.in_use();
+        if in_use == self.lines {
+            return None;
+        }
+        let flows = self.estimate(in_use).saturating_add(u32::try_from(without_place).unwrap_or(u32::MAX));
+        // A third more room than they take, for more will have come when this is asked again.
+        let wanted = FlowLine::lines(flows.saturating_add(flows / 3)).min(self.lines);
+        (wanted > in_use).then_some(wanted)
     }
 
-    /// Lines that so many flows should have: a third more room than they take, for more will have come when it is asked again.
-    pub(super) fn lines_for(&self, flows: u32) -> u32 {
-        FlowLine::lines(flows.saturating_add(flows / 3)).min(self.lines)
+    /// About how many flows there are in so many lines.
+    fn estimate(&self, lines: u32) -> u32 {
+        let step = if size(lines) < LOOKED_AT * LOOKED_AT { 1 } else { LOOKED_AT };
+        let looked_at = (0..size(lines)).step_by(step).flat_map(|line| line * WAYS..(line + 1) * WAYS);
+        let found = looked_at.filter(|place| Fingerprint::read(self.fingerprint(*place)).is_some()).count();
+        u32::try_from(found * step).unwrap_or(u32::MAX)
     }
 
     /// Puts more lines in use, a power of two, and moves the flows that are looked for in them from now on. `tell` makes the programs look there.
