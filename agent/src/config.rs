@@ -117,7 +117,7 @@ pub struct ShapingSource {
 
 impl From<ShapingSource> for Shaping {
     fn from(source: ShapingSource) -> Self {
-        Self { uplinks: source.uplinks, leaf: source.leaf }
+        Self { uplinks: source.uplinks, leaf: source.leaf, ..Self::default() }
     }
 }
 
@@ -632,7 +632,7 @@ mod tests {
         };
         assert_eq!(shaped("{}").unwrap(), Some(Shaping::default()));
         let uplinks = vec![Pattern::new("eth0"), Pattern::new("wan*")];
-        let both = Shaping { uplinks, leaf: Some(Leaf::FqCodel) };
+        let both = Shaping { uplinks, leaf: Some(Leaf::FqCodel), ..Shaping::default() };
         assert_eq!(shaped("{uplinks: [eth0, wan*], leaf: fq_codel}").unwrap(), Some(both));
         assert!(shaped("{uplinks: [a/b]}").unwrap_err().contains("no interface name"));
         assert!(shaped("{leaf: codel}").unwrap_err().contains("fq_codel"));

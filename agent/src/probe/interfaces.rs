@@ -15,6 +15,8 @@ pub(super) struct Interface {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) link: Link,
+    /// The largest packet it carries, in bytes from the IP header on; 0: the kernel did not say.
+    pub(super) mtu: u32,
     /// The bond, bridge or team it is a port of.
     pub(super) master: Option<u32>,
     /// The interface it is made on: that of a VLAN's tags or a tunnel's packets.
@@ -227,6 +229,7 @@ mod tests {
             index,
             name: name.to_owned(),
             link: Link::Ethernet,
+            mtu: 1_500,
             master: None,
             over: None,
             frames_of_the_wire: true,

@@ -41,13 +41,14 @@ pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
 }
 
 fn interface(message: &LinkMessage) -> Option<Interface> {
-    let mut name = None;
+    let (mut name, mut mtu) = (None, 0);
     let (mut master, mut over, mut elsewhere, mut pair) = (None, None, false, false);
     // Of a kind is what software makes.
     let mut frames_of_the_wire = true;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(it) => name = Some(it.clone()),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::Controller(index) => master = Some(*index),
             LinkAttribute::Link(index) => over = Some(*index),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
@@ -68,6 +69,7 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
         index,
         name: name?,
         link: Link::of(message.header.link_layer_type.into()),
+        mtu,
         master: master.filter(|master| *master != 0),
         over: over.filter(|over| *over != 0 && *over != index && !elsewhere && !pair),
         frames_of_the_wire,

@@ -6,14 +6,15 @@
 use std::io;
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, Nla as _,
-    NlaBuffer, NlasIterator,
+    DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE,
+    Nla as _, NlaBuffer, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage as Route;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use usher_models::wire::{Direction, Rate, tree};
 
 use super::Leaf;
+use super::lengths::Lengths;
 use super::plan::Class;
 use crate::probe::netlink::ask;
 
@@ -26,6 +27,9 @@ const RATE64: u16 = 6;
 const CEIL64: u16 = 7;
 /// The attribute that holds the options of any kind.
 const OPTIONS: u16 = 2;
+// Attributes within a size table.
+const STAB_BASE: u16 = 1;
+const STAB_DATA: u16 = 2;
 
 /// The version of HTB's interface, the only one there is.
 const VERSION: u32 = 3;
@@ -89,6 +93,27 @@ pub(super) fn make(interface: u32, direction: Direction) -> io::Result<()> {
         TcAttribute::Options(vec![TcOption::Other(DefaultNla::new(INIT, init))]),
     ];
     tell(Route::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Says what packets count for in a tree, in place of what was said before.
+pub(super) fn count_by(interface: u32, direction: Direction, lengths: &Lengths) -> io::Result<()> {
+    let mut message = message(interface)?;
+    message.header.parent = TcHandle::ROOT;
+    message.header.handle = class(direction, 0);
+    // A `tc_sizespec`: no shifts, and so no alignment; overhead, link layer, least length, largest packet (which the kernel does not read), entries.
+    let mut base = vec![0; 4];
+    base.extend((-i32::from(lengths.header)).to_ne_bytes());
+    let entries = u32::try_from(lengths.table.len()).unwrap_or(u32::MAX);
+    base.extend([u32::from(LINK_LAYER), 0, 0, entries].map(u32::to_ne_bytes).concat());
+    let data = lengths.table.iter().flat_map(|bytes| bytes.to_ne_bytes()).collect();
+    let mut parts = vec![DefaultNla::new(STAB_BASE, base)];
+    if entries > 0 {
+        parts.push(DefaultNla::new(STAB_DATA, data));
+    }
+    let mut table = vec![0; parts.as_slice().buffer_len()];
+    parts.as_slice().emit(&mut table);
+    message.attributes = vec![TcAttribute::Stab(table)];
+    tell(Route::NewQueueDiscipline(message), 0)
 }
 
 /// Takes a tree off an interface, with all that waits in it. The kernel puts its own choice there.

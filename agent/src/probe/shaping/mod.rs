@@ -9,6 +9,7 @@
 //! probe's buckets hold the same rates.
 
 mod htb;
+mod lengths;
 mod plan;
 mod trees;
 mod way;
@@ -27,12 +28,20 @@ pub use way::MAX_CLASSES;
 use way::Way;
 
 /// What is to be shaped, and how.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shaping {
     /// The interfaces towards the internet, on which what subscribers send is shaped. None: it is policed.
     pub uplinks: Vec<Pattern>,
     /// What packets wait in; `None`: the best that the kernel has.
     pub leaf: Option<Leaf>,
+    /// Classes of a tree at the most, of [`MAX_CLASSES`].
+    pub max_classes: usize,
+}
+
+impl Default for Shaping {
+    fn default() -> Self {
+        Self { uplinks: Vec::new(), leaf: None, max_classes: MAX_CLASSES }
+    }
 }
 
 /// The queueing discipline in a class, best first.
@@ -104,7 +113,8 @@ impl Shaper {
         if !settings.uplinks.is_empty() {
             directions.push(Direction::Up);
         }
-        let ways = directions.into_iter().map(|direction| Way::adopt(direction, lanes)).collect();
+        let adopt = |direction| Way::adopt(direction, settings.max_classes, lanes);
+        let ways = directions.into_iter().map(adopt).collect();
         Ok(Self { pins: pins.to_owned(), leaf, uplinks: settings.uplinks.clone(), ways })
     }
 

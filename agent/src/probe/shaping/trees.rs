@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use usher_models::wire::{Direction, tree};
 
 use super::htb::{self, Root};
+use super::lengths::Lengths;
 use super::plan::Class;
 use super::{Leaf, name};
 use crate::probe::ProbeError;
-use crate::probe::interfaces::Interface;
+use crate::probe::interfaces::{Interface, Link};
 use crate::probe::maps::kernel;
 
 /// The most interfaces with a tree in a direction: each has all classes.
@@ -22,6 +23,9 @@ const MAX_MISSING: usize = 64;
 
 /// The setting by which forwarding gives IPv4 packets another priority.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward_update_priority";
+
+/// A VLAN's tag is put into it below the tree.
+const ETHERNET_HEADER: u8 = 14;
 
 const CHANGING: &str = "change the classes that shape packets";
 
@@ -131,6 +135,15 @@ pub(super) fn plant(interface: u32, direction: Direction, pins: &Path, leaf: Lea
     let note = pins.join(format!("{}{interface}_{}", stem(direction), leaf.name()));
     fs::create_dir(&note).map_err(|source| ProbeError::File { doing: "make", path: note, source })?;
     htb::make(interface, direction).map_err(kernel(CHANGING))
+}
+
+/// Has packets count for their IP bytes in a tree. On an interface that is gone there are none.
+pub(super) fn count_ip(interface: &Interface, direction: Direction) -> Result<(), ProbeError> {
+    let header = if interface.link == Link::Ethernet { ETHERNET_HEADER } else { 0 };
+    match htb::count_by(interface.index, direction, &Lengths::new(header, interface.mtu)) {
+        Err(error) if !is_gone(&error) => Err(kernel(CHANGING)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Makes a standing tree hold these classes, where it holds nearly all of them: an agent that died has left little undone. Gives what it holds

@@ -22,7 +22,7 @@ use crate::probe::lanes::Lanes;
 /// Numbers that no class has: none's, those of the trees and of clsact, whose handles a queue in such a class could not have.
 const RESERVED: [u16; 4] = [0, tree(Direction::Up), tree(Direction::Down), u16::MAX];
 
-/// The most classes that shape packets of a direction: on each interface by which they leave.
+/// The most classes that shape packets of a direction: on each interface by which they leave. HTB has no numbers for more.
 pub const MAX_CLASSES: usize = (1 << 16) - RESERVED.len();
 
 /// How long classes may be made and removed in a second.
@@ -34,6 +34,8 @@ const NONE: Minors = [0; LANES];
 #[derive(Debug)]
 pub(super) struct Way {
     direction: Direction,
+    /// Classes that there may be.
+    max_classes: usize,
     /// Every tree's classes, by minor number.
     classes: BTreeMap<u16, Class>,
     /// Those of them that packets do not go to any more.
@@ -54,7 +56,7 @@ pub(super) struct Way {
 
 impl Way {
     /// Takes over what the lanes say. Not shaped yet: the trees are to be looked at.
-    pub(super) fn adopt(direction: Direction, lanes: &Lanes) -> Self {
+    pub(super) fn adopt(direction: Direction, max_classes: usize, lanes: &Lanes) -> Self {
         let mut classes = BTreeMap::new();
         for slot in 0..lanes.slots() {
             let found = lanes.shapers(slot, direction);
@@ -71,6 +73,7 @@ impl Way {
         }
         Self {
             direction,
+            max_classes: max_classes.min(MAX_CLASSES),
             last: classes.last_key_value().map_or(0, |(number, _)| *number),
             classes,
             retired: BTreeSet::new(),
@@ -156,7 +159,8 @@ impl Way {
                 self.trees.insert(interface);
             }
         }
-        Ok(())
+        // How large packets may be changes while a tree stands.
+        on.iter().try_for_each(|interface| trees::count_ip(interface, self.direction))
     }
 
     /// Whatever keeps one interface's packets from being shaped: the buckets know no interfaces, so they hold everybody's.
@@ -192,7 +196,8 @@ impl Way {
             return;
         }
         for slot in self.policed.clone() {
-            if self.spent >= BUDGET {
+            // There may be many that no class is left for.
+            if self.classes.len() >= self.max_classes || began.elapsed() >= BUDGET {
                 break;
             }
             self.shape(slot, lanes, leaf);
@@ -236,7 +241,7 @@ impl Way {
 
     /// Numbers for so many classes, if there are as many.
     fn free(&mut self, count: usize) -> Option<Vec<u16>> {
-        if self.classes.len() + count > MAX_CLASSES {
+        if self.classes.len() + count > self.max_classes {
             return None;
         }
         let mut numbers = Vec::with_capacity(count);
@@ -299,6 +304,7 @@ mod tests {
         let class = Class { parent: None, rate: 1, ceiling: 1, queues: true };
         Way {
             direction: Direction::Down,
+            max_classes: MAX_CLASSES,
             classes: classes.into_iter().map(|number| (number, class)).collect(),
             last: 0,
             trees: BTreeSet::new(),
