@@ -1,7 +1,7 @@
 //! A gateway for benches that need the probe and not the agent: the laboratory, with the probe loaded in it or not.
 
 use anyhow::{Context as _, Result};
-use usher_agent::probe::{Flows, Probe, ProbeConfig};
+use usher_agent::probe::{Flows, Probe, ProbeConfig, Shaping};
 use usher_tests::netns::{ACCESS, Lab, Side};
 use usher_tests::process;
 
@@ -22,9 +22,9 @@ impl Gateway {
         &self.lab
     }
 
-    /// Loads the probe on the subscriber-facing interface.
-    pub fn probe(&self) -> Result<(Probe, Flows)> {
-        let config = ProbeConfig { pin_dir: self.lab.place().pins(), ..ProbeConfig::new(ACCESS) };
+    /// Loads the probe on the subscriber-facing interface, with rates kept as told.
+    pub fn probe(&self, shaping: Option<Shaping>) -> Result<(Probe, Flows)> {
+        let config = ProbeConfig { pin_dir: self.lab.place().pins(), shaping, ..ProbeConfig::new(ACCESS) };
         self.lab.within(Side::Gateway, || Probe::load(config).context("load the probe"))
     }
 

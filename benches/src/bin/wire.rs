@@ -132,7 +132,7 @@ fn bench(pairs: usize) -> anyhow::Result<()> {
 
 /// The probe with everything on.
 fn probe(gateway: &Gateway) -> anyhow::Result<Probe> {
-    let (mut probe, _flows) = gateway.probe()?;
+    let (mut probe, _flows) = gateway.probe(None)?;
     probe.bind("10.77.0.11/32".parse()?, 1)?;
     let fast = Rate::per_second(1_000_000_000_000, 0);
     let lane = Class::Other.index();
