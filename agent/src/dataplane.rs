@@ -78,19 +78,10 @@ pub enum DataPlaneError {
 pub trait Slots {
     /// Cumulative counters of a slot.
     fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError>;
-
     /// The counters of those slots that are not where the baseline has them, in the order of slots.
-    fn moved(&mut self, baseline: &Baseline, slots: Range<u32>) -> Result<Vec<Moved>, DataPlaneError> {
-        let mut moved = Vec::new();
-        for slot in slots {
-            moved.extend(baseline.moved(slot, &self.usage(slot)?));
-        }
-        Ok(moved)
-    }
-
+    fn moved(&mut self, baseline: &Baseline, slots: Range<u32>) -> Result<Vec<Moved>, DataPlaneError>;
     /// Bytes by app that are not where the baseline has them, in the order of lanes.
     fn moved_apps(&mut self, baseline: &Baseline) -> Result<Vec<AppMoved>, DataPlaneError>;
-
     /// From now on the prefix counts for this slot. Doing it twice is doing it once.
     fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError>;
     /// The prefixes that count for a slot now.
@@ -397,9 +388,7 @@ impl Slots for DataPlane {
     fn moved(&mut self, baseline: &Baseline, slots: Range<u32>) -> Result<Vec<Moved>, DataPlaneError> {
         match self {
             Self::Probe(probe) => Ok(probe.moved(baseline, slots)?),
-            Self::Capture(capture) => {
-                Ok(slots.flat_map(|slot| baseline.moved(slot, &capture.usage(slot))).collect())
-            }
+            Self::Capture(capture) => Ok(capture.moved(baseline, slots)),
         }
     }
 

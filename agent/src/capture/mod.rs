@@ -13,7 +13,9 @@
 //! [`Flows`], on the thread that names flows, and [`Capture`], which binds and reads counters: each holds it for one frame
 //! or one answer.
 
+mod apps;
 pub mod file;
+pub mod flow;
 pub mod fragments;
 pub mod frame;
 pub mod layer;
@@ -25,6 +27,7 @@ pub mod source;
 pub mod table;
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,8 +43,8 @@ use self::source::{Frame, Health, Reading};
 use self::table::Table;
 pub use self::table::{BindingsFull, TableLimits};
 use crate::dataplane::{Boot, ForApp, Sample};
-use crate::usage::Baseline;
 use crate::usage::apps::AppMoved;
+use crate::usage::{Baseline, Moved};
 
 /// A capture that counts, samples and pretends to enforce.
 #[derive(Debug)]
@@ -163,6 +166,11 @@ impl Capture {
     /// A slot's counters, which only ever rise.
     pub fn usage(&self, slot: u32) -> SlotUsage {
         hold(&self.table).usage(slot)
+    }
+
+    /// The counters of those slots that are not where the baseline has them, in the order of slots.
+    pub fn moved(&self, baseline: &Baseline, slots: Range<u32>) -> Vec<Moved> {
+        slots.flat_map(|slot| baseline.moved(slot, &self.usage(slot))).collect()
     }
 
     /// The bytes by app that are not where the baseline has them, in the order of lanes. A lane that no flow has been counted in for two

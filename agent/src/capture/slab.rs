@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use usher_models::wire::{Direction, FlowKey};
 
-use super::table::Flow;
+use super::flow::Flow;
 
 /// Where a flow is, as long as it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,17 +21,19 @@ use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 use usher_models::Class;
 use usher_models::units::Micros;
-use usher_models::wire::{self, ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage, TcpFlags};
+use usher_models::wire::{self, ANONYMOUS, Direction, FlowKey, MAX_FIRST_BYTES, SlotUsage};
 
+use super::apps::Apps;
+use super::flow::{Flow, Traffic, flow_key, opening_direction, opens_connection, tells_something, turned};
 use super::fragments::{FragmentLimits, Fragments, Gathered};
-use super::frame::{self, Found, Fragment, Layer, Layers, Packets, Refused};
+use super::frame::{self, Found, Fragment, Packets, Refused};
 use super::plain;
 use super::slab::{Place, Slab};
 use crate::classify::Verdict;
-use crate::classify::packet::{self, Packet, Payload};
+use crate::classify::packet::Packet;
 use crate::dataplane::{ForApp, Sample};
 use crate::usage::Baseline;
-use crate::usage::apps::{AppMoved, Pairs};
+use crate::usage::apps::AppMoved;
 
 /// Bounds of a [`Table`].
 #[derive(Debug, Clone, Copy)]
@@ -80,39 +82,6 @@ pub struct BindingsFull {
     pub limit: usize,
 }
 
-/// Packets and innermost IP bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Innermost IP bytes.
-    pub bytes: u64,
-    /// Packets.
-    pub packets: u64,
-}
-
-/// A flow and what was counted of it.
-#[derive(Debug, Clone)]
-pub struct Flow {
-    /// Who with whom.
-    pub key: FlowKey,
-    /// Tags and tunnels around its first packet, if any.
-    layers: Option<Box<Layers>>,
-    /// What it was found to be, where that is kept for who lists it.
-    pub verdict: Option<Arc<Verdict>>,
-    /// First packet.
-    pub first: Micros,
-    /// Last packet.
-    pub last: Micros,
-    /// By direction.
-    pub traffic: [Traffic; 2],
-    /// First packet of the last connection on these ports.
-    opened: Micros,
-    class: Class,
-    sampling: bool,
-    samples: u16,
-    /// The lane its bytes are counted in, and one; 0: in none.
-    app: u32,
-}
-
 /// The slot a packet counts for, and its direction seen from there.
 type Side = (u32, Direction);
 
@@ -131,9 +100,7 @@ pub struct Table {
     sessions: bool,
     anonymous: Box<SlotUsage>,
     usage: HashMap<u32, Box<SlotUsage>, RandomState>,
-    apps: Pairs,
-    /// By lane: whose it is, and its bytes by direction.
-    app_bytes: Vec<(u32, [u64; 2])>,
+    apps: Apps,
     fragments: Fragments,
     refused: [Traffic; Refused::ALL.len()],
     flows_given_up: u64,
@@ -153,8 +120,7 @@ impl Table {
             sessions: false,
             anonymous: Box::default(),
             usage: HashMap::default(),
-            apps: Pairs::new(limits.apps),
-            app_bytes: Vec::new(),
+            apps: Apps::new(limits.apps),
             fragments: Fragments::new(limits.fragments),
             refused: [Traffic::default(); Refused::ALL.len()],
             flows_given_up: 0,
@@ -321,9 +287,9 @@ impl Table {
     pub fn count_for_app(&mut self, key: &FlowKey, slot: u32, app: Option<&str>) -> ForApp {
         let Some(place) = self.place(key) else { return ForApp::Not };
         let app = app.filter(|_| slot != ANONYMOUS);
-        let lane = app.and_then(|app| self.app_lane(slot, app));
+        let lane = app.and_then(|app| self.apps.lane(slot, app));
         if let Some(flow) = self.flows.get_mut(place) {
-            flow.app = lane.map_or(0, |lane| lane + 1);
+            flow.app = lane;
         }
         match (app, lane) {
             (_, Some(_)) => ForApp::Counted,
@@ -332,33 +298,10 @@ impl Table {
         }
     }
 
-    fn app_lane(&mut self, slot: u32, app: &str) -> Option<u32> {
-        let lane = self.apps.lane(slot, Class::Other, app)?.lane;
-        let place = usize::try_from(lane).unwrap_or(usize::MAX);
-        if self.app_bytes.len() <= place {
-            self.app_bytes.resize(place + 1, (ANONYMOUS, [0; 2]));
-        }
-        self.app_bytes[place].0 = slot;
-        Some(lane)
-    }
-
     /// The bytes by app that are not where the baseline has them, in the order of lanes. What is told entirely and used no more is free from
     /// here on.
     pub fn moved_apps(&mut self, baseline: &Baseline) -> Vec<AppMoved> {
-        for lane in self.apps.unused() {
-            let counted = usize::try_from(lane).ok().and_then(|lane| self.app_bytes.get(lane));
-            if counted.is_some_and(|(_, bytes)| *bytes == baseline.app(lane)) {
-                self.apps.release(lane);
-            }
-        }
-        let lanes = (0_u32..).zip(&self.app_bytes);
-        let moved = lanes.filter(|(lane, (_, now))| *now != baseline.app(*lane));
-        moved
-            .filter_map(|(lane, (slot, now))| {
-                let app = Arc::clone(&self.apps.pair(lane)?.app);
-                Some(AppMoved { lane, slot: *slot, app, now: *now })
-            })
-            .collect()
+        self.apps.moved(baseline)
     }
 
     /// Apps of slots that are counted.
@@ -377,8 +320,7 @@ impl Table {
     pub fn sweep(&mut self, now: Micros) -> Vec<Flow> {
         let idle = self.limits.idle;
         let swept = self.flows.extract(|flow| now.since(flow.last) > idle);
-        let used = self.flows.iter().filter_map(|flow| flow.app.checked_sub(1)).collect();
-        self.apps.swept(&used);
+        self.apps.swept(self.flows.iter().filter_map(|flow| flow.app));
         swept
     }
 
@@ -471,23 +413,6 @@ impl Table {
         sampled.or_else(|| self.flows.find(self.flows.hash(key), key))
     }
 
-    /// Adds to the app that a flow is counted for. One that has another slot than before is counted for that one's app from here on.
-    fn count_app(&mut self, place: Place, slot: u32, direction: Direction, sent: Traffic) {
-        let lane = self.flows.get(place).and_then(|flow| flow.app.checked_sub(1));
-        let Some(mut lane) = lane.filter(|_| slot != ANONYMOUS) else { return };
-        if self.app_bytes.get(lane as usize).is_none_or(|(of, _)| *of != slot) {
-            let app = self.apps.pair(lane).map(|pair| Arc::clone(&pair.app));
-            let Some(next) = app.and_then(|app| self.app_lane(slot, &app)) else { return };
-            lane = next;
-            if let Some(flow) = self.flows.get_mut(place) {
-                flow.app = lane + 1;
-            }
-        }
-        if let Some((_, bytes)) = self.app_bytes.get_mut(lane as usize) {
-            bytes[direction.index()] += sent.bytes;
-        }
-    }
-
     /// Counts a packet for the session whose side it shows, else for anonymous.
     fn count<'a>(
         &mut self,
@@ -513,9 +438,6 @@ impl Table {
             }
             self.flows.insert(hash, Flow::new(turned(&up, direction), &found.layers, seen))
         };
-        if let Some(place) = place {
-            self.count_app(place, slot, direction, sent);
-        }
         let usage = if slot == ANONYMOUS { &mut self.anonymous } else { self.usage.entry(slot).or_default() };
         let Some((place, flow)) = place.and_then(|place| Some((place, self.flows.get_mut(place)?))) else {
             count_usage(usage, Class::Other, direction, sent);
@@ -526,6 +448,7 @@ impl Table {
         traffic.bytes += sent.bytes;
         traffic.packets += sent.packets;
         count_usage(usage, flow.class, direction, sent);
+        flow.app = flow.app.map(|lane| self.apps.count(lane, slot, direction, sent.bytes));
         // A new connection on the ports of an old one may be of another name. It keeps the class until that is known.
         if opens_connection(packet) {
             (flow.opened, flow.sampling, flow.samples) = (seen, true, 0);
@@ -554,98 +477,8 @@ impl Table {
     }
 }
 
-impl Flow {
-    pub(super) fn new(key: FlowKey, layers: &Layers, first: Micros) -> Self {
-        Self {
-            key,
-            layers: (*layers != Layers::default()).then(|| Box::new(*layers)),
-            verdict: None,
-            first,
-            last: first,
-            opened: first,
-            traffic: [Traffic::default(); 2],
-            class: Class::Other,
-            sampling: true,
-            samples: 0,
-            app: 0,
-        }
-    }
-
-    /// Tags and tunnels around its first packet, outermost first.
-    pub fn layers(&self) -> impl Iterator<Item = Layer> + '_ {
-        self.layers.iter().flat_map(|layers| layers.iter())
-    }
-
-    /// The order of flows that began at the same time.
-    pub fn order(&self) -> impl Ord + '_ {
-        let key = &self.key;
-        (&key.subscriber, key.subscriber_port, &key.remote, key.remote_port, key.protocol)
-    }
-
-    /// The lower, the sooner it goes where there is no room: its last packet's time, after that of all that nobody answered.
-    fn rank(&self) -> u64 {
-        let answered = u64::from(self.traffic.iter().all(|way| way.packets > 0));
-        let age = self.last.get().cast_unsigned() ^ 1 << 63;
-        answered << 63 | age >> 1
-    }
-}
-
 fn count_usage(usage: &mut SlotUsage, class: Class, direction: Direction, sent: Traffic) {
     let cell = &mut usage.cells[class.index()][direction.index()];
     cell.bytes += sent.bytes;
     cell.packets += sent.packets;
-}
-
-fn opens_connection(packet: &Packet<'_>) -> bool {
-    matches!(packet.payload, Payload::Tcp(segment) if segment.flags.open())
-}
-
-/// Whether the classifier is shown it, as the probe would.
-fn tells_something(packet: &Packet<'_>) -> bool {
-    match packet.payload {
-        Payload::Tcp(segment) => wire::tells(segment.flags, !segment.bytes.is_empty()),
-        Payload::Udp(datagram) => wire::tells(TcpFlags::default(), !datagram.is_empty()),
-        Payload::Other(_) => true,
-        Payload::Hidden => false,
-    }
-}
-
-/// The key of a flow in which this packet goes up.
-fn flow_key(packet: &Packet<'_>) -> FlowKey {
-    FlowKey {
-        subscriber: packet::octets(packet.source),
-        remote: packet::octets(packet.destination),
-        subscriber_port: packet.source_port,
-        remote_port: packet.destination_port,
-        protocol: packet.protocol,
-        zero: [0; 3],
-    }
-}
-
-/// The key of a flow in which what goes up by `up` goes that way.
-const fn turned(up: &FlowKey, direction: Direction) -> FlowKey {
-    match direction {
-        Direction::Up => *up,
-        Direction::Down => FlowKey {
-            subscriber: up.remote,
-            remote: up.subscriber,
-            subscriber_port: up.remote_port,
-            remote_port: up.subscriber_port,
-            protocol: up.protocol,
-            zero: up.zero,
-        },
-    }
-}
-
-/// Which way the first packet goes of a flow that is nobody's: see the module's third rule.
-fn opening_direction(packet: &Packet<'_>) -> Direction {
-    let by_ports = match packet.source_port.cmp(&packet.destination_port) {
-        std::cmp::Ordering::Less => Direction::Down,
-        std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => Direction::Up,
-    };
-    match packet.payload {
-        Payload::Tcp(segment) if segment.flags.open() => Direction::Up,
-        Payload::Tcp(segment) if segment.flags.any(TcpFlags::SYN) => Direction::Down,
-        _ => by_ports,
-    }
 }

@@ -419,7 +419,7 @@ fn a_scan_displaces_no_flow_that_is_answered_and_nothing_it_sent_goes_uncounted(
     }
     let given_up = table.take_given_up();
     assert!(table.flows() <= 64 && !table.has_given_up());
-    let established = |flow: &&table::Flow| flow.traffic.iter().all(|way| way.packets == 1);
+    let established = |flow: &&flow::Flow| flow.traffic.iter().all(|way| way.packets == 1);
     assert_eq!(table.iter().filter(established).count(), 48);
     let all: Vec<_> = given_up.iter().chain(table.iter()).collect();
     assert_eq!(all.len(), 48 + 10_000, "each flow once");

@@ -12,7 +12,7 @@ use usher_models::wire::Direction;
 
 use super::Format;
 use super::text::Text;
-use crate::capture::table::Flow;
+use crate::capture::flow::Flow;
 use crate::classify::{Confidence, packet};
 
 /// Bytes of lines that are written at once.

@@ -6,6 +6,7 @@
 //! At the end, what the orchestrator has applied must be what was counted, session by session.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
@@ -124,6 +125,14 @@ impl Slots for Kernel {
     fn usage(&mut self, slot: u32) -> Result<SlotUsage, DataPlaneError> {
         self.fuse.step()?;
         Ok(self.counters.get(&slot).copied().unwrap_or_default())
+    }
+
+    fn moved(&mut self, baseline: &Baseline, slots: Range<u32>) -> Result<Vec<Moved>, DataPlaneError> {
+        let mut moved = Vec::new();
+        for slot in slots {
+            moved.extend(baseline.moved(slot, &self.usage(slot)?));
+        }
+        Ok(moved)
     }
 
     fn moved_apps(&mut self, baseline: &Baseline) -> Result<Vec<AppMoved>, DataPlaneError> {
