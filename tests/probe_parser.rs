@@ -23,18 +23,19 @@ mod parse;
 mod walk;
 
 use parse::{Fragment, Frame, Packet, plain, plain_gtpu};
-use walk::{ETHERNET_HEADER, IP_HEADER, walk};
+use walk::{ETHERNET_HEADER, IP_HEADER, Walk, walk};
 
 /// A frame in memory.
 struct Bytes<'a> {
     frame: &'a [u8],
     super_packet: bool,
+    walk: RefCell<Option<Walk>>,
     kept: RefCell<Vec<Packet>>,
 }
 
 impl<'a> Bytes<'a> {
     fn new(frame: &'a [u8], super_packet: bool) -> Self {
-        Self { frame, super_packet, kept: RefCell::default() }
+        Self { frame, super_packet, walk: RefCell::default(), kept: RefCell::default() }
     }
 
     /// All packets that a walk finds.
@@ -70,8 +71,16 @@ impl Frame for Bytes<'_> {
         self.words_at_hand(at)
     }
 
-    fn forget(&self, number: u32) -> u32 {
-        number
+    fn begin(&self, walk: Walk) {
+        self.walk.replace(Some(walk));
+    }
+
+    fn step(&self) -> bool {
+        self.walk.borrow_mut().as_mut().expect("begun").step(self)
+    }
+
+    fn ended(&self) -> Result<u32, Reason> {
+        self.walk.borrow().as_ref().expect("begun").ended()
     }
 
     fn keep(&self, place: u32, packet: &Packet) {

@@ -309,6 +309,14 @@ impl DataPlane {
         }
     }
 
+    /// Notices where somebody has taken the probe off an interface: the next look puts it back. Takes as long as there are interfaces.
+    pub fn notice_taken_off(&mut self) {
+        match self {
+            Self::Probe(probe) => probe.notice_taken_off(),
+            Self::Capture(_) => {}
+        }
+    }
+
     /// A second has passed: what waits to be shaped is, as much as there is time for. Says how much is; `None`: nothing is to be.
     pub fn shape_on(&mut self) -> Option<probe::Shaped> {
         match self {

@@ -161,7 +161,11 @@ impl Gateway {
             self.reload_catalogue();
         }
         // Changes are told at once; what failed, or was told to nobody, is looked at now and then.
-        if self.plane.interfaces_wait() || self.seconds.is_multiple_of(LOOK_EVERY) {
+        let closely = self.seconds.is_multiple_of(LOOK_EVERY);
+        if closely {
+            self.plane.notice_taken_off();
+        }
+        if closely || self.plane.interfaces_wait() {
             self.follow_interfaces();
         }
         let told = self.drain(now);

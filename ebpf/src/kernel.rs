@@ -18,16 +18,16 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, RingBuf};
 use usher_models::wire::{
-    ANONYMOUS, Action, AppLane, Cell, Class, Config, Direction, Fingerprint, FirstBytes, Flow, FlowDetails,
-    FlowLine, FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason, SlotUsage, Tally,
-    Turn, WAYS,
+    ANONYMOUS, Action, AppLane, Cell, Class, Config, Direction, Dscp, Fingerprint, FirstBytes, Flow,
+    FlowDetails, FlowLine, FlowState, HashKeys, LINE, Lane, MAX_FIRST_BYTES, PREFIX_BITS, Rate, Reason,
+    SlotUsage, Tally, Turn, WAYS,
 };
 
-pub use self::found::{found, found_to_change, keep_around, ports};
+pub use self::found::{found, found_to_change, keep_around, ports, walk};
 pub use self::quality::{HandedOver, QualityWords, hand_over, handed_over, quality, quality_words};
 pub use self::skb::Skb;
 pub use self::xdp::{Xdp, counted_as};
-use crate::parse::{Frame, mapped};
+use crate::parse::{Frame, Packet, mapped};
 use crate::quality::Measured;
 
 /// BPF_F_MMAPABLE (linux/bpf.h): the agent sees the map as memory; and its values begin on a page, hence on a cache line.
@@ -127,8 +127,14 @@ pub trait Hook: Frame {
     /// written, where that cannot be.
     fn adjust(&self, at: u32, before: u32, after: u32) -> bool;
 
+    /// What [`crate::search`] does.
+    fn search(&self, first: u32, direction: Direction) -> u32;
+
     /// What [`crate::offer`] does.
     fn offer(&self, place: u64, whose: u64, ports: u32, flow: u32);
+
+    /// What [`crate::mark::mark`] does.
+    fn mark(&self, ip_at: u32, around: u32, dscp: Dscp, direction: Direction);
 
     /// Goes on in the program that measures, of this hook. Comes back where there is none.
     fn measure(&self);
@@ -454,6 +460,38 @@ fn believed(place: &mut usize, mask: usize) {
     unsafe {
         asm!("{place} &= {mask}", place = inout(reg) *place, mask = in(reg) mask, options(pure, nomem, nostack))
     };
+}
+
+/// The same packet, of whose places the verifier knows nothing: else it follows each way of reading one through all that is done with it.
+#[inline(always)]
+pub fn forgotten(packet: Packet) -> Packet {
+    // All of an address of IPv4, some of one of IPv6: it can be any number.
+    let [[_, _, _, by], _] = packet.ends;
+    Packet {
+        ip_bytes: forgotten_number(packet.ip_bytes, by),
+        protocol: forgotten_number(u32::from(packet.protocol), by) as u8,
+        ip_at: forgotten_number(packet.ip_at, by),
+        transport_at: forgotten_number(packet.transport_at, by),
+        header_bytes: forgotten_number(packet.header_bytes, by),
+        ..packet
+    }
+}
+
+/// The same number, for the verifier as unknown as `by`.
+#[inline(always)]
+fn forgotten_number(number: u32, by: u32) -> u32 {
+    let mut number = u64::from(number);
+    // SAFETY: twice the same changes nothing.
+    unsafe {
+        asm!(
+            "{number} ^= {by}",
+            "{number} ^= {by}",
+            number = inout(reg) number,
+            by = in(reg) u64::from(by),
+            options(pure, nomem, nostack)
+        );
+    }
+    number as u32
 }
 
 /// Moves a word from `seen` to `next`, atomically; gives what it is instead where another CPU was faster.

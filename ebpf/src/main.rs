@@ -2,9 +2,8 @@
 //! interfaces without a link-layer header: which of them an interface has is told when they are attached, and costs a packet nothing.
 //! Where the driver runs programs (XDP), what comes from subscribers can be met there already, by [`usher_xdp`].
 //!
-//! A packet's way, forwards: [`entry`] or [`early`] -> [`decide`]: [`parse::plain`] or [`parse::plain_gtpu`], or [`walk::walk`] where the
-//! frame is neither -> [`carry`]: its
-//! flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps
+//! A packet's way, forwards: [`entry`] or [`early`] -> [`decide`]: [`parse::plain`] or [`parse::plain_gtpu`], or [`search`] and [`walk::walk`]
+//! where the frame is neither -> [`carry`]: its flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps
 //! [`mark::mark`] -> perhaps [`quality::measure`]. What goes wrong is counted by reason, and the packet passes: forwarding goes first.
 //!
 //! Owns what happens to a packet. Refuses raw pointers, which are [`kernel`]'s.
@@ -13,6 +12,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod apart;
 mod kernel;
 mod mark;
 mod parse;
@@ -20,7 +20,7 @@ mod police;
 mod quality;
 mod walk;
 
-use aya_ebpf::bindings::{__sk_buff, xdp_action, xdp_md};
+use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use usher_models::wire::{
@@ -157,38 +157,42 @@ fn decide(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direct
         && !is_session(config, &outer, direction)
     {
         kernel::keep_around(0, &outer);
-        carry(frame, config, &inner, 1, direction)
+        carry(frame, config, &kernel::forgotten(inner), 1, direction)
     } else {
-        search(frame, config, link, direction)
+        let first = match link {
+            Link::Ethernet => walk::ETHERNET_HEADER,
+            Link::Ip => walk::IP_HEADER,
+        };
+        let Some(around) = frame.search(first, direction).checked_sub(1) else { return Verdict::Pass };
+        let Some(packet) = kernel::found(around) else { return Verdict::Pass };
+        carry(frame, config, packet, around, direction)
     }
 }
 
-/// Looks for the subscriber's packet in a frame that is not plain, and carries it.
+/// Looks for the subscriber's packet in a frame that is not plain: its place among those found in it, from 1 on; 0 where there is none, which is
+/// counted by reason. Called by [`Hook::search`].
 #[inline(always)]
-fn search(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direction) -> Verdict {
-    let first = match link {
-        Link::Ethernet => walk::ETHERNET_HEADER,
-        Link::Ip => walk::IP_HEADER,
-    };
+fn search(frame: &impl Hook, first: u32, direction: Direction) -> u32 {
     let found = match walk::walk(frame, first) {
         Ok(found) => found,
         Err(reason) => {
             kernel::tally(reason, direction, frame.length());
-            return Verdict::Pass;
+            return 0;
         }
     };
-    let around = subscribers(config, found, direction);
-    let Some(innermost) = kernel::found(found - 1) else { return Verdict::Pass };
+    let Some(config) = kernel::config() else { return 0 };
+    let around = subscribers(&config, found, direction);
+    let Some(innermost) = kernel::found(found - 1) else { return 0 };
     let headers_end = innermost.ip_at + innermost.header_bytes;
-    // Changed where it is kept: a copy would take the stack that what is called from here needs.
-    let Some(packet) = kernel::found_to_change(around) else { return Verdict::Pass };
+    // Changed where it is kept: a copy would take stack.
+    let Some(packet) = kernel::found_to_change(around) else { return 0 };
     packet.ports = kernel::ports(packet);
     if let Some(trouble) = packet.trouble {
         kernel::tally(trouble, direction, frame.length());
     }
     // What is around the innermost packet is around each of its segments.
     packet.header_bytes = headers_end - packet.ip_at;
-    carry(frame, config, packet, around, direction)
+    around + 1
 }
 
 /// Of packets in packets the place of the outermost that is a session's, for what is inside it is that subscriber's tunnel, whatever
@@ -218,8 +222,8 @@ fn is_session(config: &ConfigEntry, packet: &Packet, direction: Direction) -> bo
 /// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates or hands it to the class that
 /// shapes it, shows it to the agent if that asked, and marks it.
 #[inline(always)]
-fn carry<F: Hook>(
-    frame: &F,
+fn carry(
+    frame: &impl Hook,
     config: &ConfigEntry,
     packet: &Packet,
     around: u32,
@@ -273,7 +277,7 @@ fn carry<F: Hook>(
     if verdict == Verdict::Pass
         && let Some(dscp) = action.mark()
     {
-        mark::mark::<F>(frame.raw(), packet.ip_at, around, dscp, direction);
+        frame.mark(packet.ip_at, around, dscp, direction);
     }
     // What is held back is lost to the path behind, and told by what is sent in its place.
     if verdict == Verdict::Pass
@@ -327,7 +331,7 @@ fn account(
 fn offer(frame: &impl Hook, place: u64, whose: u64, ports: u32, flow: u32) {
     let (ip_at, ip_bytes) = (place as u32, (place >> 32) as u32);
     let (slot, protocol) = ((whose >> 32) as u32, (whose >> 8) as u8);
-    let direction = if whose & 1 == 0 { Direction::Up } else { Direction::Down };
+    let direction = apart::way(whose as u32 & 1);
     let (Some(config), Some(flow)) = (kernel::config(), kernel::flow_at(flow)) else { return };
     let unlimited = tells_without_end([(ports >> 16) as u16, ports as u16]);
     let budget = if unlimited { u32::MAX } else { config.sample_packets() };
@@ -338,29 +342,6 @@ fn offer(frame: &impl Hook, place: u64, whose: u64, ports: u32, flow: u32) {
     } else if !kernel::sample(frame, &sample, &config) {
         kernel::tally(Reason::SampleLost, direction, frame.length());
     }
-}
-
-/// [`offer`] as a function of its own, for packets the kernel has taken over: a global one, which the verifier looks into once and not for
-/// each way that leads to it. Returns nothing of use.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn usher_offer(context: *mut __sk_buff, place: u64, whose: u64, ports: u32, flow: u32) -> u32 {
-    offer(&Skb::of(context), place, whose, ports, flow);
-    0
-}
-
-/// The same for frames in the driver.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn usher_offer_xdp(
-    context: *mut xdp_md,
-    place: u64,
-    whose: u64,
-    ports: u32,
-    flow: u32,
-) -> u32 {
-    offer(&Xdp::of(context), place, whose, ports, flow);
-    0
 }
 
 /// Bytes and packets as they are on the wire, where a super-packet's segments each have the headers.

@@ -9,11 +9,9 @@ use crate::kernel::{self, Covered, Hook};
 use crate::parse::UDP;
 use crate::walk::{GRE, MAX_PACKETS};
 
-/// Marks a packet whose IP header is at `ip_at` and that lies in `around` others. A function of its own, with a stack of its own: all other
-/// packets need not make room for what it takes.
-#[inline(never)]
-pub fn mark<F: Hook>(context: *mut F::Context, ip_at: u32, around: u32, dscp: Dscp, direction: Direction) {
-    let frame = &F::of(context);
+/// Marks a packet whose IP header is at `ip_at` and that lies in `around` others. Called by [`Hook::mark`].
+#[inline(always)]
+pub fn mark(frame: &impl Hook, ip_at: u32, around: u32, dscp: Dscp, direction: Direction) {
     let mut marked = set(frame, ip_at, around, dscp);
     if around > 0
         && let Some(outermost) = kernel::found(0)

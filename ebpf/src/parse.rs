@@ -6,6 +6,8 @@
 
 use usher_models::wire::{Direction, Reason, TcpFlags, tells};
 
+use crate::walk::Walk;
+
 /// Bytes of an Ethernet header.
 pub const ETHERNET: u32 = 14;
 
@@ -37,8 +39,14 @@ pub trait Frame {
     /// `N` times four bytes from `at` on, each as it lies in memory; `None` beyond the end. `at` is even.
     fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]>;
 
-    /// The same number, of which the verifier is to know nothing: so that it sees every step of a walk as any other one.
-    fn forget(&self, number: u32) -> u32;
+    /// Keeps a walk that begins.
+    fn begin(&self, walk: Walk);
+
+    /// Takes the next step of the walk that is kept; whether there is another one.
+    fn step(&self) -> bool;
+
+    /// How the walk that is kept has ended.
+    fn ended(&self) -> Result<u32, Reason>;
 
     /// Keeps a packet found in the frame, outermost first.
     fn keep(&self, place: u32, packet: &Packet);

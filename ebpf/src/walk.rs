@@ -43,8 +43,7 @@ const MOBILITY: u32 = 135;
 const HIP: u32 = 139;
 const SHIM6: u32 = 140;
 
-/// What is to be read next: below, what an ethertype names; from here on, what has none. A number and no enum, for the
-/// verifier is to forget it.
+/// What is to be read next: below, what an ethertype names; from here on, what has none.
 const FIRST: u32 = 0x1_0000;
 /// An Ethernet header.
 pub const ETHERNET_HEADER: u32 = FIRST;
@@ -72,7 +71,8 @@ enum Step {
 }
 
 /// A walk through a frame.
-struct Walk {
+#[derive(Debug, Clone)]
+pub struct Walk {
     /// Where the next header begins.
     at: u32,
     /// What it is.
@@ -90,6 +90,8 @@ struct Walk {
     /// Which part of a larger packet it is, and of which.
     part: u32,
     identification: u32,
+    /// Why it found no packet, if it found none.
+    refused: Reason,
 }
 
 /// The packets in a frame that begins with a `first` header: how many were kept, at least one.
@@ -99,38 +101,13 @@ struct Walk {
 /// The [`Reason`] for which there is no IP packet to count; it is always one that [`Reason::outside_usage`] names.
 #[inline(always)]
 pub fn walk<F: Frame>(frame: &F, first: u32) -> Result<u32, Reason> {
-    let mut walk = Walk {
-        at: 0,
-        next: first,
-        kind: 0,
-        end: frame.length(),
-        layers: 0,
-        extensions: 0,
-        found: 0,
-        packet: NOTHING,
-        part: WHOLE,
-        identification: 0,
-    };
-    let mut refused = Reason::TooManyTags;
+    frame.begin(Walk::new(first, frame.length()));
     for _ in 0..MAX_STEPS {
-        walk.at = frame.forget(walk.at);
-        walk.next = frame.forget(walk.next);
-        walk.kind = frame.forget(walk.kind);
-        walk.end = frame.forget(walk.end);
-        walk.layers = frame.forget(walk.layers);
-        walk.extensions = frame.forget(walk.extensions);
-        walk.found = frame.forget(walk.found);
-        walk.part = frame.forget(walk.part);
-        match walk.step(frame) {
-            Ok(Step::On) => {}
-            Ok(Step::End) => break,
-            Err(reason) => {
-                refused = reason;
-                break;
-            }
+        if !frame.step() {
+            break;
         }
     }
-    if walk.found == 0 { Err(refused) } else { Ok(walk.found) }
+    frame.ended()
 }
 
 const NOTHING: Packet = Packet {
@@ -149,7 +126,43 @@ const NOTHING: Packet = Packet {
 
 impl Walk {
     #[inline(always)]
-    fn step<F: Frame>(&mut self, frame: &F) -> Result<Step, Reason> {
+    const fn new(first: u32, length: u32) -> Self {
+        Self {
+            at: 0,
+            next: first,
+            kind: 0,
+            end: length,
+            layers: 0,
+            extensions: 0,
+            found: 0,
+            packet: NOTHING,
+            part: WHOLE,
+            identification: 0,
+            refused: Reason::TooManyTags,
+        }
+    }
+
+    /// Reads one header; whether there is another one to be read.
+    #[inline(always)]
+    pub fn step<F: Frame>(&mut self, frame: &F) -> bool {
+        match self.read(frame) {
+            Ok(Step::On) => true,
+            Ok(Step::End) => false,
+            Err(reason) => {
+                self.refused = reason;
+                false
+            }
+        }
+    }
+
+    /// What [`walk`] says when no step is left to be taken.
+    #[inline(always)]
+    pub const fn ended(&self) -> Result<u32, Reason> {
+        if self.found == 0 { Err(self.refused) } else { Ok(self.found) }
+    }
+
+    #[inline(always)]
+    fn read<F: Frame>(&mut self, frame: &F) -> Result<Step, Reason> {
         match self.next {
             ETHERNET_HEADER => {
                 let [ethertype] = self.link_words(frame, 10)?;
@@ -315,10 +328,12 @@ impl Walk {
 
     #[inline(always)]
     fn keep<F: Frame>(&mut self, frame: &F) {
+        // Read whatever is made of it: the verifier refuses what would lie in its place where it were not.
+        let identification = self.identification;
         self.packet.fragment = match self.part {
             WHOLE => Fragment::Whole,
-            FIRST_PART => Fragment::First(self.identification),
-            _ => Fragment::Later(self.identification),
+            FIRST_PART => Fragment::First(identification),
+            _ => Fragment::Later(identification),
         };
         frame.keep(self.found, &self.packet);
         self.found += 1;

@@ -14,10 +14,12 @@ mod parse;
 mod walk;
 
 use parse::{Frame, Packet};
+use usher_models::wire::Reason;
 
 struct Bytes<'a> {
     frame: &'a [u8],
     super_packet: bool,
+    walk: RefCell<Option<walk::Walk>>,
     kept: RefCell<Vec<Packet>>,
 }
 
@@ -42,8 +44,16 @@ impl Frame for Bytes<'_> {
         self.words_at_hand(at)
     }
 
-    fn forget(&self, number: u32) -> u32 {
-        number
+    fn begin(&self, walk: walk::Walk) {
+        self.walk.replace(Some(walk));
+    }
+
+    fn step(&self) -> bool {
+        self.walk.borrow_mut().as_mut().unwrap().step(self)
+    }
+
+    fn ended(&self) -> Result<u32, Reason> {
+        self.walk.borrow().as_ref().unwrap().ended()
     }
 
     fn keep(&self, place: u32, packet: &Packet) {
@@ -68,7 +78,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((kind, frame)) = data.split_first() else { return };
     let (super_packet, first) =
         (kind & 1 != 0, if kind & 2 != 0 { walk::IP_HEADER } else { walk::ETHERNET_HEADER });
-    let bytes = Bytes { frame, super_packet, kept: RefCell::default() };
+    let bytes = Bytes { frame, super_packet, walk: RefCell::default(), kept: RefCell::default() };
     let ethernet = first == walk::ETHERNET_HEADER;
     let plain = if ethernet { parse::plain(&bytes) } else { None };
     let tunnelled = if ethernet { parse::plain_gtpu(&bytes) } else { None };

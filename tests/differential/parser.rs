@@ -24,6 +24,7 @@ const RAW: [i32; 5] = [12, 14, 101, 228, 229];
 /// A captured frame, as the kernel would hold it.
 struct Captive<'a> {
     captured: &'a Captured<'a>,
+    walk: RefCell<Option<walk::Walk>>,
     kept: RefCell<Vec<Packet>>,
 }
 
@@ -47,8 +48,16 @@ impl Frame for Captive<'_> {
         self.words_at_hand(at)
     }
 
-    fn forget(&self, number: u32) -> u32 {
-        number
+    fn begin(&self, walk: walk::Walk) {
+        self.walk.replace(Some(walk));
+    }
+
+    fn step(&self) -> bool {
+        self.walk.borrow_mut().as_mut().unwrap().step(self)
+    }
+
+    fn ended(&self) -> Result<u32, Reason> {
+        self.walk.borrow().as_ref().unwrap().ended()
     }
 
     fn keep(&self, _: u32, packet: &Packet) {
@@ -67,7 +76,7 @@ struct Facts {
 
 /// The probe's reading of a frame.
 fn probes(captured: &Captured<'_>) -> Result<Vec<Packet>, Reason> {
-    let frame = Captive { captured, kept: RefCell::default() };
+    let frame = Captive { captured, walk: RefCell::default(), kept: RefCell::default() };
     let ethernet = captured.link == ETHERNET;
     if let Some(packet) = parse::plain(&frame).filter(|_| ethernet) {
         return Ok(vec![packet]);

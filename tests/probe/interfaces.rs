@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
-use usher_agent::probe::{Attach, Followed, Pattern, Probe, ProbeConfig, ProbeError, Trial};
+use usher_agent::probe::{Attach, Followed, Pattern, Probe, ProbeConfig, ProbeError, Trial, Xdp};
 use usher_models::wire::{Class, Direction};
 use usher_tests::wait::{self, Seen};
 
@@ -267,6 +267,45 @@ fn detach_leaves_nothing_behind() {
             assert_eq!(filters.contains("pref 7"), others, "{attach:?} {name}: {filters}");
             assert_eq!(filters.is_empty(), !others, "{attach:?} {name}: {filters}");
         }
+    }
+}
+
+#[test]
+fn programs_that_somebody_took_off_are_put_back_by_the_next_close_look() {
+    on_a_kernel!("programs_that_somebody_took_off_are_put_back_by_the_next_close_look");
+    let mut pairs = Pairs::new();
+    pairs.make("a");
+    let access = pairs.name("a");
+    for (attach, xdp) in [(Attach::Auto, Xdp::Off), (Attach::Auto, Xdp::Native), (Attach::Clsact, Xdp::Off)] {
+        (pairs.rig.settings.attach, pairs.rig.settings.xdp) = (attach, xdp);
+        let mut probe = pairs.probe(&["a"]);
+        let mut before = cell(&probe, SLOT, Class::Other, Up).packets;
+        let ways: &[&str] = if xdp == Xdp::Off { &["link_up", "link_down"] } else { &["xdp_up"] };
+        for way in ways {
+            if attach == Attach::Clsact {
+                let gone = std::process::Command::new("tc")
+                    .args(["qdisc", "del", "dev", &access, "clsact"])
+                    .status();
+                assert!(gone.expect("tc runs").success());
+            } else {
+                let pin = pins(&pairs.rig).into_iter().find(|pin| pin.starts_with(way)).expect("is pinned");
+                std::fs::remove_file(pairs.rig.settings.pin_dir.join(pin)).expect("is removed");
+            }
+            wait::until("the programs are gone and put back", Duration::from_secs(5), || {
+                probe.notice_taken_off();
+                let followed = probe.follow_interfaces()?;
+                Ok(Seen::when(told(&followed) == (1, 1, 0, 0), (), format!("{followed:?}")))
+            })
+            .expect("they are");
+            probe.notice_taken_off();
+            assert_eq!(told(&probe.follow_interfaces().expect("looks")), (1, 0, 0, 0), "and once only");
+            before += 1;
+            pairs.send("a");
+            counted(&probe, before);
+            send(&access, &tcp(Down, 4_000, b"hello"));
+        }
+        assert_eq!(cell(&probe, SLOT, Class::Other, Down).packets, ways.len() as u64, "{attach:?} {xdp:?}");
+        probe.detach().expect("detaches");
     }
 }
 

@@ -14,6 +14,7 @@ mod quality;
 mod rig;
 mod shaping;
 mod upgrade;
+mod verifier;
 mod xdp;
 
 /// Runs the rest of a test where the kernel lets it, else says why not.

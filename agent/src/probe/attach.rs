@@ -103,6 +103,8 @@ pub(super) fn attached(directory: &Path) -> BTreeSet<u32> {
 /// Our filter's place in a clsact qdisc: fixed, so that the next agent finds it.
 const PRIORITY: u16 = 0x5553;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+/// The same as the kernel shows it.
+const HANDLE_NUMBER: u32 = 1;
 
 /// A program of the object.
 pub(super) fn program<'a>(
@@ -209,6 +211,30 @@ impl Attachments {
         }
         self.on.remove(&index);
         Ok(())
+    }
+
+    /// Those off which somebody has taken a program.
+    pub(super) fn taken_off(&self, ebpf: &mut Ebpf) -> Vec<Interface> {
+        self.on.values().filter(|interface| !self.stands(ebpf, interface)).cloned().collect()
+    }
+
+    /// Whether all programs are where they were put.
+    fn stands(&self, ebpf: &mut Ebpf, interface: &Interface) -> bool {
+        let hangs = |direction| {
+            if self.tcx {
+                let name = program_name(interface.link, direction);
+                program(ebpf, name).is_ok_and(|program| hangs(program, &interface.name, hook(direction)))
+            } else {
+                // Where the kernel does not say, nothing is known against it.
+                netlink::has_filter(interface.index, direction, (PRIORITY, HANDLE_NUMBER)).unwrap_or(true)
+            }
+        };
+        Direction::BOTH.into_iter().all(hangs) && self.early.stands(ebpf, interface.index)
+    }
+
+    /// Forgets that an interface carries the programs.
+    pub(super) fn forget(&mut self, index: u32) {
+        self.on.remove(&index);
     }
 
     /// Notes an interface's new name.

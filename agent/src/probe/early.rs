@@ -80,6 +80,7 @@ impl Early {
         if self.wanted == Xdp::Off {
             return remove(pin);
         }
+        self.on.remove(&interface.index);
         let against = match refusal(interface, self.attach) {
             Some(why) => Some(why),
             None => stranger_before(ebpf, interface)?,
@@ -99,6 +100,16 @@ impl Early {
         }
         tracing::info!(interface = interface.name, "not in the driver: {why}");
         Ok(())
+    }
+
+    /// Whether the program is still where it was put.
+    pub(super) fn stands(&self, ebpf: &mut Ebpf, index: u32) -> bool {
+        if !self.on.contains(&index) {
+            return true;
+        }
+        let ours = program(ebpf, EARLY).ok().and_then(|program| program.info().ok()).map(|info| info.id());
+        // Where the kernel does not say, nothing is known against it.
+        netlink::program_in_driver(index).map_or(true, |there| there.is_some() && there == ours)
     }
 
     fn hang(&mut self, ebpf: &mut Ebpf, interface: &Interface, pin: &Path) -> Result<(), ProbeError> {

@@ -53,6 +53,18 @@ impl Probe {
         self.follow(&choice, &present)
     }
 
+    /// Notices where somebody has taken the programs off an interface (with a qdisc, or with the pins), so that the next
+    /// [`Probe::follow_interfaces`] puts them there again. Asks the kernel about every interface: for now and then.
+    pub fn notice_taken_off(&mut self) {
+        for interface in self.attachments.taken_off(&mut self.ebpf) {
+            tracing::error!(
+                interface = interface.name,
+                "somebody has taken the probe's programs off an interface: what passed since was not counted"
+            );
+            self.attachments.forget(interface.index);
+        }
+    }
+
     /// Whether an interface should carry the programs or the classes that shape packets and does not, for it could not be done.
     pub fn interfaces_wait(&self) -> bool {
         self.without.failed > 0 || self.shaper.as_ref().is_some_and(Shaper::waits)

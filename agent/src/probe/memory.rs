@@ -28,7 +28,7 @@ const RECENT: (u64, u64) = (65_536, 16);
 /// Packets whose fragments are told apart, and key and value of one.
 const FRAGMENTS: (u64, u64) = (8_192, 44);
 /// What a CPU needs to take packets apart.
-const SCRATCH: u64 = 72 + MAX_FIRST_BYTES as u64 + 4 * 80;
+const SCRATCH: u64 = 72 + MAX_FIRST_BYTES as u64 + 4 * 80 + 112;
 
 /// What a probe of these sizes costs on a machine with so many CPUs, in the order in which people set them.
 pub fn memory(settings: &ProbeConfig, cpus: u64) -> Vec<Cost> {

@@ -12,11 +12,12 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage as Route;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
-use netlink_packet_route::tc::{TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcHandle, TcHeader, TcMessage};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use usher_models::wire::Direction;
 
 use super::interfaces::{Interface, Link};
 
@@ -97,20 +98,46 @@ pub(super) fn program_in_driver(interface: u32) -> io::Result<Option<u32>> {
 
 /// Removes the clsact qdisc of an interface if no filter is left in it.
 pub(super) fn remove_empty_clsact(interface: u32) -> io::Result<()> {
-    let index = i32::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut filters = 0;
-    for minor in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
-        let mut message = TcMessage::with_index(index);
-        message.header.parent = TcHandle { major: 0xffff, minor };
-        ask(Route::GetTrafficFilter(message), NLM_F_DUMP, |_| filters += 1)?;
+    for direction in Direction::BOTH {
+        if filters(interface, direction)?.next().is_some() {
+            return Ok(());
+        }
     }
-    if filters > 0 {
-        return Ok(());
-    }
-    let mut message = TcMessage::with_index(index);
+    let mut message = TcMessage::with_index(number(interface)?);
     message.header.parent = TcHandle::CLSACT;
     message.header.handle = TcHandle { major: 0xffff, minor: 0 };
     ask(Route::DelQueueDiscipline(message), NLM_F_ACK, |_| {}).map(|_| ())
+}
+
+/// Whether a clsact qdisc has a filter at this place for what comes in at an interface (up) or goes out (down).
+pub(super) fn has_filter(
+    interface: u32,
+    direction: Direction,
+    (priority, handle): (u16, u32),
+) -> io::Result<bool> {
+    let mut found = filters(interface, direction)?;
+    Ok(found.any(|header| header.info >> 16 == u32::from(priority) && u32::from(header.handle) == handle))
+}
+
+/// The filters of a clsact qdisc; none where there is no such qdisc.
+fn filters(interface: u32, direction: Direction) -> io::Result<impl Iterator<Item = TcHeader>> {
+    let minor = match direction {
+        Direction::Up => TcHandle::MIN_INGRESS,
+        Direction::Down => TcHandle::MIN_EGRESS,
+    };
+    let mut message = TcMessage::with_index(number(interface)?);
+    message.header.parent = TcHandle { major: 0xffff, minor };
+    let mut filters = Vec::new();
+    ask(Route::GetTrafficFilter(message), NLM_F_DUMP, |answer| {
+        if let Route::NewTrafficFilter(filter) = answer {
+            filters.push(filter.header);
+        }
+    })?;
+    Ok(filters.into_iter())
+}
+
+fn number(interface: u32) -> io::Result<i32> {
+    i32::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 /// Sends a request and takes its answers, to the last. Says how many the library did not understand.

@@ -6,13 +6,13 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 
 use crate::parse::{Fragment, Packet};
-use crate::walk::MAX_PACKETS;
+use crate::walk::{MAX_PACKETS, Walk};
 
-/// The packets found in a frame, on each CPU, and where numbers are put to be forgotten. Not shared between runs.
+/// The walk through a frame and the packets found in it, on each CPU. Not shared between runs.
+#[map(name = "usher_walk")]
+static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "usher_found")]
 static FOUND: PerCpuArray<Packet> = PerCpuArray::with_max_entries(MAX_PACKETS, 0);
-#[map(name = "usher_forget")]
-static FORGET: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// The ports of packets whose first fragment has passed; the longest unused go when it is full. Not shared between runs.
 #[map(name = "usher_fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2]> = LruHashMap::with_max_entries(8_192, 0);
@@ -29,22 +29,26 @@ struct FragmentKey {
     protocol: u32,
 }
 
-/// The same number, of which the verifier knows nothing.
+/// Keeps a walk that begins.
 #[inline(always)]
-pub fn forget(number: u32) -> u32 {
-    let Some(place) = FORGET.get_ptr_mut(0) else { return number };
-    // SAFETY: valid for the length of a run, and this CPU's alone.
-    unsafe {
-        place.write_volatile(number);
-        place.read_volatile()
+pub fn begin(walk: Walk) {
+    if let Some(kept) = WALK.get_ptr_mut(0) {
+        // SAFETY: valid for the length of a run, and this CPU's alone; the same for all below.
+        unsafe { kept.write(walk) };
     }
+}
+
+/// The walk that is kept: what [`begin`] kept in this run, and what the steps since have made of it.
+#[inline(always)]
+pub fn walk() -> Option<&'static mut Walk> {
+    // SAFETY: who asks for it lets go of it before the next one asks.
+    WALK.get_ptr_mut(0).map(|walk| unsafe { &mut *walk })
 }
 
 /// Keeps a packet found in a frame.
 #[inline(always)]
 pub fn keep(place: u32, packet: &Packet) {
     if let Some(kept) = FOUND.get_ptr_mut(place) {
-        // SAFETY: as above.
         unsafe { kept.write(*packet) };
     }
 }

@@ -10,8 +10,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 
-use super::{Covered, Hook, copied, found};
+use usher_models::wire::{Direction, Dscp, Reason};
+
+use super::{Covered, Hook, believed, copied, found};
+use crate::apart;
 use crate::parse::{Frame, Packet};
+use crate::walk::Walk;
 
 /// What is left to do with a packet: the program that measures it. Each version of the programs has its own, which is empty once no agent
 /// is there to read what is measured.
@@ -20,6 +24,15 @@ static REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// The furthest a header is looked for. No bound of the parser's reaches it; the verifier wants to see one.
 pub(super) const FURTHEST: u32 = 0x3fff;
+
+/// The same place, which is not beyond [`FURTHEST`]. Verifiers before Linux 6.10 do not see it where the compiler compares one number and adds to
+/// another that goes with it.
+#[inline(always)]
+pub(super) fn bounded(at: u32) -> u32 {
+    let mut place = at as usize;
+    believed(&mut place, FURTHEST as usize);
+    place as u32
+}
 
 /// BPF_F_RECOMPUTE_CSUM (linux/bpf.h): the sum that a device made of the whole packet is kept right.
 const RECOMPUTE: u64 = 1;
@@ -107,8 +120,18 @@ impl Hook for Skb {
     }
 
     #[inline(always)]
+    fn search(&self, first: u32, direction: Direction) -> u32 {
+        apart::usher_search(self.raw(), first, direction as u32)
+    }
+
+    #[inline(always)]
     fn offer(&self, place: u64, whose: u64, ports: u32, flow: u32) {
-        let _ = crate::usher_offer(self.raw(), place, whose, ports, flow);
+        let _ = apart::usher_offer(self.raw(), place, whose, ports, flow);
+    }
+
+    #[inline(always)]
+    fn mark(&self, ip_at: u32, around: u32, dscp: Dscp, direction: Direction) {
+        let _ = apart::usher_mark(self.raw(), ip_at, around, u32::from(dscp.get()), direction as u32);
     }
 
     #[inline(always)]
@@ -145,7 +168,7 @@ impl Frame for Skb {
         if at > FURTHEST {
             return None;
         }
-        if let Some(words) = self.words_at_hand(at) {
+        if let Some(words) = self.words_at_hand(bounded(at)) {
             return Some(words);
         }
         // Headers beyond the linear part: rare, and the helper copies them from wherever they are.
@@ -153,8 +176,18 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn forget(&self, number: u32) -> u32 {
-        found::forget(number)
+    fn begin(&self, walk: Walk) {
+        found::begin(walk);
+    }
+
+    #[inline(always)]
+    fn step(&self) -> bool {
+        apart::usher_step(self.raw()) != 0
+    }
+
+    #[inline(always)]
+    fn ended(&self) -> Result<u32, Reason> {
+        found::walk().map_or(Err(Reason::TooManyTags), |walk| walk.ended())
     }
 
     #[inline(always)]

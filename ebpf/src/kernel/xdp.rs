@@ -15,9 +15,13 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::XdpContext;
 
-use super::skb::FURTHEST;
+use usher_models::wire::{Direction, Dscp, Reason};
+
+use super::skb::{FURTHEST, bounded};
 use super::{ConfigEntry, Covered, Hook, Skb, copied, found};
+use crate::apart;
 use crate::parse::{Frame, Packet};
+use crate::walk::Walk;
 
 /// As `usher_rest`, for an array holds programs of one hook.
 #[map(name = "usher_rest_xdp")]
@@ -129,8 +133,18 @@ impl Hook for Xdp {
     }
 
     #[inline(always)]
+    fn search(&self, first: u32, direction: Direction) -> u32 {
+        apart::usher_search_xdp(self.raw(), first, direction as u32)
+    }
+
+    #[inline(always)]
     fn offer(&self, place: u64, whose: u64, ports: u32, flow: u32) {
-        let _ = crate::usher_offer_xdp(self.raw(), place, whose, ports, flow);
+        let _ = apart::usher_offer_xdp(self.raw(), place, whose, ports, flow);
+    }
+
+    #[inline(always)]
+    fn mark(&self, ip_at: u32, around: u32, dscp: Dscp, direction: Direction) {
+        let _ = apart::usher_mark_xdp(self.raw(), ip_at, around, u32::from(dscp.get()), direction as u32);
     }
 
     #[inline(always)]
@@ -167,7 +181,7 @@ impl Frame for Xdp {
         if at > FURTHEST {
             return None;
         }
-        if let Some(words) = self.words_at_hand(at) {
+        if let Some(words) = self.words_at_hand(bounded(at)) {
             return Some(words);
         }
         // In a further buffer of a frame that has several.
@@ -175,8 +189,18 @@ impl Frame for Xdp {
     }
 
     #[inline(always)]
-    fn forget(&self, number: u32) -> u32 {
-        found::forget(number)
+    fn begin(&self, walk: Walk) {
+        found::begin(walk);
+    }
+
+    #[inline(always)]
+    fn step(&self) -> bool {
+        apart::usher_step_xdp(self.raw()) != 0
+    }
+
+    #[inline(always)]
+    fn ended(&self) -> Result<u32, Reason> {
+        found::walk().map_or(Err(Reason::TooManyTags), |walk| walk.ended())
     }
 
     #[inline(always)]
