@@ -59,11 +59,12 @@ struct Report {
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().collect();
+    let asked = |seconds: &str| seconds.parse().with_context(|| format!("`{seconds}`: expected seconds"));
     let (seconds, agent) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [_, "load"] => return load().map(|()| ExitCode::SUCCESS),
         [_] => (SECONDS, None),
-        [_, seconds] => (seconds.parse()?, None),
-        [_, seconds, agent] => (seconds.parse()?, Some(PathBuf::from(agent))),
+        [_, seconds] => (asked(seconds)?, None),
+        [_, seconds, agent] => (asked(seconds)?, Some(PathBuf::from(agent))),
         _ => bail!("expected nothing, seconds, or seconds and an agent's program"),
     };
     if let Some(reason) = skip::why_no_probe() {

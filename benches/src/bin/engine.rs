@@ -6,6 +6,7 @@
 //! what the process grew by. The subscribers of a gateway come in an order that has nothing to do with theirs here.
 
 use std::io::{BufReader, BufWriter};
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -73,7 +74,7 @@ struct Report {
 }
 
 fn main() -> anyhow::Result<()> {
-    let sizes: Vec<u32> = std::env::args().skip(1).map(|size| size.parse()).collect::<Result<_, _>>()?;
+    let sizes = std::env::args().skip(1).map(|size| asked(&size)).collect::<anyhow::Result<Vec<u32>>>()?;
     let all = [10_000, 100_000, 1_000_000, 10_000_000];
     let mut report = Report { cases: Vec::new() };
     for size in if sizes.is_empty() { &all[..] } else { &sizes } {
@@ -86,6 +87,14 @@ fn main() -> anyhow::Result<()> {
     }
     usher_benches::write("engine", &report)?;
     Ok(())
+}
+
+/// How many subscribers an argument asks for.
+fn asked(argument: &str) -> anyhow::Result<u32> {
+    let expected = || {
+        format!("`{argument}`: expected a number of subscribers in plain digits, as 1000000; none: all sizes")
+    };
+    argument.parse().map(NonZeroU32::get).with_context(expected)
 }
 
 fn measure(subscribers: u32) -> anyhow::Result<Case> {

@@ -11,7 +11,6 @@ use usher_models::units::Micros;
 use super::ApiState;
 use super::error::ApiError;
 use super::routes::{Answer, read};
-use crate::engine::Learned;
 use crate::uplift::report::{Question, Reader, Report};
 
 /// Newest decisions that are looked at: what can be read within the time a request has, many times over.
@@ -44,9 +43,7 @@ pub(super) async fn uplift(
     let report = read(&state, move |ledger| {
         let mut reader = Reader::new(question);
         let cut_short = ledger.choices(since, DECISIONS_MAX, |choice| reader.read(choice))?;
-        let learned: Option<Learned> =
-            ledger.learned()?.and_then(|learned| serde_json::from_str(&learned).ok());
-        Ok(reader.report(cut_short, &learned.unwrap_or_default()))
+        Ok(reader.report(cut_short, &ledger.learned()?.unwrap_or_default()))
     });
     let report = report.await?;
     match asked.policy {

@@ -700,10 +700,6 @@ async fn engine_of(book: &Book, ledger: &Ledger) -> Result<Engine, TaskError> {
     let mut engine = Engine::new(book.policy.clone(), &book.directory)?;
     // What was learnt since the last snapshot is in the journal, which was for another engine.
     if let Some(learned) = ledger.with(Ledger::learned).await? {
-        let learned = serde_json::from_str(&learned).map_err(|error| LedgerError::Corrupt {
-            what: "what was learnt".to_owned(),
-            why: error.to_string(),
-        })?;
         engine.learn_from(learned);
     }
     if let Some(guard) = ledger.with(Ledger::guard).await? {

@@ -5,6 +5,7 @@ use usher_models::Class;
 use usher_models::units::{Bytes, Micros, SubscriberId};
 
 use super::{BatchMark, Ledger, LedgerError};
+use crate::engine::Learned;
 use crate::engine::io::{Decision, DecisionId, DirectionName, Say};
 
 /// A session as last reported.
@@ -448,9 +449,9 @@ impl Ledger {
         Ok(self.switch("stop")?.as_deref() == Some("true"))
     }
 
-    /// What the engine has learnt, as JSON, as of the last time it was kept.
-    pub fn learned(&self) -> Result<Option<String>, LedgerError> {
-        self.switch("learned")
+    /// What the engine has learnt, as of the last time it was kept.
+    pub fn learned(&self) -> Result<Option<Learned>, LedgerError> {
+        self.switch("learned")?.map(|learned| decoded(&learned, || "what was learnt".to_owned())).transpose()
     }
 
     fn switch(&self, name: &str) -> Result<Option<String>, LedgerError> {

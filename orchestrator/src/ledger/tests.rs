@@ -10,6 +10,7 @@ use usher_models::units::{Micros, SubscriberId};
 use usher_models::{Class, Direction};
 
 use super::*;
+use crate::engine::Learned;
 use crate::engine::io::{Cause, Decision, DecisionId, Desire, Effect, Mode, Say};
 
 fn usage(subscriber: Option<&str>, bytes: u64) -> UsageRecord {
@@ -118,6 +119,19 @@ fn a_total_at_its_limit_stays_there_and_harms_nobody_else() {
         ledger.apply(&batch(1, 3, vec![usage(Some("line-b"), 1), usage(None, most + 1)])).unwrap_err();
     assert!(matches!(error, LedgerError::TooLarge { .. }), "{error}");
     assert_eq!(totals(&ledger)["line-b"], 2, "nothing of a refused record is kept");
+}
+
+#[test]
+fn what_was_learnt_comes_back_and_a_row_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+    assert_eq!(ledger.learned().unwrap(), None);
+    let none = serde_json::to_string(&Learned::default()).unwrap();
+    ledger.keep_learned(&none).unwrap();
+    assert_eq!(ledger.learned().unwrap(), Some(Learned::default()));
+    ledger.keep_learned(&none[..none.len() - 1]).unwrap();
+    let told = ledger.learned().unwrap_err().to_string();
+    assert!(told.contains("what was learnt cannot be read"), "{told}");
 }
 
 #[test]
