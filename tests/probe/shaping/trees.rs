@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use usher_agent::probe::{Leaf, Probe, ProbeError, Shaping, Trial, Verdict};
+use usher_agent::probe::{Leaf, Pattern, Probe, ProbeError, Shaping, Trial, Verdict};
 use usher_models::wire::{Class, Direction, Enforcement, Gate, LINE, Rate};
 
 use super::{MEGABIT, classes, has_tree, limited, root, set, settle, tc};
@@ -95,6 +95,38 @@ fn a_slot_that_no_class_is_left_for_is_policed_until_there_is_one() {
     probe.shape_on();
     assert_eq!(shaped(&probe), (2, 0));
     assert_eq!(dropped(&probe), by_the_bucket, "waits in a class from now on");
+    probe.detach().expect("detaches");
+}
+
+#[test]
+fn more_interfaces_than_there_are_trees_for_are_refused_at_the_start_and_policed_after_it() {
+    on_a_kernel!("more_interfaces_than_there_are_trees_for_are_refused_at_the_start_and_policed_after_it");
+    // Sixteen are both ends of eight pairs; and one of another, which comes and goes.
+    let mut rig = shaping_rig();
+    let others: Vec<Rig> = (0..8).map(|_| Rig::new()).collect();
+    let both = |rig: &Rig| [rig.interface.clone(), rig.interface.replace("ut", "up")];
+    let trees: Vec<String> = others.iter().flat_map(both).collect();
+    let ending = |name: &String| Pattern::new(format!("*{name}"));
+    rig.settings.interfaces = trees.iter().chain([&rig.interface]).map(ending).collect();
+    let error = rig.load().expect_err("too many");
+    assert!(matches!(error, ProbeError::TooManyTrees { interfaces: 17, most: 16, .. }), "{error}");
+    assert!(!rig.settings.pin_dir.exists());
+
+    rig.remove_interface();
+    let mut probe = rig.probe();
+    set(&mut probe, SLOT, &limited(LINE, Down, MEGABIT));
+    let policed = |probe: &Probe| probe.shaped().expect("shapes").policed[Down.index()];
+    assert_eq!(policed(&probe), 0);
+    assert!(trees.iter().all(|name| classes(name).len() == 1));
+    rig.make_interface();
+    probe.follow_interfaces().expect("looks");
+    assert_eq!(policed(&probe), 1, "the buckets know no interfaces");
+    assert!(!trees.iter().any(|name| has_tree(name)));
+    rig.remove_interface();
+    probe.follow_interfaces().expect("looks");
+    settle(&mut probe);
+    assert_eq!(policed(&probe), 0);
+    assert!(trees.iter().all(|name| classes(name).len() == 1));
     probe.detach().expect("detaches");
 }
 
