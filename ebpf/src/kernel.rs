@@ -3,6 +3,7 @@
 //! With [`skb`] and [`xdp`] the only place with raw pointers. What the agent or another CPU may write meanwhile is read and written word by
 //! word, never through a reference. Sizes of maps are the agent's to choose when it loads them.
 
+mod bytes;
 mod found;
 mod quality;
 mod skb;

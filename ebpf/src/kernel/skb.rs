@@ -12,7 +12,7 @@ use aya_ebpf::programs::TcContext;
 
 use usher_models::wire::{Direction, Dscp, Reason};
 
-use super::{Covered, Hook, believed, copied, found};
+use super::{Covered, Hook, bytes, copied, found};
 use crate::apart;
 use crate::parse::{Frame, Packet};
 use crate::walk::Walk;
@@ -21,18 +21,6 @@ use crate::walk::Walk;
 /// is there to read what is measured.
 #[map(name = "usher_rest")]
 static REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
-
-/// The furthest a header is looked for. No bound of the parser's reaches it; the verifier wants to see one.
-pub(super) const FURTHEST: u32 = 0x3fff;
-
-/// The same place, which is not beyond [`FURTHEST`]. Verifiers before Linux 6.10 do not see it where the compiler compares one number and adds to
-/// another that goes with it.
-#[inline(always)]
-pub(super) fn bounded(at: u32) -> u32 {
-    let mut place = at as usize;
-    believed(&mut place, FURTHEST as usize);
-    place as u32
-}
 
 /// BPF_F_RECOMPUTE_CSUM (linux/bpf.h): the sum that a device made of the whole packet is kept right.
 const RECOMPUTE: u64 = 1;
@@ -154,21 +142,12 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn words_at_hand<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
-        let from = self.data + at as usize;
-        if from + N * 4 <= self.end {
-            // SAFETY: `from` to `from + 4 N` is within the packet's linear part, as the verifier checks again. IP headers are
-            // at even addresses only, but the kernel takes word reads there on every architecture that runs BPF at speed.
-            return Some(unsafe { *(from as *const [u32; N]) });
-        }
-        None
+        bytes::words(self.data, self.end, at)
     }
 
     #[inline(always)]
     fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
-        if at > FURTHEST {
-            return None;
-        }
-        if let Some(words) = self.words_at_hand(bounded(at)) {
+        if let Some(words) = self.words_at_hand(bytes::bounded(at)?) {
             return Some(words);
         }
         // Headers beyond the linear part: rare, and the helper copies them from wherever they are.

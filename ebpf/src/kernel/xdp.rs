@@ -17,8 +17,7 @@ use aya_ebpf::programs::XdpContext;
 
 use usher_models::wire::{Direction, Dscp, Reason};
 
-use super::skb::{FURTHEST, bounded};
-use super::{ConfigEntry, Covered, Hook, Skb, copied, found};
+use super::{ConfigEntry, Covered, Hook, Skb, bytes, copied, found};
 use crate::apart;
 use crate::parse::{Frame, Packet};
 use crate::walk::Walk;
@@ -168,20 +167,12 @@ impl Frame for Xdp {
 
     #[inline(always)]
     fn words_at_hand<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
-        let from = self.data + at as usize;
-        if from + N * 4 <= self.end {
-            // SAFETY: within the frame's first buffer, as the verifier checks again; see `Skb` about places.
-            return Some(unsafe { *(from as *const [u32; N]) });
-        }
-        None
+        bytes::words(self.data, self.end, at)
     }
 
     #[inline(always)]
     fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
-        if at > FURTHEST {
-            return None;
-        }
-        if let Some(words) = self.words_at_hand(bounded(at)) {
+        if let Some(words) = self.words_at_hand(bytes::bounded(at)?) {
             return Some(words);
         }
         // In a further buffer of a frame that has several.
