@@ -1,6 +1,6 @@
 //! The maps, the packet and the clocks: everything of the kernel's, behind functions that cannot be used wrongly.
 //!
-//! With [`skb`] and [`xdp`] the only place with raw pointers. What the agent or another CPU may write meanwhile is read and written word by
+//! With its rooms the only place with raw pointers. What the agent or another CPU may write meanwhile is read and written word by
 //! word, never through a reference. Sizes of maps are the agent's to choose when it loads them.
 
 mod bytes;
