@@ -2,9 +2,10 @@
 //! interfaces without a link-layer header: which of them an interface has is told when they are attached, and costs a packet nothing.
 //! Where the driver runs programs (XDP), what comes from subscribers can be met there already, by [`usher_xdp`].
 //!
-//! A packet's way, forwards: [`entry`] or [`early`] -> [`decide`]: [`parse::plain`] or [`parse::plain_gtpu`], or [`search`] and [`walk::walk`]
-//! where the frame is neither -> [`carry`]: its flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to the agent -> perhaps
-//! [`mark::mark`] -> perhaps [`quality::measure`]. What goes wrong is counted by reason, and the packet passes: forwarding goes first.
+//! A packet's way, forwards: [`entry`] or [`early`] -> [`decide`]: [`parse::plain`], or [`search`] and [`walk::walk`] where the frame is not
+//! plain -> [`carry`]: its flow, or the longest prefix for a flow's first packet -> [`police::police`] -> its counters -> perhaps a sample to
+//! the agent -> perhaps [`mark::mark`] -> perhaps [`quality::measure`]. What goes wrong is counted by reason, and the packet passes:
+//! forwarding goes first.
 //!
 //! Owns what happens to a packet. Refuses raw pointers, which are [`kernel`]'s.
 
@@ -28,7 +29,7 @@ use usher_models::wire::{
 };
 
 use kernel::{ConfigEntry, Hook, Sample, Skb, Xdp};
-use parse::Packet;
+use parse::{Packet, Plain};
 
 /// The packet goes on: TCX_NEXT, which to clsact is TC_ACT_UNSPEC. Other programs still see it.
 const PASS: i32 = -1;
@@ -148,25 +149,33 @@ fn early(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn decide(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direction) -> Verdict {
-    if link == Link::Ethernet
-        && let Some(packet) = parse::plain(frame)
-    {
-        carry(frame, config, &packet, 0, direction)
-    } else if link == Link::Ethernet
-        && let Some([outer, inner]) = parse::plain_gtpu(frame)
-        && !is_session(config, &outer, direction)
-    {
-        kernel::keep_around(0, &outer);
-        carry(frame, config, &kernel::forgotten(inner), 1, direction)
-    } else {
-        let first = match link {
-            Link::Ethernet => walk::ETHERNET_HEADER,
-            Link::Ip => walk::IP_HEADER,
-        };
-        let Some(around) = frame.search(first, direction).checked_sub(1) else { return Verdict::Pass };
-        let Some(packet) = kernel::found(around) else { return Verdict::Pass };
-        carry(frame, config, packet, around, direction)
+    let plain = match link {
+        Link::Ethernet => parse::plain(frame),
+        Link::Ip => None,
+    };
+    match plain {
+        Some(Plain::Packet(packet)) => carry(frame, config, &packet, Around::Kept(0), direction),
+        Some(Plain::Gtpu([outer, inner])) if !is_session(config, &outer, direction) => {
+            carry(frame, config, &kernel::forgotten(inner), Around::One(&outer), direction)
+        }
+        _ => {
+            let first = match link {
+                Link::Ethernet => walk::ETHERNET_HEADER,
+                Link::Ip => walk::IP_HEADER,
+            };
+            let Some(around) = frame.search(first, direction).checked_sub(1) else { return Verdict::Pass };
+            let Some(packet) = kernel::found(around) else { return Verdict::Pass };
+            carry(frame, config, packet, Around::Kept(around), direction)
+        }
     }
+}
+
+/// What a packet lies in.
+enum Around<'a> {
+    /// So many others, which were kept.
+    Kept(u32),
+    /// Another one.
+    One(&'a Packet),
 }
 
 /// Looks for the subscriber's packet in a frame that is not plain: its place among those found in it, from 1 on; 0 where there is none, which is
@@ -219,14 +228,14 @@ fn is_session(config: &ConfigEntry, packet: &Packet, direction: Direction) -> bo
     kernel::session(config, config.time(), &subscriber) != ANONYMOUS
 }
 
-/// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates or hands it to the class that
+/// Counts a packet for its subscriber and class, holds it to their rates or hands it to the class that
 /// shapes it, shows it to the agent if that asked, and marks it.
 #[inline(always)]
 fn carry(
     frame: &impl Hook,
     config: &ConfigEntry,
     packet: &Packet,
-    around: u32,
+    around: Around<'_>,
     direction: Direction,
 ) -> Verdict {
     // The time is read before the session table: a binding made meanwhile is then looked up again.
@@ -277,6 +286,10 @@ fn carry(
     if verdict == Verdict::Pass
         && let Some(dscp) = action.mark()
     {
+        let around = match around {
+            Around::Kept(packets) => packets,
+            Around::One(outer) => kernel::keep_around(outer),
+        };
         frame.mark(packet.ip_at, around, dscp, direction);
     }
     // What is held back is lost to the path behind, and told by what is sent in its place.

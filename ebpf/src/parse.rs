@@ -1,8 +1,9 @@
-//! From a frame's bytes to a packet, where it is as most are: Ethernet, IPv4 or IPv6 without options, TCP or UDP.
+//! From a frame's bytes to a packet, where it is as most are: Ethernet, IPv4 or IPv6 without options, TCP or UDP; and the same once more in
+//! GTP-U.
 //!
-//! [`plain`] reads those in a straight line, at places known beforehand, and [`plain_gtpu`] those in GTP-U; everything else is [`crate::walk`]'s, which reads these too
-//! and says the same of them. Reads nothing that it has not checked to be there, whatever the bytes are. Compiles for the
-//! kernel and for the host, where property tests drive it; it knows neither maps nor pointers.
+//! [`plain`] reads those in a straight line; everything else is [`crate::walk`]'s, which reads these too and says the same of them. Reads
+//! nothing that it has not checked to be there, whatever the bytes are. Compiles for the kernel and for the host, where property tests drive
+//! it; it knows neither maps nor pointers.
 
 use usher_models::wire::{Direction, Reason, TcpFlags, tells};
 
@@ -110,20 +111,31 @@ impl Packet {
     }
 }
 
-/// The packet of a frame that is as most are; `None` where it takes a walk to tell.
-#[inline(always)]
-pub fn plain<F: Frame>(frame: &F) -> Option<Packet> {
-    let packet = outermost(frame)?;
-    if packet.may_be_a_tunnel() { None } else { Some(packet) }
+/// What is in a frame that is as most are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plain {
+    /// A packet.
+    Packet(Packet),
+    /// As between a radio network and its gateway: a packet with a GTP-U header and another one, in this order.
+    Gtpu([Packet; 2]),
 }
 
-/// The two packets of a frame that is as most are between a radio network and its gateway: a plain packet in GTP-U in another; `None`
-/// where it takes a walk to tell.
+/// What is in a frame that is as most are; `None` where it takes a walk to tell.
 #[inline(always)]
-pub fn plain_gtpu<F: Frame>(frame: &F) -> Option<[Packet; 2]> {
-    let outer = outermost(frame)?;
+pub fn plain<F: Frame>(frame: &F) -> Option<Plain> {
+    let outermost = outermost(frame)?;
+    if outermost.may_be_a_tunnel() {
+        in_gtpu(frame, &outermost).map(|inner| Plain::Gtpu([outermost, inner]))
+    } else {
+        Some(Plain::Packet(outermost))
+    }
+}
+
+/// The plain packet in another one, which bears it in GTP-U.
+#[inline(always)]
+fn in_gtpu<F: Frame>(frame: &F, outer: &Packet) -> Option<Packet> {
     let [_, to] = outer.ports;
-    if outer.protocol != UDP || to != GTPU_PORT {
+    if to != GTPU_PORT {
         return None;
     }
     let at = outer.transport_at + 8;
@@ -152,7 +164,7 @@ pub fn plain_gtpu<F: Frame>(frame: &F) -> Option<[Packet; 2]> {
         _ => return None,
     };
     let inner = packet(frame, at, there, &ip)?;
-    if inner.may_be_a_tunnel() { None } else { Some([outer, inner]) }
+    if inner.may_be_a_tunnel() { None } else { Some(inner) }
 }
 
 /// The packet right behind an Ethernet header, if it is plain or a tunnel's.

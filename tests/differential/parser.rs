@@ -14,7 +14,7 @@ use usher_agent::classify::packet::address;
 use usher_models::wire::Reason;
 use usher_tests::process;
 
-use super::parse::{self, Fragment, Frame, Packet};
+use super::parse::{self, Fragment, Frame, Packet, Plain};
 use super::{cases, walk, wrap};
 
 /// libpcap's numbers of link layers that the probe meets: Ethernet, and none.
@@ -78,8 +78,10 @@ struct Facts {
 fn probes(captured: &Captured<'_>) -> Result<Vec<Packet>, Reason> {
     let frame = Captive { captured, walk: RefCell::default(), kept: RefCell::default() };
     let ethernet = captured.link == ETHERNET;
-    if let Some(packet) = parse::plain(&frame).filter(|_| ethernet) {
-        return Ok(vec![packet]);
+    match parse::plain(&frame).filter(|_| ethernet) {
+        Some(Plain::Packet(packet)) => return Ok(vec![packet]),
+        Some(Plain::Gtpu(both)) => return Ok(both.to_vec()),
+        None => {}
     }
     walk::walk(&frame, if ethernet { walk::ETHERNET_HEADER } else { walk::IP_HEADER })?;
     Ok(frame.kept.into_inner())

@@ -53,10 +53,10 @@ pub fn keep(place: u32, packet: &Packet) {
     }
 }
 
-/// Keeps of a packet what is asked of those around another: where it is and what is in it.
+/// Keeps of a packet around another what is asked of such: where it is and what is in it. Says how many are kept.
 #[inline(always)]
-pub fn keep_around(place: u32, packet: &Packet) {
-    if let Some(kept) = FOUND.get_ptr_mut(place) {
+pub fn keep_around(packet: &Packet) -> u32 {
+    if let Some(kept) = FOUND.get_ptr_mut(0) {
         // SAFETY: as above.
         unsafe {
             addr_of_mut!((*kept).ip_at).write(packet.ip_at);
@@ -64,6 +64,7 @@ pub fn keep_around(place: u32, packet: &Packet) {
             addr_of_mut!((*kept).protocol).write(packet.protocol);
         }
     }
+    1
 }
 
 /// A packet that was kept.

@@ -32,19 +32,22 @@ pub struct Skb {
     context: TcContext,
     data: usize,
     end: usize,
+    /// Read once: to find it takes the kernel four reads, one after another.
+    segment_bytes: u32,
 }
 
 impl Skb {
     #[inline(always)]
     pub fn new(context: TcContext) -> Self {
         let (data, end) = (context.data(), context.data_end());
-        Self { context, data, end }
+        // SAFETY: the kernel hands every program a valid context, and rewrites this read of it; the same for all below.
+        let segment_bytes = unsafe { (*context.skb.skb).gso_size };
+        Self { context, data, end, segment_bytes }
     }
 
     /// Where what a program before has left of its own begins, and the packet after it.
     #[inline(always)]
     pub(super) fn metadata(&self) -> (usize, usize) {
-        // SAFETY: the kernel hands every program a valid context, and rewrites this read of it; the same for all below.
         (unsafe { (*self.raw()).data_meta as usize }, self.data)
     }
 }
@@ -64,7 +67,7 @@ impl Hook for Skb {
 
     #[inline(always)]
     fn segment_bytes(&self) -> u32 {
-        unsafe { (*self.raw()).gso_size }
+        self.segment_bytes
     }
 
     #[inline(always)]
