@@ -60,6 +60,16 @@ impl Servers {
         Ok(Self { running, started: 0 })
     }
 
+    /// Waits until one of the servers, by its number, has ended the flood before too: until then it takes no other.
+    pub fn wait_for(&self, server: u16) -> Result<()> {
+        let running = self.running.get(usize::from(server)).context("no such server")?;
+        wait::until("an iperf3 server at rest", Duration::from_secs(30), || {
+            let printed = running.printed();
+            let listens = printed.rfind("Server listening") > printed.rfind("Accepted connection");
+            Ok(Seen::when(listens, (), "it is busy".to_owned()))
+        })
+    }
+
     /// Starts a flood against one of the servers, by its number.
     pub fn flood(&mut self, lab: &Lab, server: u16, flood: Flood<'_>) -> Result<Flooding> {
         let running = self.running.get_mut(usize::from(server)).context("no such server")?;

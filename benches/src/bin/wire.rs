@@ -149,6 +149,7 @@ fn round(gateway: &Gateway, servers: &mut Servers, kind: Kind) -> anyhow::Result
         udp: kind.udp.map(|bits| (bits, 1_400)),
         seconds: SECONDS,
     };
+    servers.wait_for(0)?;
     let before = busy_seconds()?;
     let bits_per_second = servers.flood(gateway.lab(), 0, flood)?.end(Duration::from_mins(1))?;
     Ok(Round { bits_per_second, cpu_seconds: busy_seconds()? - before })
