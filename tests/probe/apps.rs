@@ -44,7 +44,7 @@ fn a_named_flows_bytes_are_its_apps_both_ways_from_then_on() {
 
 #[test]
 fn the_driver_counts_a_named_flows_bytes_for_its_app_as_traffic_control_does() {
-    on_a_kernel!("the_driver_counts_a_named_flows_bytes_for_its_app_as_traffic_control_does");
+    on_a_kernel!("the_driver_counts_a_named_flows_bytes_for_its_app_as_traffic_control_does", tcx);
     a_named_flow_is_its_apps(Xdp::Native);
 }
 
@@ -205,7 +205,7 @@ fn the_next_agent_goes_on_with_the_apps_of_the_one_that_died() {
 
 #[test]
 fn maps_of_the_layout_without_apps_are_taken_along_with_their_flows() {
-    on_a_kernel!("maps_of_the_layout_without_apps_are_taken_along_with_their_flows");
+    on_a_kernel!("maps_of_the_layout_without_apps_are_taken_along_with_their_flows", tcx);
     let rig = Rig::new();
     let mut probe = rig.probe();
     let frame = tcp(Up, 4000, b"hello");

@@ -129,7 +129,7 @@ fn an_interface_made_again_is_attached_to_again() {
 
 #[test]
 fn clsact_serves_where_tcx_is_not_wanted_and_either_takes_over_from_the_other() {
-    on_a_kernel!("clsact_serves_where_tcx_is_not_wanted_and_either_takes_over_from_the_other");
+    on_a_kernel!("clsact_serves_where_tcx_is_not_wanted_and_either_takes_over_from_the_other", tcx);
     let mut rig = Rig::new();
     let boot = rig.probe().boot();
     for attach in [Attach::Clsact, Attach::Clsact, Attach::Auto, Attach::Clsact] {

@@ -17,10 +17,17 @@ mod upgrade;
 mod verifier;
 mod xdp;
 
-/// Runs the rest of a test where the kernel lets it, else says why not.
+/// Runs the rest of a test where the kernel lets it, else says why not. Of some it takes a kernel with TCX: the driver's programs do, and
+/// programs of former layouts, which older verifiers do not take.
 macro_rules! on_a_kernel {
     ($name:literal) => {
         if let Some(reason) = usher_tests::skip::why_no_probe() {
+            usher_tests::skip::skipped($name, &reason);
+            return;
+        }
+    };
+    ($name:literal, tcx) => {
+        if let Some(reason) = usher_tests::skip::why_no_probe().or_else(usher_tests::skip::why_no_tcx) {
             usher_tests::skip::skipped($name, &reason);
             return;
         }

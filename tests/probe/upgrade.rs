@@ -218,7 +218,7 @@ fn index(interface: &str) -> u32 {
 
 #[test]
 fn counters_of_an_older_layout_go_on_under_traffic() {
-    on_a_kernel!("counters_of_an_older_layout_go_on_under_traffic");
+    on_a_kernel!("counters_of_an_older_layout_go_on_under_traffic", tcx);
     let rig = Rig::new();
     Former::load(&rig, 2).die();
     let peer = rig.interface.replace("ut", "up");
@@ -255,7 +255,7 @@ fn counters_of_an_older_layout_go_on_under_traffic() {
 
 #[test]
 fn a_migration_that_was_cut_short_is_ended_by_the_next_agent() {
-    on_a_kernel!("a_migration_that_was_cut_short_is_ended_by_the_next_agent");
+    on_a_kernel!("a_migration_that_was_cut_short_is_ended_by_the_next_agent", tcx);
     // Killed after the first step, and after some more.
     for gone in [&[][..], &["samples", "rations"]] {
         let rig = Rig::new();
@@ -275,7 +275,7 @@ fn a_migration_that_was_cut_short_is_ended_by_the_next_agent() {
 
 #[test]
 fn maps_of_a_layout_that_cannot_be_taken_along_are_refused_with_both_and_left_alone() {
-    on_a_kernel!("maps_of_a_layout_that_cannot_be_taken_along_are_refused_with_both_and_left_alone");
+    on_a_kernel!("maps_of_a_layout_that_cannot_be_taken_along_are_refused_with_both_and_left_alone", tcx);
     for layout in [1, 77] {
         let rig = Rig::new();
         Former::load(&rig, layout).die();

@@ -124,7 +124,7 @@ fn alike(probe: &mut Whole, frames: &[Vec<u8>]) {
 
 #[test]
 fn the_driver_says_of_every_kind_of_packet_what_traffic_control_does() {
-    on_a_kernel!("the_driver_says_of_every_kind_of_packet_what_traffic_control_does");
+    on_a_kernel!("the_driver_says_of_every_kind_of_packet_what_traffic_control_does", tcx);
     let mut rig = in_driver();
     rig.settings.sample_packets = 0;
     let mut probe = rig.probe();
@@ -160,7 +160,7 @@ fn the_driver_says_of_every_kind_of_packet_what_traffic_control_does() {
 
 #[test]
 fn what_passes_the_driver_is_measured_there_and_marked_but_under_a_checksum() {
-    on_a_kernel!("what_passes_the_driver_is_measured_there_and_marked_but_under_a_checksum");
+    on_a_kernel!("what_passes_the_driver_is_measured_there_and_marked_but_under_a_checksum", tcx);
     let rig = in_driver();
     let mut probe = rig.probe();
     let stamped = |direction, value: u8, echoed: u8, payload: &[u8]| {
@@ -206,7 +206,7 @@ fn what_passes_the_driver_is_measured_there_and_marked_but_under_a_checksum() {
 
 #[test]
 fn what_the_driver_counts_is_what_the_interface_received_through_kills_and_upgrades() {
-    on_a_kernel!("what_the_driver_counts_is_what_the_interface_received_through_kills_and_upgrades");
+    on_a_kernel!("what_the_driver_counts_is_what_the_interface_received_through_kills_and_upgrades", tcx);
     let rig = in_driver();
     let probe = rig.probe();
     // A slot's packets are held back for half of the time; one in ten is nobody's.
@@ -240,7 +240,7 @@ fn what_the_driver_counts_is_what_the_interface_received_through_kills_and_upgra
 
 #[test]
 fn into_the_driver_and_out_of_it_no_packet_is_lost_or_counted_twice() {
-    on_a_kernel!("into_the_driver_and_out_of_it_no_packet_is_lost_or_counted_twice");
+    on_a_kernel!("into_the_driver_and_out_of_it_no_packet_is_lost_or_counted_twice", tcx);
     let mut rig = Rig::new();
     rig.settings.max_flows = 4_096;
     let mut probe = rig.probe();
@@ -288,7 +288,7 @@ fn expect_in_driver(interface: &str, expected: bool) {
 
 #[test]
 fn where_the_driver_cannot_an_error_says_why_and_auto_leaves_it_to_traffic_control() {
-    on_a_kernel!("where_the_driver_cannot_an_error_says_why_and_auto_leaves_it_to_traffic_control");
+    on_a_kernel!("where_the_driver_cannot_an_error_says_why_and_auto_leaves_it_to_traffic_control", tcx);
     let mut rig = in_driver();
     let refused = |rig: &Rig, why: &str| {
         let error = rig.load().expect_err("not in the driver");

@@ -38,6 +38,15 @@ pub fn why_no_probe() -> Option<String> {
     REFUSED.get_or_init(refused).clone()
 }
 
+/// Why what only newer kernels have, TCX and with it the driver's programs, cannot be tested here; `None`: it can.
+pub fn why_no_tcx() -> Option<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next()?, numbers.next()?);
+    (version < (6, 6))
+        .then(|| format!("this kernel ({}) has no TCX, which came with Linux 6.6", release.trim()))
+}
+
 /// What this kernel, or whatever root is held in here, says to a namespace and to the probe; `None`: it takes both.
 fn refused() -> Option<String> {
     if let Err(error) = process::run(&mut process::command("unshare", ["--net", "true"])) {

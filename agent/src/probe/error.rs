@@ -98,6 +98,14 @@ pub enum ProbeError {
         /// Where the pins are.
         directory: PathBuf,
     },
+    /// The directory of the pins went while the agent ran.
+    #[error("put the probe on `{interface}`: {} is gone, and with it the pins by which programs and counters outlive an agent (was the BPF file system unmounted?); restart the agent, whose counters begin anew", .directory.display())]
+    PinsGone {
+        /// The interface that is without the programs.
+        interface: String,
+        /// Where the pins were.
+        directory: PathBuf,
+    },
     /// A queueing discipline that is somebody else's is where the tree of classes is to be.
     #[error(
         "shape on `{interface}`: at its root is a queueing discipline of somebody else's (handle {handle:x}:); remove it (`tc qdisc del dev {interface} root`), or leave `shaping` out"

@@ -307,7 +307,7 @@ fn what_subscribers_send_is_shaped_where_it_leaves_for_the_internet() {
 
 #[test]
 fn what_was_met_in_the_driver_is_shaped_where_it_leaves_for_the_internet() {
-    on_a_kernel!("what_was_met_in_the_driver_is_shaped_where_it_leaves_for_the_internet");
+    on_a_kernel!("what_was_met_in_the_driver_is_shaped_where_it_leaves_for_the_internet", tcx);
     what_subscribers_send_is_shaped(Xdp::Native);
 }
 
