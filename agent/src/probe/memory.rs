@@ -56,7 +56,7 @@ pub fn memory(settings: &ProbeConfig, cpus: u64) -> Vec<Cost> {
         cost("flows", u64::from(settings.max_flows), flows),
         cost("subscribers", u64::from(settings.max_subscribers.saturating_sub(1)), subscribers),
         cost("prefixes", u64::from(settings.max_prefixes), prefixes),
-        cost("measured at one time", u64::from(settings.max_measured), measured),
+        cost("classes of sessions measured at one time", u64::from(settings.max_measured), measured),
         cost("apps of subscribers at one time", u64::from(settings.max_apps), apps),
         cost("bytes of samples", ring, ring),
         cost("addresses a CPU", RECENT.0, RECENT.0 * RECENT.1 * cpus),
