@@ -323,12 +323,13 @@ pub fn flow(config: &ConfigEntry, of: Fingerprint) -> Option<FlowEntry> {
     for line in lines(config, of) {
         let ways = FLOWS.get_ptr_mut(line)?.cast::<Flow>();
         // Which way it is depends on who came first: nothing a CPU could foresee, hence no branch for each. The verifier, too,
-        // has one place to think about instead of eight.
-        let mut way = 0;
+        // has one place to think about instead of eight. Of two, which CPUs can make that enter a flow at once, it is the last.
+        let mut way = 0_u64;
         for place in 0..WAYS {
             // SAFETY: a line has that many ways, and is valid for the length of a run; the same for all below.
             let fingerprint = unsafe { addr_of!((*ways.add(place)).fingerprint).read_volatile() };
-            way |= equal(fingerprint, of.get()) * place as u64;
+            way =
+                way.wrapping_add(equal(fingerprint, of.get()).wrapping_mul((place as u64).wrapping_sub(way)));
         }
         let mut way = way as usize;
         believed(&mut way, WAYS - 1);

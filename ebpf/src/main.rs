@@ -154,9 +154,11 @@ fn decide(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direct
         Link::Ip => None,
     };
     match plain {
-        Some(Plain::Packet(packet)) => carry(frame, config, &packet, Around::Kept(0), direction),
+        Some(Plain::Packet(packet)) => carry(frame, config, &packet, 0, direction),
         Some(Plain::Gtpu([outer, inner])) if !is_session(config, &outer, direction) => {
-            carry(frame, config, &kernel::forgotten(inner), Around::One(&outer), direction)
+            let [outer, inner] = [outer, inner].map(kernel::forgotten);
+            kernel::keep_around(&outer);
+            carry(frame, config, &inner, 1, direction)
         }
         _ => {
             let first = match link {
@@ -165,17 +167,9 @@ fn decide(frame: &impl Hook, config: &ConfigEntry, link: Link, direction: Direct
             };
             let Some(around) = frame.search(first, direction).checked_sub(1) else { return Verdict::Pass };
             let Some(packet) = kernel::found(around) else { return Verdict::Pass };
-            carry(frame, config, packet, Around::Kept(around), direction)
+            carry(frame, config, packet, around, direction)
         }
     }
-}
-
-/// What a packet lies in.
-enum Around<'a> {
-    /// So many others, which were kept.
-    Kept(u32),
-    /// Another one.
-    One(&'a Packet),
 }
 
 /// Looks for the subscriber's packet in a frame that is not plain: its place among those found in it, from 1 on; 0 where there is none, which is
@@ -228,14 +222,14 @@ fn is_session(config: &ConfigEntry, packet: &Packet, direction: Direction) -> bo
     kernel::session(config, config.time(), &subscriber) != ANONYMOUS
 }
 
-/// Counts a packet for its subscriber and class, holds it to their rates or hands it to the class that
+/// Counts a packet, which lies in `around` others, for its subscriber and class, holds it to their rates or hands it to the class that
 /// shapes it, shows it to the agent if that asked, and marks it.
 #[inline(always)]
 fn carry(
     frame: &impl Hook,
     config: &ConfigEntry,
     packet: &Packet,
-    around: Around<'_>,
+    around: u32,
     direction: Direction,
 ) -> Verdict {
     // The time is read before the session table: a binding made meanwhile is then looked up again.
@@ -286,10 +280,6 @@ fn carry(
     if verdict == Verdict::Pass
         && let Some(dscp) = action.mark()
     {
-        let around = match around {
-            Around::Kept(packets) => packets,
-            Around::One(outer) => kernel::keep_around(outer),
-        };
         frame.mark(packet.ip_at, around, dscp, direction);
     }
     // What is held back is lost to the path behind, and told by what is sent in its place.

@@ -242,6 +242,7 @@ impl Walk {
     #[inline(always)]
     fn ip<F: Frame>(&mut self, frame: &F) -> Result<Step, Reason> {
         let at = self.at;
+        let there = self.end.saturating_sub(at);
         let [first, second, third, a, b] = frame.words(at).ok_or(Reason::TruncatedIp)?;
         let version = first.to_ne_bytes()[0];
         let mut packet = Packet { ip_at: at, ..NOTHING };
@@ -266,11 +267,16 @@ impl Walk {
                 if is_mapped(&packet.ends[0]) || is_mapped(&packet.ends[1]) {
                     return Err(Reason::BadIp);
                 }
-                (40, 40 + u32::from(upper_half(second)), second.to_ne_bytes()[2])
+                let [high, low, protocol, _] = second.to_ne_bytes();
+                // A jumbogram says how long it is in its options (RFC 2675). Linux takes any packet for one that says nothing and has any.
+                let said = match (u16::from_be_bytes([high, low]), u32::from(protocol)) {
+                    (0, HOP_BY_HOP) => there,
+                    (payload_bytes, _) => 40 + u32::from(payload_bytes),
+                };
+                (40, said, protocol)
             }
             _ => return Err(Reason::BadIp),
         };
-        let there = self.end.saturating_sub(at);
         let ip_bytes = if frame.is_super_packet() { there } else { said };
         if ip_bytes > there {
             return Err(Reason::TruncatedIp);

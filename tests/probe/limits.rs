@@ -164,7 +164,7 @@ fn crowd(table: &mut Array<MapData, [u8; 64]>, lines: u32, flows: usize) -> usiz
     let mut all: Vec<_> = (0..lines).map(|line| table.get(&line, 0).expect("a line")).collect();
     let mut entered = 0;
     let numbers = (1..40 * u64::from(lines)).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    for flow in numbers.filter_map(Fingerprint::of_number) {
+    for flow in numbers.filter_map(Fingerprint::read) {
         if entered == flows {
             break;
         }

@@ -116,6 +116,26 @@ fn ipv6_is_counted_with_extension_headers_and_without() {
 }
 
 #[test]
+fn an_ipv6_packet_that_does_not_say_its_length_is_as_long_as_what_is_there() {
+    on_a_kernel!("an_ipv6_packet_that_does_not_say_its_length_is_as_long_as_what_is_there");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    // Hop-by-hop options of padding alone, which Linux takes for a jumbogram's, then UDP.
+    let mut rest = vec![17, 0, 1, 4, 0, 0, 0, 0];
+    rest.extend(udp_header(5000, 443, &[0; 1_400]));
+    let mut frame = ipv6(0, &rest);
+    frame[18..20].fill(0);
+    run(&probe, Up, &frame);
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(frame.len() as u64 - LINK, 1));
+    // Without such options one that says nothing has nothing.
+    let mut frame = udp6(Up, 5000, &[0; 1_400]);
+    frame[18..20].fill(0);
+    run(&probe, Up, &frame);
+    assert_eq!(cell(&probe, SLOT, Class::Other, Up).packets, 2);
+    assert_eq!(tally(&probe, Reason::BadTransport, Up).packets, 1);
+}
+
+#[test]
 fn all_fragments_of_a_packet_count_for_its_flow() {
     on_a_kernel!("all_fragments_of_a_packet_count_for_its_flow");
     let rig = Rig::new();

@@ -119,9 +119,11 @@ impl FlowTable {
                 continue;
             }
             let generation = self.state(place).generation();
-            if generation == 0 && found != Fingerprint::CLEARING {
+            if generation == 0
+                && let Some(flow) = Fingerprint::read(found)
+            {
                 // Its first packet is on its way: it ages from here on.
-                self.change(place, |state| (state.generation() == 0).then(|| state.seen(now)));
+                self.change(place, |state| (state.generation() == 0).then(|| state.seen(flow, now)));
             }
             // An agent that ended while it cleared a place left it to the next one.
             let idle =
@@ -147,7 +149,7 @@ impl FlowTable {
         if slot == ANONYMOUS || self.state(place).app() != 0 {
             return Some(lane);
         }
-        let flow = Fingerprint::of_number(self.fingerprint(place))?;
+        let flow = Fingerprint::read(self.fingerprint(place))?;
         let Some(given) = self.apps.lane_of_same_app(lane, slot, class) else { return Some(lane) };
         // Where it was given another app meanwhile, that one stays.
         if word.compare_exchange(noted, given.lane + 1, AcqRel, Acquire).is_ok() {

@@ -53,9 +53,9 @@ pub fn keep(place: u32, packet: &Packet) {
     }
 }
 
-/// Keeps of a packet around another what is asked of such: where it is and what is in it. Says how many are kept.
+/// Keeps of the one packet around another what is asked of such: where it is and what is in it.
 #[inline(always)]
-pub fn keep_around(packet: &Packet) -> u32 {
+pub fn keep_around(packet: &Packet) {
     if let Some(kept) = FOUND.get_ptr_mut(0) {
         // SAFETY: as above.
         unsafe {
@@ -64,7 +64,6 @@ pub fn keep_around(packet: &Packet) -> u32 {
             addr_of_mut!((*kept).protocol).write(packet.protocol);
         }
     }
-    1
 }
 
 /// A packet that was kept.

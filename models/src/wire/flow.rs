@@ -60,11 +60,6 @@ impl Fingerprint {
         Self(if whole > Self::CLEARING { whole } else { whole + 2 })
     }
 
-    /// The one that is written in a place of the table; `None`: no flow's.
-    pub const fn of_number(number: u64) -> Option<Self> {
-        if number > Self::CLEARING { Some(Self(number)) } else { None }
-    }
-
     /// Of a flow's key.
     pub fn of_key(keys: &HashKeys, key: &FlowKey) -> Self {
         let words = |address: &[u8; 16]| {
@@ -218,9 +213,9 @@ impl FlowState {
 
     /// The same, last seen in a generation.
     #[must_use]
-    pub const fn seen(self, generation: u32) -> Self {
-        let kept = self.0 & !((Self::LAST_GENERATION as u64) << Self::GENERATION);
-        Self(kept | Self::time(0, generation))
+    pub const fn seen(self, flow: Fingerprint, generation: u32) -> Self {
+        let kept = self.0 & !((Self::LAST_GENERATION as u64) << Self::GENERATION) & !(0xff << Self::OF);
+        Self(flow.0 >> Self::OF << Self::OF | kept | Self::time(0, generation))
     }
 
     /// Its class.
@@ -489,8 +484,14 @@ mod tests {
                 prop_assert_eq!(state.slot(FlowState::time(epoch % FlowState::LAST_EPOCH + 1, generation)), None);
                 prop_assert_eq!(state.slot(FlowState::time(epoch, generation % FlowState::LAST_GENERATION + 1)), None);
             }
-            let unbound = FlowState::default().named(ours, class, sampling).seen(generation);
-            prop_assert_eq!(unbound.slot(time), None, "what was never bound is nobody's yet");
+            for unbound in [
+                FlowState::default().seen(ours, generation),
+                FlowState::default().named(ours, class, sampling).seen(ours, generation),
+            ] {
+                prop_assert_eq!(unbound.slot(time), None, "what was never bound is nobody's yet");
+                prop_assert_eq!(unbound.generation(), generation);
+                prop_assert!(unbound.is_of(ours), "and still its flow's");
+            }
             prop_assert_eq!(FlowState::default().slot(time), None);
         }
 
