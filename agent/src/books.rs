@@ -48,6 +48,8 @@ pub struct Changed {
     pub closed: Vec<String>,
     /// Sessions for which no slot is left.
     pub without_slot: Vec<String>,
+    /// Prefixes for which the data plane has no place left: their packets count for a wider one's session, or for nobody.
+    pub without_place: usize,
     /// How many opened, changed or closed.
     pub changes: usize,
 }
@@ -60,6 +62,8 @@ pub struct Books {
     enforced: HashMap<u32, Enforcement>,
     sides: Sides,
     bypass: bool,
+    /// Not all that the accounts say is bound and enforced: the data plane has refused some of it.
+    behind: bool,
 }
 
 impl Books {
@@ -90,6 +94,7 @@ impl Books {
                 enforced: HashMap::new(),
                 sides: Sides::default(),
                 bypass: false,
+                behind: false,
             }),
         }
     }
@@ -136,12 +141,13 @@ impl Books {
         holds: impl Fn(&SessionFacts) -> Enforcement,
     ) -> Result<Option<Changed>, BooksError> {
         let told = self.drain(now, plane, &[])?.is_some();
-        let mut plan = self.accounts.plan(sessions, now, at_start);
+        let everything = at_start || self.behind;
+        let mut plan = self.accounts.plan(sessions, now, everything);
         if plan.rekeyed && !told {
             return Ok(None);
         }
-        if at_start {
-            // Whatever an agent before this one has left bound: what is wanted is bound again below.
+        if everything {
+            // Whatever was left bound by an agent before this one, or by a try that failed: what is wanted is bound again below.
             let wanted: HashSet<IpNet> = plan.bind.iter().map(|(prefix, _)| *prefix).collect();
             plan.unbind = plane.bindings()?.into_iter().filter(|prefix| !wanted.contains(prefix)).collect();
         }
@@ -149,9 +155,10 @@ impl Books {
             plane.unbind(*prefix)?;
         }
         let is_closed = |account: &&Account| account.closing.is_some();
-        let changed = Changed {
+        let mut changed = Changed {
             closed: plan.changed.iter().filter(is_closed).map(|account| account.facts.id.clone()).collect(),
             without_slot: plan.without_slot,
+            without_place: 0,
             changes: plan.changed.len(),
         };
         if !plan.changed.is_empty() {
@@ -161,9 +168,12 @@ impl Books {
         for slot in &enforce {
             self.sides.forget(*slot);
         }
+        self.behind = true;
         self.accounts.apply(plan.changed);
-        if at_start {
-            enforce = self.accounts.all_open().map(|account| account.slot).collect();
+        if everything {
+            enforce.extend(self.accounts.all_open().map(|account| account.slot));
+            enforce.sort_unstable();
+            enforce.dedup();
         }
         let by_slot: HashMap<u32, Enforcement> =
             self.accounts.all_open().map(|account| (account.slot, holds(&account.facts))).collect();
@@ -172,8 +182,13 @@ impl Books {
             self.enforce(plane, slot, &by_slot.get(&slot).copied().unwrap_or_default())?;
         }
         for (prefix, slot) in plan.bind {
-            plane.bind(prefix, slot)?;
+            match plane.bind(prefix, slot) {
+                Err(error) if error.is_full() => changed.without_place += 1,
+                bound => bound?,
+            }
         }
+        // There may be a place for those when sessions change again.
+        self.behind = changed.without_place > 0;
         Ok(Some(changed))
     }
 

@@ -71,6 +71,13 @@ pub enum DataPlaneError {
     Killed,
 }
 
+impl DataPlaneError {
+    /// Whether it says that there is no place for a prefix.
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Probe(ProbeError::SessionsFull { .. }) | Self::BindingsFull(_))
+    }
+}
+
 /// What the books need of a data plane: counters by slot, who is behind a prefix, and what holds for a slot.
 ///
 /// A trait, so that the books' promise (no byte lost or told twice, wherever the agent stops) is tested on counters whose

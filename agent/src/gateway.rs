@@ -324,6 +324,13 @@ impl Gateway {
                 "more sessions than `max_subscribers`: the rest counts as anonymous"
             );
         }
+        self.metrics.prefixes_without_place.set(i64::try_from(changed.without_place).unwrap_or(i64::MAX));
+        if changed.without_place > 0 {
+            tracing::error!(
+                prefixes = changed.without_place,
+                "more prefixes than there is room for: raise `max_subscribers`, there are four prefixes for each; the rest counts as anonymous"
+            );
+        }
         tracing::info!(open, changes = changed.changes, closed = changed.closed.len(), "sessions in force");
         self.settle(now, Event::Closed(changed.closed))
     }

@@ -153,6 +153,8 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Sessions for which no slot is left.
     pub sessions_without_slot: Gauge,
+    /// Prefixes for which there is no place left.
+    pub prefixes_without_place: Gauge,
     /// Rules of the catalogue in force.
     pub catalogue_rules: Gauge,
     /// Sessions and catalogue files that could not be used.
@@ -206,6 +208,7 @@ impl Metrics {
             batches_acknowledged: Counter::default(),
             sessions: Gauge::default(),
             sessions_without_slot: Gauge::default(),
+            prefixes_without_place: Gauge::default(),
             catalogue_rules: Gauge::default(),
             reload_failures: Counter::default(),
         };
@@ -237,7 +240,7 @@ impl Metrics {
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
-        let gauges: [(&str, &str, &Gauge); 13] = [
+        let gauges: [(&str, &str, &Gauge); 14] = [
             ("flows", "Flows the data plane remembers", &self.flows),
             ("flows_room", "Flows there is room for so far", &self.flows_room),
             ("apps", "Apps of sessions that are counted", &self.apps),
@@ -249,6 +252,7 @@ impl Metrics {
             ("catalogue_rules", "Rules of the catalogue in force", &self.catalogue_rules),
             ("sessions", "Open sessions", &self.sessions),
             ("sessions_without_slot", "Sessions for which no slot is left", &self.sessions_without_slot),
+            ("prefixes_without_place", "Prefixes for which no place is left", &self.prefixes_without_place),
             ("spool_bytes", "Bytes that wait for their acknowledgement", &self.spool_bytes),
             ("spool_limit_bytes", "What the spool may hold", &self.spool_limit_bytes),
         ];

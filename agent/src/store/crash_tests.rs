@@ -16,6 +16,7 @@ use usher_models::wire::{ANONYMOUS, Enforcement, SlotUsage};
 
 use super::*;
 use crate::books::{Books, BooksError};
+use crate::capture::BindingsFull;
 use crate::dataplane::{DataPlaneError, Measured, Slots};
 use crate::usage::SessionFacts;
 
@@ -27,6 +28,8 @@ struct Fuse(Arc<Mutex<Steps>>);
 struct Steps {
     taken: u64,
     kill_at: Option<u64>,
+    /// Whether the steps after that one go on as if nothing had been.
+    once: bool,
 }
 
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -39,7 +42,11 @@ enum Killed {
 
 impl Fuse {
     fn killing_at(step: Option<u64>) -> Self {
-        Self(Arc::new(Mutex::new(Steps { taken: 0, kill_at: step })))
+        Self(Arc::new(Mutex::new(Steps { taken: 0, kill_at: step, once: false })))
+    }
+
+    fn failing_once_at(step: u64) -> Self {
+        Self(Arc::new(Mutex::new(Steps { taken: 0, kill_at: Some(step), once: true })))
     }
 
     fn taken(&self) -> u64 {
@@ -51,7 +58,7 @@ impl Fuse {
         steps.taken += 1;
         match steps.kill_at {
             Some(kill_at) if steps.taken - 1 == kill_at => Err(Killed::Now),
-            Some(kill_at) if steps.taken - 1 > kill_at => Err(Killed::Before),
+            Some(kill_at) if steps.taken - 1 > kill_at && !steps.once => Err(Killed::Before),
             _ => Ok(()),
         }
     }
@@ -119,6 +126,8 @@ struct Kernel {
     /// Of one app, by lane, which here is the slot.
     apps: BTreeMap<u32, [u64; 2]>,
     bound: HashMap<IpNet, u32>,
+    /// Places for prefixes; `None`: as many as are asked for.
+    places: Option<usize>,
 }
 
 impl Slots for Kernel {
@@ -145,8 +154,15 @@ impl Slots for Kernel {
 
     fn bind(&mut self, prefix: IpNet, slot: u32) -> Result<(), DataPlaneError> {
         self.fuse.step()?;
-        self.bound.insert(prefix, slot);
-        Ok(())
+        match self.places {
+            Some(limit) if self.bound.len() >= limit && !self.bound.contains_key(&prefix) => {
+                Err(BindingsFull { prefix, limit }.into())
+            }
+            _ => {
+                self.bound.insert(prefix, slot);
+                Ok(())
+            }
+        }
     }
 
     fn bindings(&mut self) -> Result<Vec<IpNet>, DataPlaneError> {
@@ -388,4 +404,62 @@ fn no_byte_is_lost_or_told_twice_wherever_the_agent_is_killed() {
     }
     // The test bites: agents were started again, and batches did come twice.
     assert!(starts > 2 * steps && repeats > steps, "{starts} starts, {repeats} repeats of {steps} steps");
+}
+
+#[test]
+fn what_the_data_plane_refuses_once_is_done_by_the_next_try() {
+    let mut steps = 0;
+    loop {
+        let mut world = World::default();
+        let mut agent = world.start(0, &Fuse::default()).unwrap();
+        let fuse = Fuse::failing_once_at(steps);
+        world.kernel.fuse = fuse.clone();
+        for second in 1..SECONDS {
+            if world.sessions(&mut agent, second, false).is_err() {
+                world.sessions(&mut agent, second, false).unwrap();
+            }
+            let of = |session: &SessionFacts| {
+                let slot = agent.books.accounts().slot_of(&session.id).unwrap();
+                session.prefixes.iter().map(move |prefix| (*prefix, slot)).collect::<Vec<_>>()
+            };
+            let wanted: HashMap<IpNet, u32> = sessions_at(second).iter().flat_map(of).collect();
+            assert_eq!(world.kernel.bound, wanted, "second {second}, step {steps} failed");
+            world.traffic(second);
+            // What fails is told with the next.
+            let _ = agent.books.drain(Micros::new(second * 1_000_000 + 2), &mut world.kernel, &[]);
+        }
+        agent.books.drain(Micros::new(SECONDS * 1_000_000), &mut world.kernel, &[]).unwrap();
+        world.connection(&agent, &Fuse::default(), true).unwrap();
+        assert_eq!(world.orchestrator.sums, world.counted, "step {steps} failed");
+        if fuse.taken() <= steps {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps > 50, "{steps} steps");
+}
+
+#[test]
+fn a_prefix_for_which_there_is_no_place_is_nobodys_until_there_is_one() {
+    let mut world = World::default();
+    world.kernel.places = Some(1);
+    let mut agent = world.start(0, &Fuse::default()).unwrap();
+    let mut set = |second: i64| {
+        let now = Micros::new(second * 1_000_000);
+        let sessions = sessions_at(second);
+        agent
+            .books
+            .set_sessions(now, &mut world.kernel, sessions, false, |_| Enforcement::default())
+            .unwrap();
+        let changed = agent
+            .books
+            .set_sessions(now, &mut world.kernel, sessions_at(second), false, |_| Enforcement::default());
+        let bound: Vec<_> = world.kernel.bound.keys().map(ToString::to_string).collect();
+        (changed.unwrap().unwrap().without_place, bound)
+    };
+    assert_eq!(set(3), (1, vec![PREFIXES[0].to_owned()]));
+    // The one that had the place goes.
+    let (without_place, bound) = set(9);
+    assert_eq!((without_place, bound.len()), (1, 1));
+    assert_eq!(set(1), (0, vec![PREFIXES[0].to_owned()]));
 }
