@@ -398,8 +398,49 @@ impl Default for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::classify::{Catalogue, Classifier};
     use crate::probe::Leaf;
+
+    const DOCUMENT: &str = include_str!("../../docs/metrics.md");
+
+    /// First cells, in backticks, of the document's tables about the agent: metrics, and reasons.
+    fn documented() -> (BTreeSet<String>, BTreeSet<String>) {
+        let (agents, _) = DOCUMENT.split_once("## The orchestrator").expect("two parts");
+        let cells = agents.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        cells.map(str::to_owned).partition(|cell| cell.starts_with("usher_agent_"))
+    }
+
+    /// What is registered, by the names on the page but for `_total`. The page shows nothing of a family before it has counted, and a
+    /// registry says what it holds in its debugging output alone.
+    fn registered(registry: &Registry) -> BTreeSet<String> {
+        let shown = format!("{registry:?}");
+        let name = |descriptor: &str| {
+            let (name, rest) = descriptor.split_once('"')?;
+            let (_, unit) = rest.split_once("unit: ")?;
+            let unit = if unit.starts_with("Some(Seconds)") { "_seconds" } else { "" };
+            Some(format!("usher_agent_{name}{unit}"))
+        };
+        shown.split("Descriptor { name: \"").skip(1).filter_map(name).collect()
+    }
+
+    #[test]
+    fn every_metric_is_in_the_document_and_no_other() {
+        let (documented, _) = documented();
+        let documented = documented.iter().map(|name| name.strip_suffix("_total").unwrap_or(name).to_owned());
+        assert_eq!(documented.collect::<BTreeSet<_>>(), registered(&Metrics::new().registry));
+    }
+
+    #[test]
+    fn every_reason_is_in_the_document_and_no_other() {
+        let (_, documented) = documented();
+        let classifier = Classifier::new(Catalogue::built_in()).counters();
+        let probe = usher_models::wire::Reason::ALL.map(usher_models::wire::Reason::name);
+        let all = probe.into_iter().chain(classifier.into_iter().map(|(reason, _)| reason));
+        assert_eq!(documented, all.map(str::to_owned).collect());
+    }
 
     #[test]
     fn every_metric_is_on_the_page_with_its_prefix_and_no_subscriber() {

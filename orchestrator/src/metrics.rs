@@ -331,3 +331,42 @@ impl Metrics {
 pub fn count(family: &Family<Reason, Counter>, reason: &'static str) {
     family.get_or_create(&Reason { reason }).inc();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{advice, api};
+
+    const DOCUMENT: &str = include_str!("../../docs/metrics.md");
+
+    /// What is registered, by the names on the page but for `_total`. The page shows nothing of a family before it has counted, and a
+    /// registry says what it holds in its debugging output alone.
+    fn registered(registry: &Registry) -> BTreeSet<String> {
+        let shown = format!("{registry:?}");
+        let name = |descriptor: &str| {
+            let (name, rest) = descriptor.split_once('"')?;
+            let (_, unit) = rest.split_once("unit: ")?;
+            let unit = match unit {
+                unit if unit.starts_with("Some(Seconds)") => "_seconds",
+                unit if unit.starts_with("Some(Bytes)") => "_bytes",
+                _ => "",
+            };
+            Some(format!("usher_orchestrator_{name}{unit}"))
+        };
+        shown.split("Descriptor { name: \"").skip(1).filter_map(name).collect()
+    }
+
+    #[test]
+    fn every_metric_is_in_the_document_and_no_other() {
+        let mut registry = registry();
+        Metrics::register(&mut registry);
+        advice::Metrics::register(&mut registry);
+        api::Metrics::register(&mut registry);
+        let (_, documented) = DOCUMENT.split_once("## The orchestrator").expect("two parts");
+        let names = documented.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let names = names.map(|name| name.strip_suffix("_total").unwrap_or(name).to_owned());
+        assert_eq!(names.collect::<BTreeSet<_>>(), registered(&registry));
+    }
+}

@@ -86,4 +86,13 @@ mod tests {
         assert_eq!(cpus[..6], small[..6], "counters do not grow with CPUs");
         assert_eq!(cpus[6], 64 << 20);
     }
+
+    #[test]
+    fn a_limit_says_of_what_it_is() {
+        let settings = ProbeConfig { max_measured: 77, max_apps: 78, ..ProbeConfig::new("eth0") };
+        let said = memory(&settings, 2);
+        let what = |limit: u64| said.iter().find(|cost| cost.limit == limit).map(|cost| cost.what);
+        assert_eq!(what(77), Some("classes of sessions measured at one time"));
+        assert_eq!(what(78), Some("apps of subscribers at one time"));
+    }
 }
