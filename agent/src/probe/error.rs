@@ -162,7 +162,9 @@ pub enum ProbeError {
         slots: u32,
     },
     /// The session table is full.
-    #[error("bind {prefix}: the session table holds {limit} prefixes; raise `max_prefixes`")]
+    #[error(
+        "bind {prefix}: the session table holds {limit} prefixes; raise `max_subscribers`: there are four prefixes for each"
+    )]
     SessionsFull {
         /// The prefix that did not fit.
         prefix: IpNet,
