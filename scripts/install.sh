@@ -12,6 +12,7 @@ needs=(
   "building:/usr/include/openssl/ssl.h:libssl-dev"
   "the demo's network:ip:iproute2"
   "the demo's network:nsenter:util-linux"
+  "running the agent as its unit does:setpriv:util-linux"
   "the demo's network:ethtool:ethtool"
   "the demo's TLS server:nginx:nginx-light"
   "the demo's client:curl:curl"

@@ -8,7 +8,7 @@ use usher_tests::exactness::{self, Behind, Offloads};
 use usher_tests::netns::{INTERNET, Lab, Place, Side};
 use usher_tests::site::Site;
 use usher_tests::wait::{self, Seen};
-use usher_tests::{floods, process, skip};
+use usher_tests::{floods, pins, process, skip};
 
 /// Runs the rest of a test where it can, else says why not.
 macro_rules! on_a_kernel {
@@ -61,27 +61,64 @@ fn up(site: &Site, subscriber: &str) -> (u64, u64) {
     own.fold((0, 0), |(bytes, packets), row| (bytes + row.bytes, packets + row.packets))
 }
 
+/// Waits until so many datagrams of both subscribers are told.
+fn expect_up(site: &mut Site, a: u64, b: u64) {
+    // Nobody listens. What comes back is none of `up`, and only tells the sender to try the next one again.
+    wait::until("the usage of both", Duration::from_secs(20), || {
+        site.expect_running()?;
+        let found = (up(site, "sub-a"), up(site, "sub-b"));
+        Ok(Seen::when(found == ((a * BYTES, a), (b * BYTES, b)), (), format!("{found:?}")))
+    })
+    .unwrap();
+}
+
 #[test]
 fn an_address_that_moves_takes_its_running_flow_along_from_the_next_packet_on() {
     on_a_kernel!("an_address_that_moves_takes_its_running_flow_along_from_the_next_packet_on");
     let mut site = exactness::site(Lab::new(Place::new().unwrap()).unwrap(), Offloads::Off).unwrap();
-    // Nobody listens. What comes back is none of `up`, and only tells the sender to try the next one again.
-    let expect = |site: &mut Site, a: u64, b: u64| {
-        wait::until("the usage of both", Duration::from_secs(20), || {
-            site.expect_running()?;
-            let found = (up(site, "sub-a"), up(site, "sub-b"));
-            Ok(Seen::when(found == ((a * BYTES, a), (b * BYTES, b)), (), format!("{found:?}")))
-        })
-        .unwrap();
-    };
     send(site.lab().unwrap(), 1_000);
     exactness::move_address(&mut site, Behind::B).unwrap();
     send(site.lab().unwrap(), 700);
-    expect(&mut site, 1_000, 700);
+    expect_up(&mut site, 1_000, 700);
     site.agent().unwrap().kill().unwrap();
     send(site.lab().unwrap(), 50);
     site.start_agent().unwrap();
     exactness::move_address(&mut site, Behind::A).unwrap();
     send(site.lab().unwrap(), 30);
-    expect(&mut site, 1_030, 750);
+    expect_up(&mut site, 1_030, 750);
+}
+
+#[test]
+fn a_killed_agent_is_followed_by_one_that_adopts_its_links_and_finds_nothing_amiss() {
+    on_a_kernel!("a_killed_agent_is_followed_by_one_that_adopts_its_links_and_finds_nothing_amiss");
+    if let Some(reason) = skip::why_no_tcx() {
+        return skip::skipped(
+            "a_killed_agent_is_followed_by_one_that_adopts_its_links_and_finds_nothing_amiss",
+            &reason,
+        );
+    }
+    for offloads in [Offloads::Off, Offloads::InDriver] {
+        let mut site = exactness::site(Lab::new(Place::new().unwrap()).unwrap(), offloads).unwrap();
+        let directory = site.ground().place().pins();
+        let links = pins::links(&directory).unwrap();
+        assert_eq!(links.len(), if offloads == Offloads::InDriver { 3 } else { 2 }, "{links:?}");
+        send(site.lab().unwrap(), 1_000);
+        site.agent().unwrap().kill().unwrap();
+        send(site.lab().unwrap(), 50);
+        site.start_agent().unwrap();
+        assert_eq!(pins::links(&directory).unwrap(), links, "{offloads:?}");
+        // Told to, it looks at its programs, too, before it reads the sessions.
+        let in_force = |site: &mut Site| site.agent().unwrap().printed().matches("sessions in force").count();
+        let before = in_force(&mut site);
+        site.agent().unwrap().signal(rustix::process::Signal::HUP).unwrap();
+        wait::until("the look", Duration::from_secs(20), || {
+            Ok(Seen::when(in_force(&mut site) > before, (), "not yet"))
+        })
+        .unwrap();
+        expect_up(&mut site, 1_050, 0);
+        assert_eq!(pins::links(&directory).unwrap(), links, "{offloads:?}");
+        let printed = site.agent().unwrap().printed();
+        let amiss = |line: &str| line.contains("ERROR") || line.contains("WARN") && line.contains("probe");
+        assert!(!printed.lines().any(amiss), "{printed}");
+    }
 }

@@ -161,11 +161,9 @@ impl Gateway {
             self.reload_catalogue();
         }
         // Changes are told at once; what failed, or was told to nobody, is looked at now and then.
-        let closely = self.seconds.is_multiple_of(LOOK_EVERY);
-        if closely {
-            self.plane.notice_taken_off();
-        }
-        if closely || self.plane.interfaces_wait() {
+        if self.seconds.is_multiple_of(LOOK_EVERY) {
+            self.look_closely();
+        } else if self.plane.interfaces_wait() {
             self.follow_interfaces();
         }
         let told = self.drain(now);
@@ -194,6 +192,12 @@ impl Gateway {
             }
         }
         told
+    }
+
+    /// Whether the probe is still where it was put is looked at, too.
+    pub fn look_closely(&mut self) {
+        self.plane.notice_taken_off();
+        self.follow_interfaces();
     }
 
     /// Interfaces have come, gone or changed: the probe follows.

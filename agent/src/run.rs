@@ -193,6 +193,7 @@ async fn work(gateway: &mut Gateway, joints: &mut Joints, mut signals: Signals, 
             _ = signals.terminate.recv() => return End::Told,
             _ = signals.interrupt.recv() => return End::Told,
             _ = signals.hangup.recv() => block_in_place(|| {
+                gateway.look_closely();
                 gateway.reload_catalogue();
                 gateway.reload(Micros::now());
             }),

@@ -1,13 +1,14 @@
 //! One probe on several interfaces, which come and go.
 
+use std::fs;
 use std::time::Duration;
 
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
 use usher_agent::probe::{Attach, Followed, Pattern, Probe, ProbeConfig, ProbeError, Trial, Xdp};
 use usher_models::wire::{Class, Direction};
-use usher_tests::skip;
 use usher_tests::wait::{self, Seen};
+use usher_tests::{pins, process, skip};
 
 use crate::on_a_kernel;
 use crate::rig::*;
@@ -302,7 +303,7 @@ fn programs_that_somebody_took_off_are_put_back_by_the_next_close_look() {
                 assert!(gone.expect("tc runs").success());
             } else {
                 let pin = pins(&pairs.rig).into_iter().find(|pin| pin.starts_with(way)).expect("is pinned");
-                std::fs::remove_file(pairs.rig.settings.pin_dir.join(pin)).expect("is removed");
+                fs::remove_file(pairs.rig.settings.pin_dir.join(pin)).expect("is removed");
             }
             wait::until("the programs are gone and put back", Duration::from_secs(5), || {
                 probe.notice_taken_off();
@@ -323,13 +324,83 @@ fn programs_that_somebody_took_off_are_put_back_by_the_next_close_look() {
 }
 
 #[test]
+fn an_interface_that_went_or_was_renamed_is_none_off_which_somebody_took_the_programs() {
+    on_a_kernel!("an_interface_that_went_or_was_renamed_is_none_off_which_somebody_took_the_programs");
+    let mut pairs = Pairs::new();
+    for (attach, xdp) in [(Attach::Clsact, Xdp::Off), (Attach::Auto, Xdp::Off), (Attach::Auto, Xdp::Native)] {
+        if attach == Attach::Auto
+            && let Some(reason) = skip::why_no_tcx()
+        {
+            skip::skipped(
+                "an_interface_that_went_or_was_renamed_is_none_off_which_somebody_took_the_programs, by links",
+                &reason,
+            );
+            return;
+        }
+        (pairs.rig.settings.attach, pairs.rig.settings.xdp) = (attach, xdp);
+        pairs.make("p0");
+        let mut probe = pairs.probe(&["p*"]);
+        ip(&["link", "set", &pairs.name("p0"), "name", &pairs.name("p7")]);
+        probe.notice_taken_off();
+        let followed = probe.follow_interfaces().expect("looks");
+        assert_eq!(told(&followed), (1, 0, 0, 0), "it is the same one: {attach:?} {xdp:?}");
+        send(&pairs.peer("p0"), &tcp(Up, 4_000, b"hello"));
+        counted(&probe, 1);
+        pairs.delete("p7");
+        probe.notice_taken_off();
+        let followed = probe.follow_interfaces().expect("looks");
+        assert_eq!(told(&followed), (0, 0, 1, 0), "it went, and is counted so: {attach:?} {xdp:?}");
+        probe.detach().expect("detaches");
+    }
+}
+
+/// Set where a test runs itself once more with no more of root's power than the unit leaves the agent.
+const BOUNDED: &str = "USHER_TEST_BOUNDED";
+
+#[test]
+fn as_bounded_as_the_unit_an_agent_adopts_links_and_knows_that_they_stand() {
+    const NAME: &str = "as_bounded_as_the_unit_an_agent_adopts_links_and_knows_that_they_stand";
+    if std::env::var_os(BOUNDED).is_none() {
+        on_a_kernel!("as_bounded_as_the_unit_an_agent_adopts_links_and_knows_that_they_stand", tcx);
+        let words = process::as_the_unit().expect("the unit says");
+        let mut itself = process::command(&words[0], &words[1..]);
+        itself.arg(std::env::current_exe().expect("this test")).env(BOUNDED, "1");
+        itself.args(["--exact", &format!("interfaces::{NAME}"), "--nocapture"]);
+        process::run(&mut itself).expect("holds");
+        return;
+    }
+    let mut pairs = Pairs::new();
+    pairs.make("a");
+    for (xdp, number) in [(Xdp::Off, 2), (Xdp::Native, 3)] {
+        pairs.rig.settings.xdp = xdp;
+        drop(pairs.probe(&["a"]));
+        let before = pins::links(&pairs.rig.settings.pin_dir).expect("reads");
+        assert_eq!(before.len(), number, "{before:?}");
+        let mut probe = pairs.load(&["a"]).expect("adopts");
+        assert_eq!(pins::links(&pairs.rig.settings.pin_dir).expect("reads"), before, "{xdp:?}");
+        probe.notice_taken_off();
+        assert_eq!(told(&probe.follow_interfaces().expect("looks")), (1, 0, 0, 0), "{xdp:?}");
+        // Nor is nothing ever noticed.
+        fs::remove_file(pairs.rig.settings.pin_dir.join(before.keys().next().expect("some")))
+            .expect("is removed");
+        wait::until("the program is gone and put back", Duration::from_secs(5), || {
+            probe.notice_taken_off();
+            let followed = probe.follow_interfaces()?;
+            Ok(Seen::when(told(&followed) == (1, 1, 0, 0), (), format!("{followed:?}")))
+        })
+        .expect("it is");
+        probe.detach().expect("detaches");
+    }
+}
+
+#[test]
 fn where_the_pins_are_gone_the_error_says_so_and_the_next_agent_begins_anew() {
     on_a_kernel!("where_the_pins_are_gone_the_error_says_so_and_the_next_agent_begins_anew", tcx);
     let pairs = Pairs::new();
     pairs.make("a");
     let mut probe = pairs.probe(&["a"]);
     let boot = probe.boot();
-    std::fs::remove_dir_all(&pairs.rig.settings.pin_dir).expect("is removed");
+    fs::remove_dir_all(&pairs.rig.settings.pin_dir).expect("is removed");
     let said = wait::until("it is noticed", Duration::from_secs(5), || {
         probe.notice_taken_off();
         let followed = probe.follow_interfaces()?;

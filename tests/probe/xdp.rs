@@ -324,7 +324,8 @@ fn where_the_driver_cannot_an_error_says_why_and_auto_leaves_it_to_traffic_contr
             object.program_mut("nothing").expect("there").try_into().expect("a classifier");
         program.load().expect("loads");
         program.attach(&rig.interface, TcAttachType::Ingress).expect("attaches");
-        refused(&rig, "`nothing` there before");
+        let number = program.info().expect("asks").id();
+        refused(&rig, &format!("program {number} there before"));
     }
 
     // A bridge's frames are those of its ports.

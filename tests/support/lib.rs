@@ -9,6 +9,7 @@ pub mod netconfd;
 pub mod netns;
 pub mod nginx;
 pub mod packets;
+pub mod pins;
 pub mod player;
 pub mod process;
 pub mod record;

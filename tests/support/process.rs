@@ -114,6 +114,21 @@ pub fn within(namespace: &Path, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// The unit by which the agent runs where it is installed.
+const UNIT: &str = include_str!("../../deploy/systemd/usher-agent.service");
+
+/// A program of root's that has no more of root's power than the unit leaves the agent: the words before it.
+pub fn as_the_unit() -> Result<Vec<String>> {
+    let bound = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let bound = bound.context("the agent's unit bounds capabilities")?.split_whitespace();
+    let words = bound.map(|capability| {
+        let name = capability.strip_prefix("CAP_").with_context(|| format!("capability `{capability}`"))?;
+        Ok(format!(",+{}", name.to_ascii_lowercase()))
+    });
+    let set = words.collect::<Result<String>>()?;
+    Ok(vec!["setpriv".to_owned(), format!("--bounding-set=-all{set}"), "--no-new-privs".to_owned()])
+}
+
 /// A command as one would type it.
 fn shown(command: &Command) -> String {
     std::iter::once(command.get_program())

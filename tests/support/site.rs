@@ -180,13 +180,14 @@ impl Site {
     /// Starts the orchestrator and waits until it answers.
     pub fn start_orchestrator(&mut self) -> Result<()> {
         let program = process::built_program("usher-orchestrator")?;
-        let running = self.launch("orchestrator", &program, &["--config", "orchestrator.yaml"])?;
+        let words = [program.to_string_lossy().as_ref(), "--config", "orchestrator.yaml"].map(str::to_owned);
+        let running = self.launch("orchestrator", &words)?;
         let running = self.orchestrator.insert(running);
         let url = format!("http://127.0.0.1:{}/metrics", self.orchestrator_metrics);
         answering(&self.ground, running, &url)
     }
 
-    /// Starts the agent and waits until it answers.
+    /// Starts the agent, in the laboratory as bounded as its unit does, and waits until it answers.
     pub fn start_agent(&mut self) -> Result<()> {
         self.start_agent_of(None)
     }
@@ -194,14 +195,22 @@ impl Site {
     /// The same; `program` is another agent than the one built beside this program.
     pub fn start_agent_of(&mut self, program: Option<&Path>) -> Result<()> {
         let built = process::built_program("usher-agent")?;
-        let running = self.launch("agent", program.unwrap_or(&built), &["run", "--config", "agent.yaml"])?;
+        let program = program.unwrap_or(&built).to_string_lossy();
+        let mut words = match &self.ground {
+            Ground::Lab(_) => process::as_the_unit()?,
+            // A capture takes no power.
+            Ground::Loopback(_) => Vec::new(),
+        };
+        words.extend([program.as_ref(), "run", "--config", "agent.yaml"].map(str::to_owned));
+        let running = self.launch("agent", &words)?;
         let running = self.agent.insert(running);
         let url = format!("http://127.0.0.1:{}/metrics", self.agent_metrics);
         answering(&self.ground, running, &url)
     }
 
-    fn launch(&self, name: &str, program: &Path, arguments: &[&str]) -> Result<Running> {
-        let mut command = self.ground.command(&program.to_string_lossy(), arguments.iter().copied());
+    fn launch(&self, name: &str, words: &[String]) -> Result<Running> {
+        let (program, arguments) = words.split_first().context("a program")?;
+        let mut command = self.ground.command(program, arguments.iter().map(String::as_str));
         command.current_dir(self.ground.place().folder());
         Running::start(name, command, self.ground.place().folder())
     }

@@ -27,7 +27,7 @@ pub fn why_no_probe() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root: namespaces and BPF need it".to_owned());
     }
-    for tool in ["ip", "ethtool", "nsenter", "unshare", "nginx", "curl"] {
+    for tool in ["ip", "ethtool", "nsenter", "unshare", "setpriv", "nginx", "curl"] {
         if !process::installed(tool) {
             return Some(format!("{tool} is not installed (scripts/install.sh installs it)"));
         }

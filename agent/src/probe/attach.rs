@@ -18,7 +18,7 @@ use usher_models::wire::Direction;
 use super::early::{Early, Xdp};
 use super::interfaces::{Interface, Link};
 use super::maps::{kernel, remove};
-use super::{ProbeConfig, ProbeError, interfaces, netlink};
+use super::{ProbeConfig, ProbeError, interfaces, netlink, tcx};
 
 /// Which hook of the kernel to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -115,6 +115,9 @@ pub(super) fn program<'a>(
     program.try_into().map_err(kernel("open a program"))
 }
 
+/// What is done where the kernel is asked what hangs on an interface.
+pub(super) const ASKING: &str = "ask for the programs of an interface";
+
 /// How often a program is handed to the verifier at the most: it stops wherever a signal reaches the thread (EAGAIN), were it only the one
 /// to read a file again.
 const MOST_LOADS: usize = 10;
@@ -185,7 +188,7 @@ impl Attachments {
             if self.tcx {
                 take_off_filter(interface, direction);
                 remove(&filter)?;
-                if !adopt_link(program, &interface.name, direction, &link) {
+                if !adopt_link(program, interface, direction, &link)? {
                     remove(&link)?;
                     attach_link(program, &interface.name, direction, &link)?;
                 }
@@ -217,23 +220,31 @@ impl Attachments {
         Ok(())
     }
 
-    /// Those off which somebody has taken a program.
-    pub(super) fn taken_off(&self, ebpf: &mut Ebpf) -> Vec<Interface> {
-        self.on.values().filter(|interface| !self.stands(ebpf, interface)).cloned().collect()
+    /// The interfaces on which not all programs are where they were put, or it cannot be told: then with the reason. Among them may be
+    /// some that are gone.
+    pub(super) fn amiss(&self, ebpf: &mut Ebpf) -> Vec<(u32, Option<ProbeError>)> {
+        let amiss = |interface: &Interface| match self.stands(ebpf, interface) {
+            Ok(true) => None,
+            Ok(false) => Some((interface.index, None)),
+            Err(error) => Some((interface.index, Some(error))),
+        };
+        self.on.values().filter_map(amiss).collect()
     }
 
     /// Whether all programs are where they were put.
-    fn stands(&self, ebpf: &mut Ebpf, interface: &Interface) -> bool {
-        let hangs = |direction| {
-            if self.tcx {
-                let name = program_name(interface.link, direction);
-                program(ebpf, name).is_ok_and(|program| hangs(program, &interface.name, hook(direction)))
+    fn stands(&self, ebpf: &mut Ebpf, interface: &Interface) -> Result<bool, ProbeError> {
+        for direction in Direction::BOTH {
+            let hangs = if self.tcx {
+                hangs(program(ebpf, program_name(interface.link, direction))?, interface.index, direction)?
             } else {
-                // Where the kernel does not say, nothing is known against it.
-                netlink::has_filter(interface.index, direction, (PRIORITY, HANDLE_NUMBER)).unwrap_or(true)
+                netlink::has_filter(interface.index, direction, (PRIORITY, HANDLE_NUMBER))
+                    .map_err(kernel(ASKING))?
+            };
+            if !hangs {
+                return Ok(false);
             }
-        };
-        Direction::BOTH.into_iter().all(hangs) && self.early.stands(ebpf, interface.index)
+        }
+        self.early.stands(ebpf, interface.index)
     }
 
     /// Forgets that an interface carries the programs.
@@ -257,26 +268,38 @@ pub(super) fn detach_all(settings: &ProbeConfig) -> Result<(), ProbeError> {
     indices.into_iter().try_for_each(|index| attachments.detach(index, &present))
 }
 
-/// Puts the program into a pinned link; false where that is not there, or hangs on nothing or elsewhere.
-fn adopt_link(program: &mut SchedClassifier, interface: &str, direction: Direction, pin: &Path) -> bool {
+/// Puts the program into a pinned link; false where that is not there, or hangs on nothing or elsewhere. Where that cannot be told it is an
+/// error: to make the link anew would leave a gap in counting.
+fn adopt_link(
+    program: &mut SchedClassifier,
+    interface: &Interface,
+    direction: Direction,
+    pin: &Path,
+) -> Result<bool, ProbeError> {
     let link = PinnedLink::from_pin(pin).map(FdLink::from).and_then(SchedClassifierLink::try_from);
-    let Ok(link) = link else { return false };
+    let Ok(link) = link else { return Ok(false) };
     let adopted = match program.attach_to_link(link) {
-        // Only our descriptor of it goes: the pin keeps the link.
-        Ok(id) => program.take_link(id).is_ok() && hangs(program, interface, hook(direction)),
+        Ok(id) => {
+            // Only our descriptor of it goes: the pin keeps the link.
+            drop(program.take_link(id).map_err(kernel("adopt a pinned link"))?);
+            hangs(program, interface.index, direction)?
+        }
         Err(_) => false,
     };
     if !adopted {
-        tracing::info!(interface, pin = %pin.display(), "a pinned link is of an interface that is gone: attaching anew");
+        tracing::info!(
+            interface = interface.name,
+            pin = %pin.display(),
+            "a pinned link is of an interface that is gone: attaching anew"
+        );
     }
-    adopted
+    Ok(adopted)
 }
 
-/// Whether the program is on this interface, as seen from this network namespace: another one may use the same number.
-fn hangs(program: &SchedClassifier, interface: &str, hook: TcAttachType) -> bool {
-    let Ok(id) = program.info().map(|info| info.id()) else { return false };
-    SchedClassifier::query_tcx(interface, hook)
-        .is_ok_and(|(_, programs)| programs.iter().any(|other| other.id() == id))
+/// Whether the program is on this interface of this network namespace: another one may use the same number.
+fn hangs(program: &SchedClassifier, interface: u32, direction: Direction) -> Result<bool, ProbeError> {
+    let ours = program.info().map_err(kernel(ASKING))?.id();
+    Ok(tcx::programs(interface, direction).map_err(kernel(ASKING))?.contains(&ours))
 }
 
 fn attach_link(

@@ -14,15 +14,14 @@ use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{Xdp as Program, XdpLink, XdpMode};
-use aya::programs::{SchedClassifier, TcAttachType};
 use serde::Deserialize;
 use usher_models::wire::Direction;
 
-use super::attach::{self, Attach};
+use super::attach::{self, ASKING, Attach};
 use super::error::errno;
 use super::interfaces::{Interface, Link};
 use super::maps::{REST_XDP, kernel, remove};
-use super::{ProbeError, netlink};
+use super::{ProbeError, netlink, tcx};
 
 /// Whether what subscribers send is met in the driver.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -103,13 +102,12 @@ impl Early {
     }
 
     /// Whether the program is still where it was put.
-    pub(super) fn stands(&self, ebpf: &mut Ebpf, index: u32) -> bool {
+    pub(super) fn stands(&self, ebpf: &mut Ebpf, index: u32) -> Result<bool, ProbeError> {
         if !self.on.contains(&index) {
-            return true;
+            return Ok(true);
         }
-        let ours = program(ebpf, EARLY).ok().and_then(|program| program.info().ok()).map(|info| info.id());
-        // Where the kernel does not say, nothing is known against it.
-        netlink::program_in_driver(index).map_or(true, |there| there.is_some() && there == ours)
+        let ours = program(ebpf, EARLY)?.info().map_err(kernel(ASKING))?.id();
+        Ok(netlink::program_in_driver(index).map_err(kernel(ASKING))? == Some(ours))
     }
 
     fn hang(&mut self, ebpf: &mut Ebpf, interface: &Interface, pin: &Path) -> Result<(), ProbeError> {
@@ -186,15 +184,14 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program
 
 /// Why not where traffic control runs somebody else's program before ours on what comes in: it may lose the word.
 fn stranger_before(ebpf: &mut Ebpf, interface: &Interface) -> Result<Option<String>, ProbeError> {
-    let doing = "ask for the programs of an interface";
     let ours = attach::program(ebpf, attach::program_name(interface.link, Direction::Up))?;
-    let ours = ours.info().map_err(kernel(doing))?.id();
-    let (_, programs) =
-        SchedClassifier::query_tcx(&interface.name, TcAttachType::Ingress).map_err(kernel(doing))?;
-    let stranger = programs.first().filter(|first| first.id() != ours);
+    let ours = ours.info().map_err(kernel(ASKING))?.id();
+    let programs = tcx::programs(interface.index, Direction::Up).map_err(kernel(ASKING))?;
+    let stranger = programs.first().filter(|first| **first != ours);
     Ok(stranger.map(|stranger| {
-        let name = stranger.name_as_str().unwrap_or_default();
-        format!("traffic control runs the program `{name}` there before the probe's, and is to run that one first; attach it after the agent's start")
+        format!(
+            "traffic control runs program {stranger} there before the probe's (`bpftool prog show id {stranger}` tells more), and is to run that one first; attach it after the agent's start"
+        )
     }))
 }
 
@@ -205,8 +202,6 @@ fn adopt(program: &mut Program, interface: &Interface, pin: &Path) -> Result<boo
     let Ok(id) = program.attach_to_link(link) else { return Ok(false) };
     // Only our descriptor of it goes: the pin keeps the link.
     drop(program.take_link(id).map_err(kernel("adopt a pinned link"))?);
-    let ours = program.info().map_err(kernel("ask for a program's number"))?.id();
-    let there =
-        netlink::program_in_driver(interface.index).map_err(kernel("ask for an interface's program"))?;
-    Ok(there == Some(ours))
+    let ours = program.info().map_err(kernel(ASKING))?.id();
+    Ok(netlink::program_in_driver(interface.index).map_err(kernel(ASKING))? == Some(ours))
 }

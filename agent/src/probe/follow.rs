@@ -56,12 +56,27 @@ impl Probe {
     /// Notices where somebody has taken the programs off an interface (with a qdisc, or with the pins), so that the next
     /// [`Probe::follow_interfaces`] puts them there again. Asks the kernel about every interface: for now and then.
     pub fn notice_taken_off(&mut self) {
-        for interface in self.attachments.taken_off(&mut self.ebpf) {
+        let amiss = self.attachments.amiss(&mut self.ebpf);
+        if amiss.is_empty() {
+            return;
+        }
+        // Asked after the programs: on an interface that went in between there are none, and nobody has taken them off.
+        let Ok(present) = netlink::interfaces() else { return };
+        for (index, doubt) in amiss {
+            let Some(interface) = present.iter().find(|interface| interface.index == index) else { continue };
+            if let Some(error) = doubt {
+                // Nothing is known against it.
+                tracing::warn!(
+                    interface = interface.name,
+                    "it cannot be told whether the probe's programs are still on an interface: {error}"
+                );
+                continue;
+            }
             tracing::error!(
                 interface = interface.name,
                 "somebody has taken the probe's programs off an interface: what passed since was not counted"
             );
-            self.attachments.forget(interface.index);
+            self.attachments.forget(index);
         }
     }
 

@@ -33,6 +33,7 @@ mod quality;
 mod samples;
 mod shaping;
 mod table;
+mod tcx;
 mod trial;
 
 use std::collections::VecDeque;
