@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use usher_agent::capture::frame;
 use usher_agent::classify::packet::address;
 use usher_models::wire::{Direction, FlowKey, Reason, TcpFlags, tells};
+use usher_tests::frames::{Around, Before, linked};
+
+use Before::{Label, Pppoe, Pseudowire, ServiceTag, Tag};
 
 #[path = "../ebpf/src/parse.rs"]
 #[expect(clippy::inline_always, unreachable_pub, reason = "the probe's file, held to the kernel's needs")]
@@ -289,16 +292,6 @@ fn is_mapped(address: [u8; 16]) -> bool {
     address[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
 }
 
-/// What is put around a packet.
-#[derive(Debug, Clone, Copy)]
-enum Around {
-    IpInIp,
-    Gre { checksum: bool, key: bool, sequence: bool },
-    GreBridge,
-    Gtpu { flags: u8, extensions: u8 },
-    Vxlan,
-}
-
 fn around() -> impl Strategy<Value = Around> {
     prop_oneof![
         Just(Around::IpInIp),
@@ -314,125 +307,18 @@ fn around() -> impl Strategy<Value = Around> {
 }
 
 /// What is put before the outermost packet.
-fn links() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![
-        Just(vec![]),
-        Just(vec![1]),
-        Just(vec![1, 2]),
-        Just(vec![3]),
-        Just(vec![3, 3]),
-        Just(vec![4]),
-        Just(vec![1, 4])
-    ]
-}
-
-impl Around {
-    /// An IP packet around `inner`, which is another one.
-    fn wrap(self, inner: &[u8], v6: bool) -> Vec<u8> {
-        let is_v6 = inner[0] >> 4 == 6;
-        let ethertype: [u8; 2] = if is_v6 { [0x86, 0xdd] } else { [0x08, 0x00] };
-        let (protocol, before) = match self {
-            Self::IpInIp => (if is_v6 { 41 } else { 4 }, vec![]),
-            Self::Gre { checksum, key, sequence } => {
-                let mut header = vec![0, 0, ethertype[0], ethertype[1]];
-                for (present, bit) in [(checksum, 0x80), (key, 0x20), (sequence, 0x10)] {
-                    if present {
-                        header[0] |= bit;
-                        header.extend([9; 4]);
-                    }
-                }
-                (47, header)
-            }
-            Self::GreBridge => {
-                let mut header = vec![0, 0, 0x65, 0x58];
-                header.extend([2; 12]);
-                header.extend(ethertype);
-                (47, header)
-            }
-            Self::Gtpu { flags, extensions } => {
-                let mut header = vec![0x30 | flags, 0xff, 0, 0, 0, 0, 0, 7];
-                if flags != 0 {
-                    let mut types = vec![0x85; if flags & 4 == 0 { 0 } else { usize::from(extensions) }];
-                    types.push(0);
-                    header.extend([0, 1, 0, types[0]]);
-                    for next in &types[1..] {
-                        header.extend([1, 9, 9, *next]);
-                    }
-                }
-                (17, udp(2152, &header, inner.len()))
-            }
-            Self::Vxlan => {
-                let mut header = vec![8, 0, 0, 0, 0, 0, 7, 0];
-                header.extend([2; 12]);
-                header.extend(ethertype);
-                (17, udp(4789, &header, inner.len()))
-            }
-        };
-        let length = before.len() + inner.len();
-        let mut packet = Vec::new();
-        if v6 {
-            packet.extend([0x60, 0, 0, 0]);
-            packet.extend(u16::try_from(length).expect("short").to_be_bytes());
-            packet.extend([protocol, 64]);
-            packet.extend([0x20; 16]);
-            packet.extend([0x21; 16]);
-        } else {
-            packet.extend([0x45, 0]);
-            packet.extend(u16::try_from(length + 20).expect("short").to_be_bytes());
-            packet.extend([0, 0, 0, 0, 64, protocol, 0, 0, 172, 16, 0, 1, 172, 16, 0, 2]);
-        }
-        packet.extend(before);
-        packet.extend(inner);
-        packet
-    }
-}
-
-/// A UDP header to `port`, and the tunnel's after it.
-fn udp(port: u16, header: &[u8], inner: usize) -> Vec<u8> {
-    let length = u16::try_from(8 + header.len() + inner).expect("short");
-    let mut out = Vec::new();
-    for field in [40_000, port, length, 0] {
-        out.extend(field.to_be_bytes());
-    }
-    out.extend(header);
-    out
-}
-
-/// An Ethernet frame with tags (1, 2), MPLS labels (3) and a PPPoE session (4) before a packet.
-fn linked(links: &[u8], packet: &[u8]) -> Vec<u8> {
-    let v6 = packet[0] >> 4 == 6;
-    let mut frame = vec![2; 12];
-    let mut last = true;
-    for (place, link) in links.iter().enumerate() {
-        let bottom = u8::from(links.get(place + 1).is_none());
-        match link {
-            1 => frame.extend([0x81, 0, 0, 7]),
-            2 => frame.extend([0x88, 0xa8, 0, 8]),
-            3 if place == 0 => frame.extend([0x88, 0x47, 0, 1, bottom, 64]),
-            3 => frame.extend([0, 1, bottom, 64]),
-            _ => {
-                let length = u16::try_from(packet.len() + 2).expect("short").to_be_bytes();
-                frame.extend([
-                    0x88,
-                    0x64,
-                    0x11,
-                    0,
-                    0,
-                    9,
-                    length[0],
-                    length[1],
-                    0,
-                    if v6 { 0x57 } else { 0x21 },
-                ]);
-            }
-        }
-        last = matches!(link, 1 | 2);
-    }
-    if last {
-        frame.extend(if v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
-    }
-    frame.extend(packet);
-    frame
+fn links() -> impl Strategy<Value = Vec<Before>> {
+    proptest::sample::select(vec![
+        vec![],
+        vec![Tag],
+        vec![ServiceTag, Tag],
+        vec![Label],
+        vec![Label, Label],
+        vec![Pseudowire],
+        vec![Label, Pseudowire, Tag],
+        vec![Pppoe],
+        vec![Tag, Pppoe],
+    ])
 }
 
 proptest! {
@@ -525,7 +411,7 @@ proptest! {
         }
         let mut frame = linked(&links, &packet);
         // The agent takes what is below MPLS for Ethernet where it looks like that.
-        prop_assume!(!links.contains(&3) || ![0x08, 0x81, 0x86, 0x88].contains(&packet[12]));
+        prop_assume!(!links.contains(&Label) || ![0x08, 0x81, 0x86, 0x88].contains(&packet[12]));
         let theirs = |frame: &[u8]| {
             frame::packets(1, frame, frame.len())
                 .map_while(Result::ok)
@@ -596,11 +482,11 @@ fn more_layers_than_are_looked_through_are_refused_only_where_nothing_was_found(
             .expect("writes");
         bytes
     };
-    assert_eq!(packets(&linked(&[1; 8], &tcp)).map(|found| found.len()), Ok(1));
-    assert_eq!(packets(&linked(&[1; 9], &tcp)), Err(Reason::TooManyTags));
+    assert_eq!(packets(&linked(&[Tag; 8], &tcp)).map(|found| found.len()), Ok(1));
+    assert_eq!(packets(&linked(&[Tag; 9], &tcp)), Err(Reason::TooManyTags));
     let deep = Around::IpInIp.wrap(&tcp, false);
     assert_eq!(
-        packets(&linked(&[1; 8], &deep)).map(|found| found.len()),
+        packets(&linked(&[Tag; 8], &deep)).map(|found| found.len()),
         Ok(1),
         "the outer one is there all the same"
     );

@@ -13,6 +13,7 @@ mod packets;
 mod quality;
 mod rig;
 mod shaping;
+mod tunnels;
 mod upgrade;
 mod verifier;
 mod xdp;

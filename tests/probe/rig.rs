@@ -48,7 +48,19 @@ impl Rig {
 
     pub(crate) fn make_interface(&self) {
         let name = &self.interface;
-        ip(&["link", "add", name, "type", "veth", "peer", "name", &name.replace("ut", "up")]);
+        ip(&["link", "add", name, "type", "veth", "peer", "name", &self.peer()]);
+    }
+
+    /// The interface's other end.
+    pub(crate) fn peer(&self) -> String {
+        self.interface.replace("ut", "up")
+    }
+
+    /// Brings both ends up; the kernel still sends nothing by itself.
+    pub(crate) fn up(&self) {
+        for end in [&self.interface, &self.peer()] {
+            ip(&["link", "set", end, "addrgenmode", "none", "up"]);
+        }
     }
 
     pub(crate) fn remove_interface(&self) {
@@ -123,9 +135,32 @@ impl Drop for Rig {
     }
 }
 
+/// An interface beside a rig's, gone when dropped.
+pub(crate) struct Temporary(pub(crate) String);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.0]).stderr(Stdio::null()).status();
+    }
+}
+
 pub(crate) fn ip(arguments: &[&str]) {
     let done = Command::new("ip").args(arguments).status().expect("ip runs");
     assert!(done.success(), "ip {arguments:?}");
+}
+
+/// Where frames are sent through an interface.
+pub(crate) fn wire(interface: &str) -> pcap::Capture<pcap::Active> {
+    pcap::Capture::from_device(interface).and_then(pcap::Capture::open).expect("opens")
+}
+
+/// Bytes and frames that an interface has counted itself, received and sent.
+pub(crate) fn interface_counters(interface: &str) -> [u64; 4] {
+    ["rx_bytes", "rx_packets", "tx_bytes", "tx_packets"].map(|name| {
+        let file = format!("/sys/class/net/{interface}/statistics/{name}");
+        let text = std::fs::read_to_string(file).expect("the interface counts");
+        text.trim().parse().expect("a number")
+    })
 }
 
 /// The names of what is pinned.

@@ -12,7 +12,7 @@ use aya::programs::SchedClassifier;
 use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachType;
 use aya::{Ebpf, EbpfLoader};
-use usher_agent::probe::{Probe, ProbeError};
+use usher_agent::probe::{Attach, Probe, ProbeError};
 use usher_models::wire::{ANONYMOUS, Class, Direction, FlowLine, LAYOUT, SLOT_LANES, WAYS};
 
 use crate::on_a_kernel;
@@ -36,8 +36,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Sends both ways through an interface until told to stop, frames of all sizes, one in ten of nobody's. Says what the interface was handed
 /// and could not send, bytes and frames: the probe has counted it.
 fn traffic(interface: &str, peer: &str, stop: &AtomicBool) -> [u64; 2] {
-    let open = |name: &str| pcap::Capture::from_device(name).and_then(pcap::Capture::open).expect("opens");
-    let (mut inside, mut outside) = (open(interface), open(peer));
+    let (mut inside, mut outside) = (wire(interface), wire(peer));
     let mut arrived = interface_counters(interface)[1];
     let mut not_sent = [0; 2];
     for number in 0_usize.. {
@@ -66,16 +65,7 @@ fn traffic(interface: &str, peer: &str, stop: &AtomicBool) -> [u64; 2] {
     not_sent
 }
 
-/// Bytes and frames that an interface has counted itself, received and sent.
-fn interface_counters(interface: &str) -> [u64; 4] {
-    ["rx_bytes", "rx_packets", "tx_bytes", "tx_packets"].map(|name| {
-        let file = format!("/sys/class/net/{interface}/statistics/{name}");
-        let text = std::fs::read_to_string(file).expect("the interface counts");
-        text.trim().parse().expect("a number")
-    })
-}
-
-/// The same as the probe has counted: all that is in usage, with an Ethernet header each, and all that is not.
+/// The same as an interface counts, as the probe has counted it: all that is in usage, with an Ethernet header each, and all that is not.
 fn probe_counters(probe: &Probe) -> [u64; 4] {
     let mut counters = [0; 4];
     for slot in 0..probe.slots() {
@@ -102,10 +92,8 @@ pub(crate) fn under_traffic(
     mut probe: Whole,
     work: impl FnOnce(Whole) -> Whole,
 ) -> (Whole, [u64; 4], [u64; 4]) {
-    let peer = rig.interface.replace("ut", "up");
-    for end in [&rig.interface, &peer] {
-        ip(&["link", "set", end, "addrgenmode", "none", "up"]);
-    }
+    let peer = rig.peer();
+    rig.up();
     let before = probe_counters(&probe);
     let stop = AtomicBool::new(false);
     let not_sent;
@@ -128,10 +116,10 @@ pub(crate) fn under_traffic(
     (probe, theirs, ours)
 }
 
-#[test]
-fn ten_upgrades_in_a_row_lose_no_byte_and_count_none_twice() {
-    on_a_kernel!("ten_upgrades_in_a_row_lose_no_byte_and_count_none_twice");
-    let rig = Rig::new();
+/// Ten upgrades in a row by one of the kernel's hooks.
+fn upgrades(attach: Attach) {
+    let mut rig = Rig::new();
+    rig.settings.attach = attach;
     let probe = rig.probe();
     let boot = probe.boot();
     let (probe, theirs, ours) = under_traffic(&rig, probe, |mut probe| {
@@ -144,6 +132,18 @@ fn ten_upgrades_in_a_row_lose_no_byte_and_count_none_twice() {
     assert_eq!(ours, theirs);
     assert_eq!(probe.boot(), boot);
     probe.detach().expect("detaches");
+}
+
+#[test]
+fn ten_upgrades_in_a_row_lose_no_byte_and_count_none_twice() {
+    on_a_kernel!("ten_upgrades_in_a_row_lose_no_byte_and_count_none_twice");
+    upgrades(Attach::Auto);
+}
+
+#[test]
+fn ten_upgrades_in_a_row_by_clsact_lose_no_byte_and_count_none_twice() {
+    on_a_kernel!("ten_upgrades_in_a_row_by_clsact_lose_no_byte_and_count_none_twice");
+    upgrades(Attach::Clsact);
 }
 
 /// An agent of layout 2 that has run: its maps, programs and links are pinned.
@@ -221,10 +221,8 @@ fn counters_of_an_older_layout_go_on_under_traffic() {
     on_a_kernel!("counters_of_an_older_layout_go_on_under_traffic", tcx);
     let rig = Rig::new();
     Former::load(&rig, 2).die();
-    let peer = rig.interface.replace("ut", "up");
-    for end in [&rig.interface, &peer] {
-        ip(&["link", "set", end, "addrgenmode", "none", "up"]);
-    }
+    let peer = rig.peer();
+    rig.up();
     let stop = AtomicBool::new(false);
     let (probe, not_sent) = std::thread::scope(|scope| {
         let sender = scope.spawn(|| traffic(&rig.interface, &peer, &stop));

@@ -5,6 +5,7 @@
 
 pub mod exactness;
 pub mod floods;
+pub mod frames;
 pub mod netconfd;
 pub mod netns;
 pub mod nginx;
