@@ -1,5 +1,6 @@
 //! Gates, rates and the bypass.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use usher_agent::probe::{Trial, Verdict};
@@ -14,6 +15,24 @@ const FRAME_BYTES: u64 = 40 + 1_000;
 
 fn frame() -> Vec<u8> {
     tcp(Down, 4000, &[1; 1_000])
+}
+
+/// Offers packets of so many bytes until one is held back half a second later or more; the bytes that a rate and its burst let pass of them.
+fn offered(rate: Rate, burst: u64, bytes: u64, mut passes: impl FnMut() -> bool) -> RangeInclusive<u64> {
+    let began = Instant::now();
+    let mut last_drop = Duration::ZERO;
+    while last_drop < Duration::from_millis(500) {
+        let at = began.elapsed();
+        if !passes() {
+            last_drop = at;
+        }
+    }
+    // The burst, what the time brought until it was all used, one packet over, and a tick of the slowest clock either way.
+    let tick = Duration::from_millis(10);
+    let brought =
+        |time: Duration| u64::try_from(time.as_micros()).expect("short") * rate.bits_per_second / 8_000_000;
+    burst + brought(last_drop.saturating_sub(tick)) - bytes
+        ..=burst + brought(began.elapsed() + tick) + 2 * bytes
 }
 
 #[test]
@@ -86,29 +105,73 @@ fn a_rate_lets_its_burst_through_and_then_what_time_brings() {
     on_a_kernel!("a_rate_lets_its_burst_through_and_then_what_time_brings");
     let rig = Rig::new();
     let mut probe = rig.probe();
-    let bits_per_second = 8_000_000;
-    let rate = Rate::per_second(bits_per_second, 1_000_000);
+    let rate = Rate::per_second(8_000_000, 1_000_000);
     probe.enforce(SLOT, &Enforcement::default().with_rate(Class::Other.index(), Down, rate)).expect("writes");
     let frame = frame();
-    let began = Instant::now();
-    let mut last_drop = Duration::ZERO;
-    while last_drop < Duration::from_millis(500) {
-        let at = began.elapsed();
-        if run(&probe, Down, &frame) == Verdict::Drop {
-            last_drop = at;
-        }
-    }
-    let took = began.elapsed();
+    let due = offered(rate, 1_000_000, FRAME_BYTES, || run(&probe, Down, &frame) == Verdict::Pass);
     let passed = cell(&probe, SLOT, Class::Other, Down).bytes;
-    // The burst, what the time brought until it was all used, one packet over, and a tick of the slowest clock either way.
-    let brought =
-        |time: Duration| u64::try_from(time.as_micros()).expect("short") * bits_per_second / 8_000_000;
-    let tick = Duration::from_millis(10);
-    let least = 1_000_000 + brought(last_drop.saturating_sub(tick)) - FRAME_BYTES;
-    let most = 1_000_000 + brought(took + tick) + 2 * FRAME_BYTES;
-    assert!((least..=most).contains(&passed), "{passed} not in {least}..={most}");
+    assert!(due.contains(&passed), "{passed} not in {due:?}");
 
     assert_eq!(run(&probe, Up, &tcp(Up, 4000, b"x")), Verdict::Pass, "the other direction is free");
+}
+
+#[test]
+fn a_burst_of_gigabytes_passes_whole_and_no_more_of_it() {
+    const BURST: u64 = 6_000_000_000;
+    /// As many segments as bytes of payload, each with its headers.
+    const BYTES: u64 = 3_000 * 41;
+    on_a_kernel!("a_burst_of_gigabytes_passes_whole_and_no_more_of_it");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let rate = Rate::per_second(16_000_000, BURST);
+    probe.enforce(SLOT, &Enforcement::default().with_rate(Class::Other.index(), Down, rate)).expect("writes");
+    let frame = tcp(Down, 4000, &[1; 3_000]);
+    let trial = Trial { repeat: 1_000, segment_bytes: 1, ..Trial::once(Down, &frame) };
+    let due = offered(rate, BURST, BYTES, || probe.trial(&trial).expect("runs").verdict == Verdict::Pass);
+    let passed = cell(&probe, SLOT, Class::Other, Down).bytes;
+    assert!(due.contains(&passed), "{passed} not in {due:?}");
+}
+
+#[test]
+fn rates_and_gates_hold_where_the_agent_is_gone() {
+    const BLOCKED: u32 = 5;
+    on_a_kernel!("rates_and_gates_hold_where_the_agent_is_gone");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    // Two roamers: one gets little, the other nothing.
+    let rate = Rate::per_second(8_000_000, 100_000);
+    let limited = Enforcement::default().with_gate(Gate::Limit).with_rate(LINE, Down, rate);
+    probe.enforce(SLOT, &limited).expect("writes");
+    probe.bind(net("10.0.0.3/32"), BLOCKED).expect("binds");
+    probe.enforce(BLOCKED, &Enforcement::default().with_gate(Gate::Block)).expect("writes");
+    drop(probe);
+
+    rig.up();
+    let (mut inside, mut outside) = (wire(&rig.interface), wire(&rig.peer()));
+    let (frame, blocked) = (frame(), tcp_of([10, 0, 0, 3], b"hello"));
+    let (mut sent, mut held_back) = (0, 0);
+    let due = offered(rate, 100_000, FRAME_BYTES, || {
+        if sent % 1_000 == 0 {
+            outside.sendpacket(blocked.as_slice()).expect("sends");
+        }
+        // What is held back on its way out is told to who sent it.
+        let passes = inside.sendpacket(frame.as_slice()).is_ok();
+        sent += 1;
+        held_back += u64::from(!passes);
+        passes
+    });
+    // What is on its way arrives before the interface is down.
+    ip(&["link", "set", &rig.peer(), "down"]);
+    let arrived = interface_counters(&rig.peer())[1];
+
+    let probe = rig.load().expect("adopts");
+    let counted = cell(&probe, SLOT, Class::Other, Down);
+    assert_eq!((counted.packets, counted.dropped_packets), (sent - held_back, held_back));
+    assert_eq!(arrived, counted.packets);
+    assert!(due.contains(&counted.bytes), "{counted:?} not in {due:?}");
+    let counted = cell(&probe, BLOCKED, Class::Other, Up);
+    assert_eq!((counted.packets, counted.dropped_packets), (0, sent.div_ceil(1_000)));
+    assert_eq!(probe.enforcement(SLOT).expect("reads"), limited);
 }
 
 #[test]

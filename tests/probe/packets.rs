@@ -1,8 +1,15 @@
 //! What is counted, for whom, and what is handed up.
 
-use usher_agent::probe::Verdict;
+use std::time::Duration;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{LpmTrie, Map, MapData};
+use usher_agent::dataplane::ForApp;
+use usher_agent::probe::{Probe, Trial, Verdict};
+use usher_agent::usage::Baseline;
 use usher_models::units::BitsPerSecond;
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Gate, Reason, TcpFlags};
+use usher_tests::wait::{self, Seen};
 
 use crate::on_a_kernel;
 use crate::rig::*;
@@ -11,6 +18,8 @@ use Direction::{Down, Up};
 
 /// The Ethernet header's bytes.
 const LINK: u64 = 14;
+
+const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn packets_are_counted_to_the_byte_by_slot_class_and_direction() {
@@ -91,6 +100,105 @@ fn vlan_tags_in_the_frame_are_looked_through() {
     let tally = tally(&probe, Reason::TooManyTags, Up);
     assert_eq!((tally.packets, tally.bytes), (1, deep.len() as u64));
     assert_eq!(everything(&probe).0, 4);
+}
+
+#[test]
+fn tags_that_the_kernel_keeps_beside_the_frame_change_no_count() {
+    on_a_kernel!("tags_that_the_kernel_keeps_beside_the_frame_change_no_count");
+    let rig = Rig::new();
+    let probe = rig.probe();
+    // The outermost tag of a frame that comes in is put beside it before the probe sees it, and stays there where a bridge hands it on.
+    let other = Rig::new();
+    let bridge = Temporary(rig.interface.replace("ut", "ub"));
+    ip(&["link", "add", &bridge.0, "type", "bridge", "mcast_snooping", "0"]);
+    ip(&["link", "set", &bridge.0, "addrgenmode", "none", "up"]);
+    for rig in [&rig, &other] {
+        rig.up();
+        ip(&["link", "set", &rig.interface, "master", &bridge.0]);
+        wait::until("a port that forwards", SOON, || {
+            let file = format!("/sys/class/net/{}/brport/state", rig.interface);
+            let state = std::fs::read_to_string(file)?;
+            Ok(Seen::when(state.trim() == "3", (), state))
+        })
+        .expect("forwards");
+    }
+    let [mut subscribers, mut core] = [&rig, &other].map(|rig| wire(&rig.peer()));
+    let mut expected = [passed(0, 0); 2];
+    let mut others = 0;
+    // The second tag of two is in the frame.
+    for tags in [&[(0x8100, 7)][..], &[(0x88a8, 7), (0x8100, 8)]] {
+        let mut send = |direction, frame: &[u8]| {
+            let from = if direction == Up { &mut subscribers } else { &mut core };
+            from.sendpacket(tagged(frame, tags)).expect("sends");
+        };
+        for (direction, expected) in Direction::BOTH.into_iter().zip(&mut expected) {
+            for length in (0..1_000).step_by(99) {
+                let frame = tcp(direction, 4_000, &vec![1; length]);
+                expected.bytes += frame.len() as u64 - LINK;
+                expected.packets += 1;
+                send(direction, &frame);
+            }
+            // What is no IP counts as long as the frame is: so it is seen that a tag is not in it. (The number is one for experiments.)
+            let mut no_ip = tcp(direction, 4_000, b"");
+            no_ip[12..14].copy_from_slice(&[0x88, 0xb5]);
+            send(direction, &no_ip);
+            others += (no_ip.len() + 4 * (tags.len() - 1)) as u64;
+        }
+    }
+    let sent = expected[0].packets + expected[1].packets + 4;
+    wait::until("all frames", SOON, || {
+        let (packets, _) = everything(&probe);
+        Ok(Seen::when(packets >= sent, (), packets))
+    })
+    .expect("arrive");
+    for (direction, expected) in Direction::BOTH.into_iter().zip(expected) {
+        assert_eq!(cell(&probe, SLOT, Class::Other, direction), expected, "{direction:?}");
+        let tally = tally(&probe, Reason::NotIp, direction);
+        assert_eq!((tally.packets, tally.bytes), (2, others / 2), "{direction:?}");
+    }
+}
+
+#[test]
+fn counters_go_on_past_four_gigabytes_and_four_billion_packets() {
+    const RUNS: u32 = 1_500_000;
+    const PAYLOAD: usize = 3_000;
+    // As many segments as bytes of payload, each with its headers.
+    const PACKETS: u64 = RUNS as u64 * PAYLOAD as u64;
+    const BYTES: u64 = PACKETS * 41;
+    on_a_kernel!("counters_go_on_past_four_gigabytes_and_four_billion_packets");
+    let rig = Rig::new();
+    let mut probe = rig.probe();
+    let frame = tcp(Down, 4000, &[1; PAYLOAD]);
+    let many = |probe: &Probe, frame: &[u8]| {
+        let trial = Trial { repeat: RUNS, segment_bytes: 1, ..Trial::once(Down, frame) };
+        probe.trial(&trial).expect("runs");
+    };
+    run(&probe, Down, &frame);
+    assert_eq!(probe.count_for_app(&flow(6, 4000, 443), Some("letters")), ForApp::Counted);
+    let before = cell(&probe, SLOT, Class::Other, Down);
+    many(&probe, &frame);
+    let counted = cell(&probe, SLOT, Class::Other, Down);
+    assert_eq!((counted.bytes - before.bytes, counted.packets - before.packets), (BYTES, PACKETS));
+    let app = &probe.moved_apps(&Baseline::default())[0];
+    assert_eq!(app.now[Down.index()], BYTES);
+
+    probe.enforce(SLOT, &Enforcement::default().with_gate(Gate::Block)).expect("writes");
+    many(&probe, &frame);
+    let blocked = cell(&probe, SLOT, Class::Other, Down);
+    assert_eq!((blocked.dropped_bytes, blocked.dropped_packets), (BYTES, PACKETS));
+    assert_eq!((blocked.bytes, blocked.packets), (counted.bytes, counted.packets));
+
+    probe.unbind(net("10.0.0.2/32")).expect("unbinds");
+    many(&probe, &frame);
+    assert_eq!(cell(&probe, ANONYMOUS, Class::Other, Down), passed(BYTES, PACKETS));
+
+    let mut arp = frame;
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    many(&probe, &arp);
+    let bytes = u64::from(RUNS) * arp.len() as u64;
+    let tally = tally(&probe, Reason::NotIp, Down);
+    assert_eq!((tally.packets, tally.bytes), (RUNS.into(), bytes));
+    assert!(PACKETS > 1 << 32 && bytes > 1 << 32, "or nothing was tested");
 }
 
 #[test]
@@ -263,7 +371,7 @@ fn first_bytes_are_handed_up_until_the_budget_or_the_verdict() {
     assert_eq!((taken[0].slot, taken[0].direction), (SLOT, Up));
     assert_eq!(*taken[0].packet, tcp(Up, 4000, b"hello")[14..]);
     assert!(taken[0].first_packet <= taken[0].seen);
-    assert!(usher_models::units::Micros::now().since(taken[0].seen) < std::time::Duration::from_mins(1));
+    assert!(usher_models::units::Micros::now().since(taken[0].seen) < Duration::from_mins(1));
 
     run(&probe, Down, &tcp(Down, 4001, b"hello"));
     assert_eq!(samples(&mut probe).len(), 1);
@@ -483,4 +591,22 @@ fn segments_in_a_tunnel_have_its_headers_each() {
     let inner = tcp(Up, 4000, &[1; 3_100]);
     run_super(&probe, Up, &gtpu(&inner[14..]), 500);
     assert_eq!(cell(&probe, SLOT, Class::Other, Up), passed(3_100 + 7 * 40, 7));
+}
+
+#[test]
+fn a_session_of_a_slot_that_is_not_there_is_nobodys_and_counted_as_such() {
+    on_a_kernel!("a_session_of_a_slot_that_is_not_there_is_nobodys_and_counted_as_such");
+    let rig = Rig::new();
+    let probe = rig.load().expect("loads");
+    // No agent binds one: the table is written to past it.
+    let table = MapData::from_pin(rig.settings.pin_dir.join("sessions")).expect("pinned");
+    let mut sessions: LpmTrie<MapData, [u8; 16], u32> = Map::LpmTrie(table).try_into().expect("a trie");
+    sessions.insert(&Key::new(128, mapped(SUBSCRIBER)), probe.slots(), 0).expect("writes");
+    let frame = tcp(Up, 4_000, b"hello");
+    let bytes = frame.len() as u64 - LINK;
+    assert_eq!(run(&probe, Up, &frame), Verdict::Pass);
+    let counted = tally(&probe, Reason::NoSuchSlot, Up);
+    assert_eq!((counted.packets, counted.bytes), (1, bytes));
+    assert_eq!(cell(&probe, ANONYMOUS, Class::Other, Up), passed(bytes, 1));
+    assert_eq!(everything(&probe), (1, bytes), "and in no other slot's place");
 }
