@@ -1,6 +1,6 @@
 //! The hierarchical token bucket (tc-htb(8)) over rtnetlink(7): its tree on an interface, its classes, and what queues in them.
 //!
-//! The library carries the messages; what is HTB's own in them (linux/pkt_sched.h, `tc_htb_opt`, `tc_htb_glob`, TCA_HTB_*) is put
+//! The library carries the messages; what is HTB's own in them (linux/pkt_sched.h, `tc_htb_opt`, `tc_htb_glob`, TCA_HTB_*, TCA_CAKE_*) is put
 //! together and taken apart here. Knows no slots and keeps nothing.
 
 use std::io;
@@ -27,6 +27,8 @@ const RATE64: u16 = 6;
 const CEIL64: u16 = 7;
 /// The attribute that holds the options of any kind.
 const OPTIONS: u16 = 2;
+// An attribute within cake's options.
+const CAKE_SPLIT_GSO: u16 = 17;
 // Attributes within a size table.
 const STAB_BASE: u16 = 1;
 const STAB_DATA: u16 = 2;
@@ -174,12 +176,26 @@ pub(super) fn queue(
     message.header.parent = class(direction, minor);
     // The kernel has numbers for half as many only.
     message.header.handle = TcHandle { major: minor, minor: 0 };
-    message.attributes = vec![TcAttribute::Kind(leaf.name().to_owned())];
-    if leaf == Leaf::Pfifo {
-        let limit = of.packets().to_ne_bytes().to_vec();
-        message.attributes.push(TcAttribute::Other(DefaultNla::new(OPTIONS, limit)));
-    }
+    message.attributes = attributes(of, leaf);
     tell(Route::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// What a class's queue is.
+fn attributes(of: &Class, leaf: Leaf) -> Vec<TcAttribute> {
+    let mut attributes = vec![TcAttribute::Kind(leaf.name().to_owned())];
+    match leaf {
+        // Left alone it takes joined packets apart, and each part would count as a frame, past the tree's size table.
+        Leaf::Cake => {
+            let keep_whole = DefaultNla::new(CAKE_SPLIT_GSO, 0_u32.to_ne_bytes().to_vec());
+            attributes.push(TcAttribute::Options(vec![TcOption::Other(keep_whole)]));
+        }
+        Leaf::FqCodel => {}
+        Leaf::Pfifo => {
+            let limit = of.packets().to_ne_bytes().to_vec();
+            attributes.push(TcAttribute::Other(DefaultNla::new(OPTIONS, limit)));
+        }
+    }
+    attributes
 }
 
 /// Whether the kernel has a queueing discipline of this kind, or a module of it. It is asked for one with options that no kind takes: one that it
@@ -267,4 +283,25 @@ fn word(part: &NlaBuffer<&[u8]>, at: usize) -> u64 {
 
 fn double(part: &NlaBuffer<&[u8]>) -> Option<u64> {
     part.value().first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kernels without cake cannot be asked about.
+    #[test]
+    fn cake_is_told_to_keep_joined_packets_whole() {
+        let class = Class { parent: None, rate: 1_000, ceiling: 1_000, queues: true };
+        let attributes = attributes(&class, Leaf::Cake);
+        let mut bytes = vec![0; attributes.as_slice().buffer_len()];
+        attributes.as_slice().emit(&mut bytes);
+        // TCA_KIND, filled up to four bytes; TCA_OPTIONS, in it TCA_CAKE_SPLIT_GSO: 0.
+        let words = [[9_u16, 1], [12, 2], [8, 17]].map(|[length, kind]| {
+            let [length, kind] = [length, kind].map(u16::to_ne_bytes);
+            [length, kind].concat()
+        });
+        let expected = [&words[0][..], b"cake\0\0\0\0", &words[1], &words[2], &[0; 4]].concat();
+        assert_eq!(bytes, expected);
+    }
 }

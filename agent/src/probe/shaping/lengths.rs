@@ -4,8 +4,9 @@
 //! length of a joined packet as it is, whose segments have their headers on the wire only. Of how many it is made the table takes from
 //! its length: a joined packet is of full ones, for the rest of it is the last.
 
-/// Headers of IPv4 and TCP with time stamps, what most joined packets have once and their segments had each. Of any other kind the table is
-/// off by the difference, a hundredth of the packet.
+/// Headers of IPv4 and TCP with time stamps, what most joined packets have once and their segments had each. With any others full segments
+/// count right to 2 %. Smaller ones count for too little, as there are more of them than the length tells: of 524 bytes of payload 1.06 times the rate
+/// passes, of 100 bytes 1.46 times.
 const HEADERS: usize = 52;
 /// Segments of a joined packet that the table tells apart, and its entries at the most: an attribute of rtnetlink has no more than 64 KiB.
 const SEGMENTS: usize = 8;
@@ -80,7 +81,17 @@ mod tests {
         }
     }
 
-    /// IPv4 and IPv6, with and without time stamps, in packets of nearly what the link carries: all that the kernel joins.
+    #[test]
+    fn joined_small_segments_count_for_less_than_they_had() {
+        let lengths = Lengths::new(14, 1_500);
+        for (payload, percent) in [(1_448, 100), (524, 106), (100, 146)] {
+            let on_the_wire = 40 * (HEADERS + payload);
+            let counted = lengths.counted(HEADERS + 40 * payload);
+            assert_eq!((on_the_wire * 100 + counted / 2) / counted, percent, "{counted} for {on_the_wire}");
+        }
+    }
+
+    /// IPv4 and IPv6, with and without time stamps, in packets of nearly what the link carries: what the kernel joins of a transfer.
     #[test]
     fn joined_packets_count_for_what_their_segments_had() {
         for mtu in [1_400_usize, 1_500, 9_000] {
