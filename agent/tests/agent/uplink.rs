@@ -117,6 +117,47 @@ async fn sessions_are_read_again_when_the_file_changes_and_a_bad_file_changes_no
 }
 
 #[test]
+fn check_says_what_each_limit_of_the_probe_costs() {
+    let pki = Pki::new();
+    let source = "{probe: {interfaces: [nowhere*], max_flows: 65536, max_subscribers: 1000, max_measured: 16384, max_apps: 65536}}";
+    let gateway = Gateway::new(&pki, ([127, 0, 0, 1], 9).into(), source);
+    let output = gateway.command("check").output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+    let lines: Vec<_> = out.lines().map(words).collect();
+    for said in [
+        // 160 bytes each.
+        "10 MiB for 65536 flows",
+        // 1,160 bytes each, and the slot of nobody's; 128 are for prefixes of traffic of no session.
+        "1.2 MiB for 1128 subscribers",
+        // 128 bytes each: two nodes of a trie.
+        "564 KiB for 4512 prefixes",
+        // 1,088 bytes each.
+        "17 MiB for 16384 classes of sessions measured at one time",
+        // 128 bytes each.
+        "8 MiB for 65536 apps of subscribers at one time",
+        "16 MiB for 16777216 bytes of samples",
+    ] {
+        assert!(lines.iter().any(|line| line == said), "no `{said}` in\n{out}");
+    }
+    // Each is cut off at a tenth.
+    let size = |line: &str| {
+        let (number, rest) = line.split_once(' ')?;
+        let shift = ["bytes", "KiB", "MiB"].iter().position(|unit| rest.starts_with(&format!("{unit} ")))?;
+        Some(number.parse::<f64>().ok()? * f64::from(1 << (10 * shift)))
+    };
+    let whole = lines.iter().find_map(|line| line.strip_prefix("memory ")).and_then(size).unwrap();
+    let parts: Vec<_> =
+        lines.iter().filter(|line| line.contains(" for ")).filter_map(|line| size(line)).collect();
+    let sum: f64 = parts.iter().sum();
+    assert!(
+        parts.len() > 6 && (whole - sum).abs() < 0.1 * f64::from(1 << 20) * 2.0,
+        "{sum} of {whole} in\n{out}"
+    );
+}
+
+#[test]
 fn check_says_what_it_found_and_what_it_did_not() {
     let pki = Pki::new();
     let gateway = Gateway::new(&pki, ([127, 0, 0, 1], 9).into(), "{capture: {file: traffic.pcap}}");
