@@ -122,3 +122,29 @@ fn a_killed_agent_is_followed_by_one_that_adopts_its_links_and_finds_nothing_ami
         assert!(!printed.lines().any(amiss), "{printed}");
     }
 }
+
+#[test]
+fn pins_that_go_end_the_agent_with_all_told_and_the_next_one_counts() {
+    on_a_kernel!("pins_that_go_end_the_agent_with_all_told_and_the_next_one_counts");
+    let mut site = exactness::site(Lab::new(Place::new().unwrap()).unwrap(), Offloads::Off).unwrap();
+    let pins = site.ground().place().pins();
+    let mut sent = 0;
+    for (arguments, what) in [("-f $0/*", "`config`, `sessions`"), ("-r $0", "the directory")] {
+        send(site.lab().unwrap(), 1_000);
+        let before = site.agent().unwrap().printed().len();
+        process::run(process::command("sh", ["-c", &format!("rm {arguments}")]).arg(&pins)).unwrap();
+        let status = site.agent().unwrap().wait(Duration::from_secs(20)).unwrap();
+        let printed = site.agent().unwrap().printed().split_off(before);
+        assert_eq!(status.code(), Some(1), "{printed}");
+        let complaints: Vec<&str> = printed
+            .lines()
+            .filter(|line| line.contains("ERROR") || line.starts_with("usher-agent:"))
+            .collect();
+        assert!(matches!(complaints[..], [one] if one.contains(what)), "{printed}");
+        // As the unit does it.
+        site.start_agent().unwrap();
+        send(site.lab().unwrap(), 30);
+        sent += 1_030;
+        expect_up(&mut site, sent, 0);
+    }
+}

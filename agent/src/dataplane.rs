@@ -316,6 +316,14 @@ impl DataPlane {
         }
     }
 
+    /// Fails where the probe's pins are gone, so that this agent should give way to one that begins anew.
+    pub fn check_pins(&self) -> Result<(), DataPlaneError> {
+        match self {
+            Self::Probe(probe) => Ok(probe.check_pins()?),
+            Self::Capture(_) => Ok(()),
+        }
+    }
+
     /// Notices where somebody has taken the probe off an interface: the next look puts it back. Takes as long as there are interfaces.
     pub fn notice_taken_off(&mut self) {
         match self {

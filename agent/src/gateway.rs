@@ -19,7 +19,7 @@ use usher_models::wire::Enforcement;
 use crate::books::{Books, BooksError};
 use crate::catalogue;
 use crate::config::Config;
-use crate::dataplane::{DataPlane, Slots as _};
+use crate::dataplane::{DataPlane, DataPlaneError, Slots as _};
 use crate::metrics::Metrics;
 use crate::sessions::{Session, Sessions};
 use crate::store::Store;
@@ -42,6 +42,19 @@ const MAX_FAILED_DRAINS: u32 = 3;
 
 /// What a file was when it was last read.
 type Stamp = Option<(u64, u64, i64, i64)>;
+
+/// Why an agent cannot go on. The next one can, and until then counting and enforcement go on in the kernel, as far as they stand there.
+#[derive(Debug, thiserror::Error)]
+pub enum Stuck {
+    /// Nothing can be stored any more. The next agent takes up from what the file holds.
+    #[error(
+        "the state file cannot be used any more (see above): free space or mend the disk, and start again"
+    )]
+    Store,
+    /// The probe's pins are gone.
+    #[error(transparent)]
+    Pins(DataPlaneError),
+}
 
 /// The gateway task's line to the verdicts' thread.
 #[derive(Debug)]
@@ -70,6 +83,8 @@ pub struct Gateway {
     waiting: Option<Sessions>,
     seconds: u64,
     failed_drains: u32,
+    /// That the probe's pins are gone.
+    without_pins: Option<DataPlaneError>,
 }
 
 impl Gateway {
@@ -106,6 +121,7 @@ impl Gateway {
             waiting: None,
             seconds: 0,
             failed_drains: 0,
+            without_pins: None,
         };
         gateway.set_sessions(now, sessions, true)?;
         gateway.follow_interfaces();
@@ -117,10 +133,12 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Whether nothing can be stored any more. The next agent takes up from what the file holds; until then counting and
-    /// enforcement go on in the kernel.
-    pub fn is_stuck(&self) -> bool {
-        self.failed_drains >= MAX_FAILED_DRAINS
+    /// Why the agent cannot go on, once it cannot. A last drain may tell what was counted.
+    pub fn stuck(&mut self) -> Option<Stuck> {
+        if self.failed_drains >= MAX_FAILED_DRAINS {
+            return Some(Stuck::Store);
+        }
+        self.without_pins.take().map(Stuck::Pins)
     }
 
     /// When the next setting or hold ends by itself.
@@ -151,6 +169,10 @@ impl Gateway {
     /// A second has passed. Returns whether what was counted is spooled.
     pub fn tick(&mut self, now: Micros) -> bool {
         self.seconds += 1;
+        if let Err(error) = self.plane.check_pins() {
+            self.without_pins = Some(error);
+            return false;
+        }
         self.expire(now);
         if stamp(&self.config.sessions) != self.read {
             self.reload(now);
@@ -202,6 +224,10 @@ impl Gateway {
 
     /// Interfaces have come, gone or changed: the probe follows.
     pub fn follow_interfaces(&mut self) {
+        if let Err(error) = self.plane.check_pins() {
+            self.without_pins = Some(error);
+            return;
+        }
         match self.plane.follow_interfaces() {
             Ok(Some(followed)) => self.metrics.followed(&followed),
             Ok(None) => {}

@@ -182,6 +182,9 @@ async fn work(gateway: &mut Gateway, joints: &mut Joints, mut signals: Signals, 
     let watchdog = sd_notify::watchdog_enabled(false, &mut 0);
     let (mut ended, mut told) = (false, false);
     loop {
+        if let Some(why) = gateway.stuck() {
+            return End::Broken(why.into());
+        }
         let all_told = ended && exit_at_end && told;
         if all_told && joints.store.spooled() == 0 {
             return End::AllRead;
@@ -205,10 +208,6 @@ async fn work(gateway: &mut Gateway, joints: &mut Joints, mut signals: Signals, 
                 } else {
                     told = block_in_place(|| gateway.tick(now));
                     joints.spooled.send_modify(|count| *count += 1);
-                }
-                if gateway.is_stuck() {
-                    let why = "the state file cannot be used any more (see above): free space or mend the disk, and start again";
-                    return End::Broken(anyhow::anyhow!(why));
                 }
                 if watchdog {
                     notify(&[NotifyState::Watchdog]);

@@ -1,6 +1,7 @@
 //! One probe on several interfaces, which come and go.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use aya::programs::SchedClassifier;
@@ -393,29 +394,91 @@ fn as_bounded_as_the_unit_an_agent_adopts_links_and_knows_that_they_stand() {
     }
 }
 
+/// What an operator, or a program that tidies up, may do to the directory of the pins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Harm {
+    Removed,
+    Replaced,
+    Emptied,
+    Without(&'static str),
+}
+
+impl Harm {
+    const ALL: [Self; 5] =
+        [Self::Removed, Self::Replaced, Self::Emptied, Self::Without("config"), Self::Without("lanes")];
+
+    fn come(self, directory: &Path) {
+        match self {
+            Self::Removed => fs::remove_dir_all(directory).expect("is removed"),
+            Self::Replaced => {
+                Self::Removed.come(directory);
+                fs::create_dir(directory).expect("is made");
+            }
+            Self::Emptied => {
+                for pin in fs::read_dir(directory).expect("lists") {
+                    fs::remove_file(pin.expect("a pin").path()).expect("is removed");
+                }
+            }
+            Self::Without(pin) => fs::remove_file(directory.join(pin)).expect("is removed"),
+        }
+    }
+}
+
 #[test]
-fn where_the_pins_are_gone_the_error_says_so_and_the_next_agent_begins_anew() {
-    on_a_kernel!("where_the_pins_are_gone_the_error_says_so_and_the_next_agent_begins_anew", tcx);
+fn where_pins_are_gone_the_agent_is_told_and_the_next_one_begins_anew() {
+    on_a_kernel!("where_pins_are_gone_the_agent_is_told_and_the_next_one_begins_anew");
+    let mut pairs = Pairs::new();
+    pairs.make("a");
+    let directory = pairs.rig.settings.pin_dir.clone();
+    for attach in [Attach::Clsact, Attach::Auto] {
+        pairs.rig.settings.attach = attach;
+        for harm in Harm::ALL {
+            let mut probe = pairs.probe(&["a"]);
+            let boot = probe.boot();
+            harm.come(&directory);
+            let left = pins(&pairs.rig);
+            probe.notice_taken_off();
+            let error = probe.follow_interfaces().expect_err("it is noticed").to_string();
+            let what = match harm {
+                Harm::Removed | Harm::Replaced => "the directory",
+                Harm::Emptied => "`config`, `sessions`",
+                Harm::Without(pin) => pin,
+            };
+            let told = error.contains(directory.to_str().expect("text")) && error.contains(what);
+            assert!(told && error.contains("begin anew"), "{harm:?}: {error}");
+            assert_eq!(pins(&pairs.rig), left, "nothing is put where another agent may be");
+            drop(probe);
+            let probe = pairs.probe(&["a"]);
+            assert_ne!(probe.boot(), boot, "{attach:?} {harm:?}");
+            pairs.send("a");
+            counted(&probe, 1);
+            probe.detach().expect("detaches");
+        }
+    }
+}
+
+#[test]
+fn pins_that_go_while_no_agent_runs_do_not_keep_the_next_one_from_counting() {
+    on_a_kernel!("pins_that_go_while_no_agent_runs_do_not_keep_the_next_one_from_counting");
     let pairs = Pairs::new();
     pairs.make("a");
-    let mut probe = pairs.probe(&["a"]);
-    let boot = probe.boot();
-    fs::remove_dir_all(&pairs.rig.settings.pin_dir).expect("is removed");
-    let said = wait::until("it is noticed", Duration::from_secs(5), || {
-        probe.notice_taken_off();
-        let followed = probe.follow_interfaces()?;
-        let said = followed.failed.first().map(|failed| failed.error.to_string());
-        Ok(said.map_or_else(|| Seen::NotYet(format!("{followed:?}")), Seen::Done))
-    });
-    let said = said.expect("it is");
-    assert!(said.contains(&pairs.name("a")) && said.contains("restart the agent"), "{said}");
-    assert!(probe.interfaces_wait(), "it is tried again");
-    drop(probe);
-    let probe = pairs.probe(&["a"]);
-    assert_ne!(probe.boot(), boot);
-    pairs.send("a");
-    counted(&probe, 1);
-    probe.detach().expect("detaches");
+    let directory = &pairs.rig.settings.pin_dir;
+    for harm in Harm::ALL {
+        let probe = pairs.probe(&["a"]);
+        let boot = probe.boot();
+        drop(probe);
+        let before = pins::links(directory).expect("reads");
+        harm.come(directory);
+        let probe = pairs.probe(&["a"]);
+        assert_ne!(probe.boot(), boot, "{harm:?}");
+        assert_eq!(probe.bindings().expect("lists").len(), 1, "none of before: {harm:?}");
+        if let Harm::Without(_) = harm {
+            assert_eq!(pins::links(directory).expect("reads"), before, "programs change in one step");
+        }
+        pairs.send("a");
+        counted(&probe, 1);
+        probe.detach().expect("detaches");
+    }
 }
 
 #[test]

@@ -175,10 +175,6 @@ impl Attachments {
     /// Hangs the programs where an interface's packets are. A pinned link of a former agent gets the new program in one step: no packet
     /// is seen by both or by none.
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, interface: &Interface) -> Result<(), ProbeError> {
-        if !self.pins.exists() {
-            let (interface, directory) = (interface.name.clone(), self.pins.clone());
-            return Err(ProbeError::PinsGone { interface, directory });
-        }
         for direction in Direction::BOTH {
             let name = program_name(interface.link, direction);
             load(ebpf, name)?;

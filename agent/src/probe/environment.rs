@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -51,6 +51,15 @@ pub(super) fn lock(directory: &Path) -> Result<File, ProbeError> {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(ProbeError::InUse { directory: directory.to_owned() }),
         Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Whether a directory is the one that was locked, and not gone or another one. Where that cannot be told, nothing is known against it.
+pub(super) fn is_locked_by(directory: &Path, lock: &File) -> bool {
+    match (fs::metadata(directory), lock.metadata()) {
+        (Ok(there), Ok(locked)) => (there.dev(), there.ino()) == (locked.dev(), locked.ino()),
+        (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
+        (Ok(_), Err(_)) => true,
     }
 }
 

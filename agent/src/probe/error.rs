@@ -92,19 +92,13 @@ pub enum ProbeError {
         /// This agent's.
         ours: u32,
     },
-    /// Programs are attached, but the map that says what they write is gone.
-    #[error("adopt the maps pinned in {}: programs are attached but `config` is missing, so the counters cannot be told; remove the directory to begin anew", .directory.display())]
-    Incomplete {
-        /// Where the pins are.
-        directory: PathBuf,
-    },
-    /// The directory of the pins went while the agent ran.
-    #[error("put the probe on `{interface}`: {} is gone, and with it the pins by which programs and counters outlive an agent (was the BPF file system unmounted?); restart the agent, whose counters begin anew", .directory.display())]
+    /// Pins went while the agent ran, or their directory did.
+    #[error("go on with the pins in {}: somebody has removed {gone}, or unmounted the BPF file system; start the agent again, its counters begin anew", .directory.display())]
     PinsGone {
-        /// The interface that is without the programs.
-        interface: String,
         /// Where the pins were.
         directory: PathBuf,
+        /// What is missing.
+        gone: String,
     },
     /// A queueing discipline that is somebody else's is where the tree of classes is to be.
     #[error(

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 
 use super::attach;
 use super::early;
+use super::environment;
 use super::interfaces::{self, Choice, Interface, LeftOut};
+use super::layout;
 use super::maps::kernel;
 use super::netlink;
 use super::shaping::{self, Shaper};
@@ -48,6 +50,7 @@ impl Probe {
     ///
     /// What fails for one interface is tried again by the next call.
     pub fn follow_interfaces(&mut self) -> Result<Followed, ProbeError> {
+        self.check_pins()?;
         let present = netlink::interfaces().map_err(kernel("list the interfaces"))?;
         let choice = interfaces::choose(&self.settings.interfaces, &present);
         self.follow(&choice, &present)
@@ -57,7 +60,8 @@ impl Probe {
     /// [`Probe::follow_interfaces`] puts them there again. Asks the kernel about every interface: for now and then.
     pub fn notice_taken_off(&mut self) {
         let amiss = self.attachments.amiss(&mut self.ebpf);
-        if amiss.is_empty() {
+        if amiss.is_empty() || self.check_pins().is_err() {
+            // Without pins nothing is put anywhere: that is for the next look to say.
             return;
         }
         // Asked after the programs: on an interface that went in between there are none, and nobody has taken them off.
@@ -78,6 +82,21 @@ impl Probe {
             );
             self.attachments.forget(index);
         }
+    }
+
+    /// Fails where the pins are not those of this probe any more: it outlives no agent then, and another agent may have begun.
+    pub fn check_pins(&self) -> Result<(), ProbeError> {
+        let directory = &self.settings.pin_dir;
+        let gone = if environment::is_locked_by(directory, &self.lock) {
+            let missing = layout::missing(directory, &layout::shapes(&self.settings));
+            if missing.is_empty() {
+                return Ok(());
+            }
+            layout::list(&missing)
+        } else {
+            "the directory".to_owned()
+        };
+        Err(ProbeError::PinsGone { directory: directory.clone(), gone })
     }
 
     /// Whether an interface should carry the programs or the classes that shape packets and does not, for it could not be done.

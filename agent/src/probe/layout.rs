@@ -88,18 +88,19 @@ pub(super) fn prepare(settings: &ProbeConfig) -> Result<Option<Config>, ProbeErr
     let ours = pinned_config(&pin)?.filter(|config| layout(config) != 0);
     let former = match &ours {
         Some(config) if layout(config) == LAYOUT => {
+            let missing = missing(directory, &shapes);
+            if !missing.is_empty() {
+                return begin_anew(directory, &missing).map(|()| None);
+            }
             check_sizes(directory, &shapes)?;
             return Ok(None);
         }
         Some(config) => config.clone(),
         None => match pinned_config(&former_config(directory))? {
             Some(config) => config,
-            None if attached(directory).is_empty() => {
-                // Config is written before anything is attached: without it nothing was ever counted, unless somebody removed it.
-                remove_pins(directory)?;
-                return Ok(None);
-            }
-            None => return Err(ProbeError::Incomplete { directory: directory.clone() }),
+            // Config is written before anything is attached: without it nothing was ever counted, unless somebody removed it.
+            None if attached(directory).is_empty() => return remove_pins(directory).map(|()| None),
+            None => return begin_anew(directory, &missing(directory, &shapes)).map(|()| None),
         },
     };
     let pinned = layout(&former);
@@ -114,6 +115,13 @@ pub(super) fn prepare(settings: &ProbeConfig) -> Result<Option<Config>, ProbeErr
         if shape.since > pinned {
             return Err(refused());
         }
+    }
+    let precious = || shapes.iter().filter(|shape| shape.precious);
+    let missing = missing(directory, precious());
+    if !missing.is_empty() {
+        return begin_anew(directory, &missing).map(|()| None);
+    }
+    for shape in precious() {
         check_size(directory, shape)?;
     }
     tracing::info!(
@@ -189,9 +197,6 @@ fn check_sizes(directory: &Path, shapes: &[Shape]) -> Result<(), ProbeError> {
 
 fn check_size(directory: &Path, shape: &Shape) -> Result<(), ProbeError> {
     let pin = directory.join(shape.pin);
-    if !pin.exists() {
-        return Err(ProbeError::Incomplete { directory: directory.to_owned() });
-    }
     let info = MapInfo::from_pin(&pin).map_err(kernel("look at a pinned map"))?;
     let sizes = [
         ("keys of", info.key_size(), shape.key),
@@ -270,6 +275,32 @@ fn first_value(map: &MapData, bytes: usize) -> io::Result<Vec<u8>> {
     }
     value.truncate(bytes);
     Ok(value)
+}
+
+/// Which of these maps have no pin.
+pub(super) fn missing<'a>(
+    directory: &Path,
+    shapes: impl IntoIterator<Item = &'a Shape>,
+) -> Vec<&'static str> {
+    let pins = shapes.into_iter().map(|shape| shape.pin);
+    // Where it cannot be told, nothing is known against it.
+    pins.filter(|pin| matches!(directory.join(pin).try_exists(), Ok(false))).collect()
+}
+
+/// Pins as they are told to people.
+pub(super) fn list(pins: &[&str]) -> String {
+    pins.iter().map(|pin| format!("`{pin}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Clears what is left of pins of which somebody has removed some: what the rest says cannot be relied on. To refuse it would leave a gateway
+/// without an agent, and save nothing. The links stay, and so do the programs until the new ones take over, in one step.
+fn begin_anew(directory: &Path, missing: &[&str]) -> Result<(), ProbeError> {
+    tracing::error!(
+        directory = %directory.display(),
+        missing = list(missing),
+        "somebody has removed pins of the probe, whose counters begin anew: what no agent had read of the old ones is lost"
+    );
+    remove_pins(directory)
 }
 
 /// Removes the pins of the maps, and those that agents of other layouts have left.

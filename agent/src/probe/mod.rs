@@ -97,7 +97,7 @@ pub struct Probe {
     /// Packets whose flow found no place in the table, so far.
     without_place: u64,
     /// Two agents would take each other's samples; the kernel lets go of this one with its process.
-    _lock: File,
+    lock: File,
 }
 
 impl std::fmt::Debug for Probe {
@@ -175,7 +175,7 @@ impl Probe {
             without,
             generations,
             without_place,
-            _lock: lock,
+            lock,
         };
         let named = |interface: &Interface| {
             probe.settings.interfaces.iter().any(|it| it.is_name() && it.matches(&interface.name))
