@@ -237,8 +237,10 @@ fn retransmissions() -> Result<()> {
             let Seen { segments, again, lost } = path.relay.seen(way, subscriber)?;
             ensure!(lost >= 10, "only {lost} of {segments} segments were lost");
             let passed = if behind { segments } else { segments - lost };
+            // One may look overtaken: the first that comes again after the whole machine was held up for longer than the path takes.
+            let sorted_out = counts.retransmitted + counts.reordered;
             ensure!(
-                (counts.segments, counts.retransmitted, counts.reordered) == (passed, again, 0),
+                (counts.segments, sorted_out) == (passed, again) && counts.reordered <= 1,
                 "subscriber {slot}, {direction:?}: {counts:?} where {passed} segments passed, {again} of them again, for {lost} were lost"
             );
             // Each was sent again once, unless this machine was so slow that its sender lost patience.
