@@ -4,7 +4,7 @@
 //! - new sessions: tell what was counted so far; take away prefixes nobody holds; store who holds which slot; set what
 //!   holds for a slot; bind. A crash in between leaves what the next start repeats.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -15,7 +15,7 @@ use usher_models::wire::{ANONYMOUS, Class, Enforcement};
 use crate::dataplane::{Boot, DataPlaneError, Slots};
 use crate::store::{Store, StoreError};
 use crate::usage::quality::Sides;
-use crate::usage::{ANONYMOUS_SLOTS, Account, Accounts, Baseline, Counted, Drained, SessionFacts};
+use crate::usage::{ANONYMOUS_SLOTS, Accounts, Baseline, Counted, Drained, SessionFacts};
 
 /// Why the books could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +62,20 @@ pub struct Books {
     enforced: HashMap<u32, Enforcement>,
     sides: Sides,
     bypass: bool,
-    /// Not all that the accounts say is bound and enforced: the data plane has refused some of it.
-    behind: bool,
+    owed: Owed,
+}
+
+/// What is still to be done about sessions that are in the accounts already.
+#[derive(Debug, Default)]
+struct Owed {
+    /// A step of the last try failed: it is not known how far it came, and all of it is done once more.
+    everything: bool,
+    /// The slots of sessions that changed.
+    slots: BTreeSet<u32>,
+    /// Sessions that closed, of which nobody has been told.
+    closed: Vec<String>,
+    /// Prefixes for which there was no place.
+    prefixes: BTreeMap<IpNet, u32>,
 }
 
 impl Books {
@@ -94,7 +106,7 @@ impl Books {
                 enforced: HashMap::new(),
                 sides: Sides::default(),
                 bypass: false,
-                behind: false,
+                owed: Owed::default(),
             }),
         }
     }
@@ -111,9 +123,16 @@ impl Books {
         plane: &mut impl Slots,
         flows: &[telemetry::FlowNamed],
     ) -> Result<Option<Told>, BooksError> {
-        if !self.store.has_room() {
-            return Ok(None);
-        }
+        if self.store.has_room() { self.drain_last(now, plane, flows).map(Some) } else { Ok(None) }
+    }
+
+    /// The same, even if the spool is full: for counters that no agent will find again.
+    pub fn drain_last(
+        &mut self,
+        now: Micros,
+        plane: &mut impl Slots,
+        flows: &[telemetry::FlowNamed],
+    ) -> Result<Told, BooksError> {
         let mut moved = Vec::new();
         for slots in self.accounts.used_slots() {
             moved.extend(plane.moved(self.accounts.baseline(), slots)?);
@@ -125,7 +144,7 @@ impl Books {
         let bytes = self.store.drained(&drained, self.accounts.baseline())?;
         self.accounts.committed(&drained);
         let Drained { batches, backwards, masks, .. } = drained;
-        Ok(Some(Told { batches: batches.len(), bytes, backwards, masks }))
+        Ok(Told { batches: batches.len(), bytes, backwards, masks })
     }
 
     /// Makes these the sessions. `holds` says what is done with a session's packets. `at_start`: bind and set everything,
@@ -141,7 +160,7 @@ impl Books {
         holds: impl Fn(&SessionFacts) -> Enforcement,
     ) -> Result<Option<Changed>, BooksError> {
         let told = self.drain(now, plane, &[])?.is_some();
-        let everything = at_start || self.behind;
+        let everything = at_start || self.owed.everything;
         let mut plan = self.accounts.plan(sessions, now, everything);
         if plan.rekeyed && !told {
             return Ok(None);
@@ -150,30 +169,26 @@ impl Books {
             // Whatever was left bound by an agent before this one, or by a try that failed: what is wanted is bound again below.
             let wanted: HashSet<IpNet> = plan.bind.iter().map(|(prefix, _)| *prefix).collect();
             plan.unbind = plane.bindings()?.into_iter().filter(|prefix| !wanted.contains(prefix)).collect();
+            self.owed.prefixes.clear();
         }
+        self.owed.everything = true;
         for prefix in &plan.unbind {
             plane.unbind(*prefix)?;
+            self.owed.prefixes.remove(prefix);
         }
-        let is_closed = |account: &&Account| account.closing.is_some();
-        let mut changed = Changed {
-            closed: plan.changed.iter().filter(is_closed).map(|account| account.facts.id.clone()).collect(),
-            without_slot: plan.without_slot,
-            without_place: 0,
-            changes: plan.changed.len(),
-        };
-        if !plan.changed.is_empty() {
+        let changes = plan.changed.len();
+        if changes > 0 {
             self.store.sessions(&plan.changed)?;
         }
-        let mut enforce: Vec<u32> = plan.changed.iter().map(|account| account.slot).collect();
-        for slot in &enforce {
-            self.sides.forget(*slot);
+        for account in &plan.changed {
+            self.sides.forget(account.slot);
+            self.owed.slots.insert(account.slot);
+            self.owed.closed.extend(account.closing.map(|_| account.facts.id.clone()));
         }
-        self.behind = true;
         self.accounts.apply(plan.changed);
+        let mut enforce = self.owed.slots.clone();
         if everything {
             enforce.extend(self.accounts.all_open().map(|account| account.slot));
-            enforce.sort_unstable();
-            enforce.dedup();
         }
         let by_slot: HashMap<u32, Enforcement> =
             self.accounts.all_open().map(|account| (account.slot, holds(&account.facts))).collect();
@@ -181,15 +196,26 @@ impl Books {
             // Nothing holds for a session that is gone: its slot waits, clean, for the next.
             self.enforce(plane, slot, &by_slot.get(&slot).copied().unwrap_or_default())?;
         }
-        for (prefix, slot) in plan.bind {
+        let mut bind = self.owed.prefixes.clone();
+        bind.extend(plan.bind);
+        for (prefix, slot) in bind {
             match plane.bind(prefix, slot) {
-                Err(error) if error.is_full() => changed.without_place += 1,
-                bound => bound?,
+                // There may be one when sessions change again.
+                Err(error) if error.is_full() => {
+                    self.owed.prefixes.insert(prefix, slot);
+                }
+                bound => {
+                    bound?;
+                    self.owed.prefixes.remove(&prefix);
+                }
             }
         }
-        // There may be a place for those when sessions change again.
-        self.behind = changed.without_place > 0;
-        Ok(Some(changed))
+        self.owed.everything = false;
+        self.owed.slots.clear();
+        let is_over = |session: &String| self.accounts.open(session).is_none();
+        let closed = std::mem::take(&mut self.owed.closed).into_iter().filter(is_over).collect();
+        let without_place = self.owed.prefixes.len();
+        Ok(Some(Changed { closed, without_slot: plan.without_slot, without_place, changes }))
     }
 
     /// Whether all enforcement is off: then no rate is told with the usage.

@@ -432,8 +432,7 @@ impl Slots for DataPlane {
     fn bindings(&mut self) -> Result<Vec<IpNet>, DataPlaneError> {
         match self {
             Self::Probe(probe) => Ok(probe.bindings()?.into_iter().map(|(prefix, _)| prefix).collect()),
-            // A capture is new: nobody was there before.
-            Self::Capture(_) => Ok(vec![]),
+            Self::Capture(capture) => Ok(capture.bindings().into_iter().map(|(prefix, _)| prefix).collect()),
         }
     }
 

@@ -85,6 +85,8 @@ pub struct Gateway {
     failed_drains: u32,
     /// That the probe's pins are gone.
     without_pins: Option<DataPlaneError>,
+    /// No agent finds these counters again.
+    last: bool,
 }
 
 impl Gateway {
@@ -122,6 +124,7 @@ impl Gateway {
             seconds: 0,
             failed_drains: 0,
             without_pins: None,
+            last: false,
         };
         gateway.set_sessions(now, sessions, true)?;
         gateway.follow_interfaces();
@@ -138,7 +141,9 @@ impl Gateway {
         if self.failed_drains >= MAX_FAILED_DRAINS {
             return Some(Stuck::Store);
         }
-        self.without_pins.take().map(Stuck::Pins)
+        let error = self.without_pins.take()?;
+        self.last = true;
+        Some(Stuck::Pins(error))
     }
 
     /// When the next setting or hold ends by itself.
@@ -248,7 +253,11 @@ impl Gateway {
     /// Tells what was counted. Returns whether something was spooled.
     pub fn drain(&mut self, now: Micros) -> bool {
         self.hear();
-        let result = self.books.drain(now, &mut self.plane, &self.flows);
+        let result = if self.last {
+            self.books.drain_last(now, &mut self.plane, &self.flows).map(Some)
+        } else {
+            self.books.drain(now, &mut self.plane, &self.flows)
+        };
         self.metrics.spooled(self.store.spooled());
         match result {
             Ok(Some(told)) => {

@@ -232,10 +232,10 @@ fn differences(directory: &Path, shapes: &[Shape]) -> Vec<String> {
 
 /// A pinned config, of whatever layout; its number is in the first four bytes. `None` where there is no pin.
 fn pinned_config(pin: &Path) -> Result<Option<Vec<u8>>, ProbeError> {
-    if !pin.exists() {
+    let doing = "read the pinned config";
+    if !pin.try_exists().map_err(kernel(doing))? {
         return Ok(None);
     }
-    let doing = "read the pinned config";
     let map = MapData::from_pin(pin).map_err(kernel(doing))?;
     let size = map.info().map_err(kernel(doing))?.value_size();
     first_value(&map, usize::try_from(size).unwrap_or(0)).map(Some).map_err(kernel(doing))
@@ -260,8 +260,8 @@ fn first_value(map: &MapData, bytes: usize) -> io::Result<Vec<u8>> {
     let arguments = LookUp {
         map: map.fd().as_fd().as_raw_fd().cast_unsigned(),
         zero: 0,
-        key: (&raw const key).addr() as u64,
-        value: value.as_mut_ptr().addr() as u64,
+        key: (&raw const key).expose_provenance() as u64,
+        value: value.as_mut_ptr().expose_provenance() as u64,
         flags: 0,
     };
     #[expect(unsafe_code, reason = "the library reads values of sizes known beforehand only")]

@@ -167,9 +167,18 @@ impl Maps {
 
     pub(super) fn bind(&mut self, prefix: IpNet, slot: u32, limit: u32) -> Result<(), ProbeError> {
         let key = session_key(prefix)?;
-        self.sessions.insert(&key, slot, 0).map_err(|error| match errno(&error) {
-            Some(libc::ENOSPC | libc::E2BIG) => ProbeError::SessionsFull { prefix, limit },
-            _ => kernel("bind a prefix")(error),
+        let is_full = |error: &MapError| matches!(errno(error), Some(libc::ENOSPC | libc::E2BIG));
+        let mut bound = self.sessions.insert(&key, slot, 0);
+        // A full trie of an older kernel has no room even for a prefix that it holds.
+        if bound.as_ref().is_err_and(is_full) && self.sessions.remove(&key).is_ok() {
+            bound = self.sessions.insert(&key, slot, 0);
+        }
+        bound.map_err(|error| {
+            if is_full(&error) {
+                ProbeError::SessionsFull { prefix, limit }
+            } else {
+                kernel("bind a prefix")(error)
+            }
         })
     }
 

@@ -44,7 +44,7 @@ pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u
             Direction::Up => BPF_TCX_INGRESS,
             Direction::Down => BPF_TCX_EGRESS,
         },
-        programs: numbers.as_mut_ptr().addr() as u64,
+        programs: numbers.as_mut_ptr().expose_provenance() as u64,
         count: u32::try_from(numbers.len()).unwrap_or(0),
         ..Query::default()
     };

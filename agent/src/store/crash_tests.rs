@@ -5,7 +5,7 @@
 //! between any two things it does. The counters and the orchestrator live on; the next agent finds the file as it is.
 //! At the end, what the orchestrator has applied must be what was counted, session by session.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use usher_models::telemetry;
 use usher_models::wire::{ANONYMOUS, Enforcement, SlotUsage};
 
 use super::*;
-use crate::books::{Books, BooksError};
+use crate::books::{Books, BooksError, Changed};
 use crate::capture::BindingsFull;
 use crate::dataplane::{DataPlaneError, Measured, Slots};
 use crate::usage::SessionFacts;
@@ -306,15 +306,16 @@ impl World {
         self.owners.extend(open.map(|account| (account.slot, account.facts.id.clone())));
     }
 
-    fn sessions(&mut self, agent: &mut Agent, second: i64, at_start: bool) -> Result<(), BooksError> {
+    fn sessions(&mut self, agent: &mut Agent, second: i64, at_start: bool) -> Result<Changed, BooksError> {
         let now = Micros::new(second * 1_000_000 + 1);
         let sessions = sessions_at(second);
         let changed = agent
             .books
-            .set_sessions(now, &mut self.kernel, sessions, at_start, |_| Enforcement::default())?;
-        assert!(changed.is_some_and(|changed| changed.without_slot.is_empty()));
+            .set_sessions(now, &mut self.kernel, sessions, at_start, |_| Enforcement::default())?
+            .expect("the spool has room");
+        assert!(changed.without_slot.is_empty());
         self.note_owners(agent);
-        Ok(())
+        Ok(changed)
     }
 
     /// One connection: the orchestrator says where it is (or was, where its last word is late), batches go up, some are
@@ -415,9 +416,12 @@ fn what_the_data_plane_refuses_once_is_done_by_the_next_try() {
         let fuse = Fuse::failing_once_at(steps);
         world.kernel.fuse = fuse.clone();
         for second in 1..SECONDS {
-            if world.sessions(&mut agent, second, false).is_err() {
-                world.sessions(&mut agent, second, false).unwrap();
-            }
+            let changed = world.sessions(&mut agent, second, false);
+            let changed = changed.or_else(|_| world.sessions(&mut agent, second, false)).unwrap();
+            let ids =
+                |second| sessions_at(second).into_iter().map(|session| session.id).collect::<BTreeSet<_>>();
+            let closed = &ids(second - 1) - &ids(second);
+            assert_eq!(BTreeSet::from_iter(changed.closed), closed, "second {second}, step {steps} failed");
             let of = |session: &SessionFacts| {
                 let slot = agent.books.accounts().slot_of(&session.id).unwrap();
                 session.prefixes.iter().map(move |prefix| (*prefix, slot)).collect::<Vec<_>>()
@@ -446,21 +450,33 @@ fn a_prefix_for_which_there_is_no_place_is_nobodys_until_there_is_one() {
     world.kernel.places = Some(1);
     let mut agent = world.start(0, &Fuse::default()).unwrap();
     let mut set = |second: i64| {
-        let now = Micros::new(second * 1_000_000);
-        let sessions = sessions_at(second);
-        agent
-            .books
-            .set_sessions(now, &mut world.kernel, sessions, false, |_| Enforcement::default())
-            .unwrap();
-        let changed = agent
-            .books
-            .set_sessions(now, &mut world.kernel, sessions_at(second), false, |_| Enforcement::default());
+        let changed = world.sessions(&mut agent, second, false).unwrap();
         let bound: Vec<_> = world.kernel.bound.keys().map(ToString::to_string).collect();
-        (changed.unwrap().unwrap().without_place, bound)
+        (changed.without_place, bound)
     };
     assert_eq!(set(3), (1, vec![PREFIXES[0].to_owned()]));
+    assert_eq!(set(4), (1, vec![PREFIXES[0].to_owned()]), "nothing has changed");
     // The one that had the place goes.
-    let (without_place, bound) = set(9);
-    assert_eq!((without_place, bound.len()), (1, 1));
+    assert_eq!(set(9), (1, vec![PREFIXES[1].to_owned()]));
     assert_eq!(set(1), (0, vec![PREFIXES[0].to_owned()]));
+}
+
+#[test]
+fn a_full_spool_takes_what_no_agent_will_find_again() {
+    let mut world = World::default();
+    let file = OpenFile { content: Arc::default(), fuse: Fuse::default() };
+    let db = Database::builder().create_with_backend(file).unwrap();
+    let store = Arc::new(Store::with(db, Size(1), true).unwrap());
+    let at = |second: i64| Micros::new(second * 1_000_000);
+    let mut books = Books::open(store.clone(), &mut world.kernel, Boot([5; 16]), 5, at(0)).unwrap();
+    world.traffic(1);
+    assert!(books.drain(at(1), &mut world.kernel, &[]).unwrap().is_some());
+    world.traffic(2);
+    assert_eq!(books.drain(at(2), &mut world.kernel, &[]).unwrap(), None);
+    assert_eq!(books.drain_last(at(2), &mut world.kernel, &[]).unwrap().batches, 1);
+    let batches = store.batches_after(store.position(&[5; 16], 0).unwrap().unwrap_or_default(), 100).unwrap();
+    for (_, batch) in batches {
+        world.orchestrator.apply(&telemetry::Batch::decode(batch.as_slice()).unwrap());
+    }
+    assert_eq!(world.orchestrator.sums, world.counted);
 }
