@@ -65,6 +65,7 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 static RECENT: PerCpuArray<[Recent; RECENT_PAGE]> = PerCpuArray::with_max_entries(RECENT_PAGES, 0);
 
 /// An address and its slot.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Recent {
     address: u64,
@@ -271,25 +272,32 @@ impl ConfigEntry {
 #[inline(always)]
 pub fn session(config: &ConfigEntry, time: u64, subscriber: &[u32; 4]) -> u32 {
     let address = Fingerprint::of_address(config.hash_keys(), subscriber);
-    let place = address.get() as u32;
-    let recent = RECENT.get_ptr_mut(place % RECENT_PAGES).map(|page| {
-        let mut entry = (place / RECENT_PAGES) as usize & (RECENT_PAGE - 1);
-        believed(&mut entry, RECENT_PAGE - 1);
-        // SAFETY: the entry is one of the page's, which is valid for the length of a run.
-        unsafe { page.cast::<Recent>().add(entry) }
+    // Mixed as a flow's line is: addresses in a row are at even distances before that, which may be such that they share a few places.
+    let place = address.line(u32::MAX);
+    let pair = RECENT.get_ptr_mut(place % RECENT_PAGES).map(|page| {
+        let mut pair = (place / RECENT_PAGES) as usize & (RECENT_PAGE / 2 - 1);
+        believed(&mut pair, RECENT_PAGE / 2 - 1);
+        // SAFETY: the pair is one of the page's, which is valid for the length of a run.
+        unsafe { page.cast::<[Recent; 2]>().add(pair) }
     });
-    let Some(recent) = recent else { return ANONYMOUS };
+    let Some(pair) = pair else { return ANONYMOUS };
     // SAFETY: within the page, and this CPU's alone.
     unsafe {
-        if (*recent).address == address.get()
-            && let Some(slot) = (*recent).state.slot(time)
-        {
-            return slot;
+        let [newer, older] = [addr_of_mut!((*pair)[0]), addr_of_mut!((*pair)[1])];
+        for recent in [newer, older] {
+            if (*recent).address == address.get()
+                && let Some(slot) = (*recent).state.slot(time)
+            {
+                return slot;
+            }
         }
         let [a, b, c, d] = subscriber.map(u64::from);
         let slot = longest_prefix(b << 32 | a, d << 32 | c);
         let state = FlowState::default().bound(address, slot, time);
-        *recent = Recent { address: address.get(), state };
+        if (*newer).address != address.get() {
+            *older = *newer;
+        }
+        *newer = Recent { address: address.get(), state };
         slot
     }
 }

@@ -8,7 +8,7 @@
 //! agent chooses where packets come as fast as here, in turns, as shipped: `rtt-64k` is that in both directions. In `rtt-64k-every` it is of
 //! every packet, as on a gateway with little to do. The share is printed. Needs root. With `--check` it fails where the median of a case's ratios
 //! to the look-up is above what CI lets it cost: 2.2 for one flow; 1.6 for 65,536 flows of IPv4, one way and both, of IPv6, and in GTP-U; and
-//! where a full table costs more than 1.5 times what the same flows do in one that has room for them.
+//! where a full table costs more than 2.2 times what the same flows do in one that has room for them.
 
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -27,8 +27,10 @@ use usher_benches::{say, write};
 use usher_models::units::{BitsPerSecond, Micros};
 use usher_models::wire::{ANONYMOUS, Class, Direction, Enforcement, Rate, Reason};
 
-/// What a full table may cost, in times of what the same flows cost in one that has room for them.
+/// What a full table may cost, in times of what the same flows cost in one that has room for them; and what CI lets it, on machines that others
+/// share.
 const FULL_MOST: f64 = 1.5;
+const FULL_LIMIT: f64 = 2.2;
 const ROUNDS: usize = 11;
 /// Bytes of a packet from its IP header on, without a tunnel.
 const IP_BYTES: u64 = 114;
@@ -105,10 +107,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let net = |name: &str| cases.iter().find(|figure| figure.case == name).map(|figure| figure.net_ns.median);
     if let (Some(full), Some(warm)) = (net("full"), net(TCP4_64K.name)) {
         let told = format!("a full table costs {:.2} times what a warm one does", full / warm);
-        let held = full <= FULL_MOST * warm;
-        say(&format!("{told}; no more than {FULL_MOST}: {}", if held { "held" } else { "NOT HELD" }));
-        if !held {
-            over.push(format!("{told}, more than {FULL_MOST}"));
+        let held = if full <= FULL_MOST * warm { "held" } else { "NOT HELD" };
+        say(&format!("{told}; no more than {FULL_MOST}: {held}"));
+        if full > FULL_LIMIT * warm {
+            over.push(format!("{told}, more than {FULL_LIMIT}"));
         }
     }
     write("probe", &Report { cases })?;
