@@ -234,12 +234,13 @@ enum Fate {
 }
 
 proptest! {
-    /// A sender sends what was lost again a round trip later, as often as it takes; nothing is overtaken.
+    /// A sender sends what was lost again a round trip later, as often as it takes; nothing is overtaken. No segment is of a byte, which looks
+    /// like a keep-alive when it comes again.
     #[test]
     fn every_segment_that_is_sent_again_is_counted_and_no_other(
         start: u32,
         segments in proptest::collection::vec(
-            (1_u32..3_000, proptest::collection::vec(0_u8..8, 4)), 1..120,
+            (2_u32..3_000, proptest::collection::vec(0_u8..8, 4)), 1..120,
         ),
         gap in 1_u32..40,
     ) {
