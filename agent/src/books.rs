@@ -66,9 +66,9 @@ pub struct Books {
 }
 
 /// What is still to be done about sessions that are in the accounts already.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Owed {
-    /// A step of the last try failed: it is not known how far it came, and all of it is done once more.
+    /// It is not known how far the agent before this one came, or the last try, a step of which failed: all is bound and set once more.
     everything: bool,
     /// The slots of sessions that changed.
     slots: BTreeSet<u32>,
@@ -106,7 +106,12 @@ impl Books {
                 enforced: HashMap::new(),
                 sides: Sides::default(),
                 bypass: false,
-                owed: Owed::default(),
+                owed: Owed {
+                    everything: true,
+                    slots: BTreeSet::new(),
+                    closed: Vec::new(),
+                    prefixes: BTreeMap::new(),
+                },
             }),
         }
     }
@@ -147,8 +152,7 @@ impl Books {
         Ok(Told { batches: batches.len(), bytes, backwards, masks })
     }
 
-    /// Makes these the sessions. `holds` says what is done with a session's packets. `at_start`: bind and set everything,
-    /// for it is not known how far the agent before this one came.
+    /// Makes these the sessions. `holds` says what is done with a session's packets.
     ///
     /// `None`: what was counted under a session's former keys cannot be told yet, for the spool is full; ask again.
     pub fn set_sessions(
@@ -156,11 +160,10 @@ impl Books {
         now: Micros,
         plane: &mut impl Slots,
         sessions: Vec<SessionFacts>,
-        at_start: bool,
         holds: impl Fn(&SessionFacts) -> Enforcement,
     ) -> Result<Option<Changed>, BooksError> {
         let told = self.drain(now, plane, &[])?.is_some();
-        let everything = at_start || self.owed.everything;
+        let everything = self.owed.everything;
         let mut plan = self.accounts.plan(sessions, now, everything);
         if plan.rekeyed && !told {
             return Ok(None);

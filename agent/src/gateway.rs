@@ -21,6 +21,7 @@ use crate::catalogue;
 use crate::config::Config;
 use crate::dataplane::{DataPlane, DataPlaneError, Slots as _};
 use crate::metrics::Metrics;
+use crate::probe::ProbeError;
 use crate::sessions::{Session, Sessions};
 use crate::store::Store;
 use crate::uplink::settings::{Command, Event, Pushes};
@@ -126,7 +127,7 @@ impl Gateway {
             without_pins: None,
             last: false,
         };
-        gateway.set_sessions(now, sessions, true)?;
+        gateway.set_sessions(now, sessions)?;
         gateway.follow_interfaces();
         // Settings of sessions that are gone since the last agent ran.
         let gone = gateway.pushes.sessions();
@@ -229,13 +230,12 @@ impl Gateway {
 
     /// Interfaces have come, gone or changed: the probe follows.
     pub fn follow_interfaces(&mut self) {
-        if let Err(error) = self.plane.check_pins() {
-            self.without_pins = Some(error);
-            return;
-        }
         match self.plane.follow_interfaces() {
             Ok(Some(followed)) => self.metrics.followed(&followed),
             Ok(None) => {}
+            Err(error @ DataPlaneError::Probe(ProbeError::PinsGone { .. })) => {
+                self.without_pins = Some(error);
+            }
             Err(error) => {
                 self.metrics.interface_failures.inc();
                 tracing::error!("the interfaces stay as they are: {error}");
@@ -328,21 +328,21 @@ impl Gateway {
     }
 
     fn try_sessions(&mut self, now: Micros, sessions: Sessions) {
-        if let Err(error) = self.set_sessions(now, sessions.clone(), false) {
+        if let Err(error) = self.set_sessions(now, sessions.clone()) {
             // What was done is repeated, what was not is done: at the next second.
             self.waiting = Some(sessions);
             tracing::error!("sessions could not be put in force, trying again: {error}");
         }
     }
 
-    fn set_sessions(&mut self, now: Micros, sessions: Sessions, at_start: bool) -> Result<(), BooksError> {
+    fn set_sessions(&mut self, now: Micros, sessions: Sessions) -> Result<(), BooksError> {
         self.hear();
         let named = self.config.anonymous.iter();
         let named = named.map(|(name, prefixes)| SessionFacts::anonymous(name, prefixes.clone()));
         let facts = sessions.iter().map(facts).chain(named).collect();
         let pushes = &self.pushes;
         let holds = |facts: &SessionFacts| enforcement(pushes, &facts.id, facts.roaming, now);
-        let changed = self.books.set_sessions(now, &mut self.plane, facts, at_start, holds)?;
+        let changed = self.books.set_sessions(now, &mut self.plane, facts, holds)?;
         let Some(changed) = changed else {
             self.waiting = Some(sessions);
             return Ok(());

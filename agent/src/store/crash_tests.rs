@@ -297,7 +297,7 @@ impl World {
         self.note_owners(&agent);
         // What passed while no agent ran.
         self.traffic(second);
-        self.sessions(&mut agent, second, true)?;
+        self.sessions(&mut agent, second)?;
         Ok(agent)
     }
 
@@ -306,12 +306,12 @@ impl World {
         self.owners.extend(open.map(|account| (account.slot, account.facts.id.clone())));
     }
 
-    fn sessions(&mut self, agent: &mut Agent, second: i64, at_start: bool) -> Result<Changed, BooksError> {
+    fn sessions(&mut self, agent: &mut Agent, second: i64) -> Result<Changed, BooksError> {
         let now = Micros::new(second * 1_000_000 + 1);
         let sessions = sessions_at(second);
         let changed = agent
             .books
-            .set_sessions(now, &mut self.kernel, sessions, at_start, |_| Enforcement::default())?
+            .set_sessions(now, &mut self.kernel, sessions, |_| Enforcement::default())?
             .expect("the spool has room");
         assert!(changed.without_slot.is_empty());
         self.note_owners(agent);
@@ -339,7 +339,7 @@ impl World {
 
     fn second(&mut self, agent: &mut Agent, second: i64, fuse: &Fuse) -> Result<(), BooksError> {
         if sessions_at(second) != sessions_at(second - 1) {
-            self.sessions(agent, second, false)?;
+            self.sessions(agent, second)?;
         }
         self.traffic(second);
         agent.books.drain(Micros::new(second * 1_000_000 + 2), &mut self.kernel, &[])?;
@@ -416,8 +416,8 @@ fn what_the_data_plane_refuses_once_is_done_by_the_next_try() {
         let fuse = Fuse::failing_once_at(steps);
         world.kernel.fuse = fuse.clone();
         for second in 1..SECONDS {
-            let changed = world.sessions(&mut agent, second, false);
-            let changed = changed.or_else(|_| world.sessions(&mut agent, second, false)).unwrap();
+            let changed = world.sessions(&mut agent, second);
+            let changed = changed.or_else(|_| world.sessions(&mut agent, second)).unwrap();
             let ids =
                 |second| sessions_at(second).into_iter().map(|session| session.id).collect::<BTreeSet<_>>();
             let closed = &ids(second - 1) - &ids(second);
@@ -450,7 +450,7 @@ fn a_prefix_for_which_there_is_no_place_is_nobodys_until_there_is_one() {
     world.kernel.places = Some(1);
     let mut agent = world.start(0, &Fuse::default()).unwrap();
     let mut set = |second: i64| {
-        let changed = world.sessions(&mut agent, second, false).unwrap();
+        let changed = world.sessions(&mut agent, second).unwrap();
         let bound: Vec<_> = world.kernel.bound.keys().map(ToString::to_string).collect();
         (changed.without_place, bound)
     };
